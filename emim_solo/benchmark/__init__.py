@@ -1,0 +1,1 @@
+"""The comparison: plan (which runs), runner (resumes), statistics, report (HTML)."""
