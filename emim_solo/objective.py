@@ -1,0 +1,417 @@
+"""Explicit mutual information between the embeddings of two views, and losses made of it.
+
+Theorem 1 of L. Chang, P. Liu, Q. Guo, F. Wen, "Explicit Mutual Information Maximization for
+Self-Supervised Learning" (arXiv 2409.04747) gives the mutual information (MI) of two jointly Gaussian
+vectors from their second moments alone. Adding isotropic noise of variance e to both makes it finite
+and smooth:
+
+    I = 1/2 [log det(I + C11/e) + log det(I + C22/e) - log det(I + C/e)],   C the joint covariance.
+
+The estimators and the losses here are derived from the paper's two theorems; they are not the authors'
+code. Everything is in nats and is computed from the GLOBAL batch: under torch.distributed the embeddings
+are gathered with their gradients, every process computes the same value, and the gradients that
+DistributedDataParallel averages are those of one process on the joined batch.
+
+The plug-in MI of N samples of INDEPENDENT d-dimensional embeddings is about d^2/(2N) nats, not 0: read
+`mutual_information` beside `null_mutual_information`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import mse_loss
+
+__all__ = ["emim_loss_func", "gram", "log_det", "mutual_information", "null_mutual_information"]
+
+FORMS = ("auto", "primal", "dual", "pooled")
+OBJECTIVES = ("exact", "bound")
+MARGINALS = ("exact", "series")
+RESIDUALS = ("exact", "diagonal", "isotropic")
+
+
+def mutual_information(
+    z1: Tensor,
+    z2: Tensor,
+    *,
+    noise_variance: float = 0.1,
+    form: Literal["auto", "primal", "dual", "pooled"] = "auto",
+    standardise: bool = True,
+) -> Tensor:
+    """Gaussian mutual information of two batches of paired embeddings (Theorem 1), differentiable.
+
+    Args:
+        z1: N x d embeddings of the first view, of this process.
+        z2: N x d embeddings of the second view; row i is paired with row i of `z1`.
+        noise_variance: variance e > 0 of the isotropic noise added to both views. In float32 a value
+            under about 1e-5 is lost in rounding when the views agree: pass float64 embeddings then.
+        form: "primal" (2d x 2d matrices) and "dual" (N x N, for any d) are the same number; "auto" takes
+            the cheaper. "pooled" takes the views for exchangeable (one encoder, one distribution of
+            augmentations), pools their moments, and has half the small-sample bias.
+        standardise: scale every feature of each view to unit variance over the global batch. Features
+            are centred in any case. A constant feature becomes 0: it adds nothing and gets no gradient.
+
+    Returns:
+        The MI in nats, a 0-dim tensor: float64 if an input is, else float32, whatever autocast says.
+
+    Raises:
+        ValueError: shapes differ, over the processes too; not N x d; N < 2; a bad option.
+        TypeError: an input is not of floating dtype.
+        FloatingPointError: an input holds NaN or Inf, or a covariance cannot be factorised.
+    """
+    _check_choice("form", form, FORMS)
+    _check_noise_variance(noise_variance)
+    with _full_precision(z1):
+        views = _views(z1, z2, standardise)
+        return _with_retry(lambda x: _mutual_information(x, form, noise_variance), views)
+
+
+def null_mutual_information(
+    z1: Tensor,
+    z2: Tensor,
+    *,
+    noise_variance: float = 0.1,
+    form: Literal["auto", "primal", "dual", "pooled"] = "auto",
+    standardise: bool = True,
+) -> Tensor:
+    """The MI that the estimator reports for unrelated pairs: its small-sample bias on this very batch.
+
+    `mutual_information` with `z2` rolled by one sample over the global batch: the same embeddings,
+    the pairing broken. Arguments, value and errors are those of `mutual_information`.
+    """
+    _check_choice("form", form, FORMS)
+    _check_noise_variance(noise_variance)
+    with _full_precision(z1):
+        first, second = _views(z1, z2, standardise)
+        views = torch.stack((first, second.roll(1, 0)))
+        return _with_retry(lambda x: _mutual_information(x, form, noise_variance), views)
+
+
+def emim_loss_func(
+    z1: Tensor,
+    z2: Tensor,
+    *,
+    objective: Literal["bound", "exact"] = "bound",
+    marginal: Literal["exact", "series"] = "series",
+    series_order: int = 2,
+    residual: Literal["exact", "diagonal", "isotropic"] = "isotropic",
+    weight: float = 4.0,
+    noise_variance: float = 0.1,
+) -> Tensor:
+    """EMIM's loss: the negative mutual information of two views, or a cheap bound, per dimension.
+
+    `objective="exact"` is -mutual_information / d, the theorem as it stands; `marginal`,
+    `series_order`, `residual` and `weight` play no part in it.
+
+    `objective="bound"` is (-H(Z) + weight * H(Z|Z')) / d for exchangeable views, with the pooled
+    moments C = Cov(Z) and C- = Cov((Z - Z')/sqrt 2) = C - S. The constant d/2 log(2 pi e) that belongs to
+    either entropy is left out. With marginal and residual "exact" and weight 1 it is the pooled MI, negated.
+    With the marginal "exact" and weight 1 the residuals are ordered,
+
+        MI with "isotropic"  <=  MI with "diagonal"  <=  pooled MI,
+
+    for every batch: H(Z|Z') <= H(Z - Z'), then Hadamard, then Jensen. A truncated series has no such
+    side in general (an odd order is never under the exact marginal entropy).
+
+    Args:
+        z1: N x d embeddings of the first view, of this process; standardised here over the global batch.
+        z2: N x d embeddings of the second view, paired by row.
+        objective: "bound" or "exact".
+        marginal: H(Z) = 1/2 log det(C + eI): "exact", or the "series" of `series_order` about a multiple of I.
+        series_order: terms of the series, >= 2. Order 2 needs no factorisation and is concave everywhere.
+            Higher orders cost an eigenvalue computation, see `_series_log_det`.
+        residual: H(Z|Z'): "exact" 1/2 [log det(C+S+eI) + log det(C-S+eI) - log det(C+eI)],
+            "diagonal" 1/2 sum_i log 2(v_i + e), "isotropic" d/2 log 2(v + e), with v_i the diagonal of C-
+            and v its mean.
+        weight: on H(Z|Z'), >= 0; 1 is MI, more is the multi-view information bottleneck.
+        noise_variance: variance e > 0 of the isotropic noise added to both views.
+
+    Returns:
+        The loss in nats per dimension, a 0-dim tensor: float64 if an input is, else float32.
+
+    Raises:
+        ValueError, TypeError, FloatingPointError: as `mutual_information`.
+    """
+    _check_choice("objective", objective, OBJECTIVES)
+    _check_choice("marginal", marginal, MARGINALS)
+    _check_choice("residual", residual, RESIDUALS)
+    _check_noise_variance(noise_variance)
+    if not isinstance(series_order, int) or isinstance(series_order, bool) or series_order < 2:
+        raise ValueError(f"series_order must be an integer of at least 2, got {series_order!r}")
+    if not (weight >= 0 and math.isfinite(weight)):
+        raise ValueError(f"weight must be a finite number of at least 0, got {weight!r}")
+
+    def loss(views: Tensor) -> Tensor:
+        if objective == "exact":
+            negative = -_mutual_information(views, "auto", noise_variance)
+        else:
+            entropy = _marginal_entropy(views, marginal, series_order, noise_variance)
+            negative = weight * _residual_entropy(views, residual, noise_variance) - entropy
+        return negative / views.shape[-1]
+
+    with _full_precision(z1):
+        return _with_retry(loss, _views(z1, z2, standardise=True))
+
+
+# --- the terms ---------------------------------------------------------------------------------------
+
+
+def _mutual_information(views: Tensor, form: str, noise_variance: float) -> Tensor:
+    """MI in nats of centred views, 2 x N x d."""
+    _, samples, dimension = views.shape
+    if form == "auto":
+        form = "dual" if samples < 2 * dimension else "primal"
+    if form == "pooled":
+        total, difference = _sum_and_difference(views)
+        parts = _log_det(total, noise_variance) + _log_det(difference, noise_variance)
+        return _log_det(views.flatten(0, 1), noise_variance) - parts / 2
+    scale = 1 / (samples * noise_variance)
+    if form == "dual":
+        # The joint embedding's Gram matrix is the sum of those of the views.
+        grams = gram(views) * scale
+        first, second, joint = log_det(_plus_identity(torch.cat((grams, grams.sum(0, keepdim=True)))))
+    else:
+        moments = _plus_identity(gram(torch.cat((views[0], views[1]), dim=1).mT) * scale)
+        first = log_det(moments[:dimension, :dimension])
+        second = log_det(moments[dimension:, dimension:])
+        joint = log_det(moments)
+    return (first + second - joint) / 2
+
+
+def _marginal_entropy(views: Tensor, marginal: str, order: int, noise_variance: float) -> Tensor:
+    """H(Z) of the pooled views in nats, without its constant d/2 log(2 pi e)."""
+    pooled = views.flatten(0, 1)
+    if marginal == "series":
+        return _series_log_det(pooled, noise_variance, order) / 2
+    return (pooled.shape[1] * math.log(noise_variance) + _log_det(pooled, noise_variance)) / 2
+
+
+def _residual_entropy(views: Tensor, residual: str, noise_variance: float) -> Tensor:
+    """H(Z|Z') of exchangeable views in nats, or its bound from above, without the constant of `_marginal_entropy`."""
+    dimension = views.shape[-1]
+    if residual == "isotropic":
+        return dimension / 2 * torch.log(mse_loss(views[0], views[1]) + 2 * noise_variance)
+    if residual == "diagonal":
+        variances = mse_loss(views[0], views[1], reduction="none").mean(0)
+        return torch.log(variances + 2 * noise_variance).sum() / 2
+    total, difference = _sum_and_difference(views)
+    joint = _log_det(total, noise_variance) + _log_det(difference, noise_variance)
+    marginal = _log_det(views.flatten(0, 1), noise_variance)
+    return (dimension * math.log(noise_variance) + joint - marginal) / 2
+
+
+def _log_det(embeddings: Tensor, noise_variance: float) -> Tensor:
+    """log det(I + C/e), C = X^T X / n of n x d centred embeddings, through the smaller of C and X X^T."""
+    samples, dimension = embeddings.shape
+    smaller = embeddings if samples < dimension else embeddings.mT
+    return log_det(_plus_identity(gram(smaller) / (samples * noise_variance)))
+
+
+def _series_log_det(embeddings: Tensor, noise_variance: float, order: int) -> Tensor:
+    """log det(C + eI) truncated: d log s + sum_{k=1..order} (-1)^(k+1) tr(X^k)/k, C + eI = s(I + X).
+
+    C = X^T X / n of n x d centred embeddings has the eigenvalues of X X^T / n and zeros, so the traces are
+    taken through the smaller of the two; order 2 is O(n d min(n, d)).
+
+    s = 1 + e is the identity's own scale. Order 2 is concave in every eigenvalue x of X whatever their
+    size. Above it the series is of use only for |x| < 1, so s is raised, where it must be, until the largest
+    x is 1/2: for -1 < x <= 1/2 every truncation is increasing and concave, and the series converges. s is
+    a constant of the expansion and carries no gradient.
+    """
+    samples, dimension = embeddings.shape
+    smaller = embeddings if samples < dimension else embeddings.mT
+    moments = gram(smaller) / samples
+    size = moments.shape[-1]
+    centre = 1 + noise_variance
+    if order > 2:
+        largest = torch.linalg.eigvalsh(moments.detach())[-1].item()
+        centre = max(centre, (largest + noise_variance) / 1.5)
+    at_zero = noise_variance / centre - 1
+    deviation = moments / centre + at_zero * torch.eye(size, dtype=moments.dtype, device=moments.device)
+    result = dimension * math.log(centre) + deviation.trace() + (dimension - size) * at_zero
+    power = deviation
+    for k in range(2, order + 1):
+        trace = (power * deviation).sum() + (dimension - size) * at_zero**k
+        result = result - (-1) ** k * trace / k
+        if k < order:
+            power = power @ deviation
+    return result
+
+
+def _sum_and_difference(views: Tensor) -> tuple[Tensor, Tensor]:
+    """(z1 +- z2) / sqrt 2: uncorrelated for exchangeable views, det(joint) = det(Cov z+) det(Cov z-)."""
+    return (views[0] + views[1]) / math.sqrt(2), (views[0] - views[1]) / math.sqrt(2)
+
+
+def _with_retry(compute: Callable[[Tensor], Tensor], views: Tensor) -> Tensor:
+    """Computes in float64 what has no factorisation in float32: views that nearly agree, under little noise."""
+    try:
+        return compute(views)
+    except _NotPositiveDefinite:
+        if views.dtype == torch.float64:
+            raise
+        return compute(views.double()).to(views.dtype)
+
+
+def _plus_identity(matrices: Tensor) -> Tensor:
+    return matrices + torch.eye(matrices.shape[-1], dtype=matrices.dtype, device=matrices.device)
+
+
+# --- closed-form gradients ---------------------------------------------------------------------------
+
+
+class _Gram(torch.autograd.Function):
+    """Autograd does two matrix products in the backward pass of X X^T; one is enough."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x @ x.mT
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        with _full_precision(x):
+            return (grad + grad.mT) @ x
+
+
+class _LogDet(torch.autograd.Function):
+    """The inverse, from the factor at hand, is all that the gradient needs."""
+
+    @staticmethod
+    def forward(ctx: Any, matrices: Tensor) -> Tensor:
+        factor, info = torch.linalg.cholesky_ex(matrices)
+        if info.any():
+            raise _NotPositiveDefinite
+        ctx.save_for_backward(factor)
+        return 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (factor,) = ctx.saved_tensors
+        with _full_precision(factor):
+            return grad[..., None, None] * torch.cholesky_inverse(factor)
+
+
+def gram(x: Tensor) -> Tensor:
+    """X X^T of (a stack of) matrices, differentiable once."""
+    return _Gram.apply(x)
+
+
+def log_det(matrices: Tensor) -> Tensor:
+    """log det of (a stack of) symmetric positive definite matrices, differentiable once.
+
+    Raises:
+        FloatingPointError: a matrix is not positive definite in its precision.
+    """
+    return _LogDet.apply(matrices)
+
+
+class _NotPositiveDefinite(FloatingPointError):
+    def __init__(self) -> None:
+        super().__init__(
+            "a covariance of the embeddings is not positive definite in floating point; "
+            "raise noise_variance (0.1 is the default)"
+        )
+
+
+# --- from two tensors to the views over all processes ---------------------------------------------------
+
+
+def _views(z1: Tensor, z2: Tensor, standardise: bool) -> Tensor:
+    """Checked, gathered, centred and, if asked for, standardised: 2 x N_global x d, at least float32."""
+    for name, z in (("z1", z1), ("z2", z2)):
+        if not z.is_floating_point():
+            raise TypeError(f"{name} must be of floating dtype, got {z.dtype}")
+    if z1.shape != z2.shape:
+        raise ValueError(f"z1 and z2 must have one shape, got {tuple(z1.shape)} and {tuple(z2.shape)}")
+    if z1.ndim != 2 or z1.shape[1] == 0:
+        raise ValueError(f"embeddings must be N x d with d >= 1, got shape {tuple(z1.shape)}")
+    dtype = torch.float64 if torch.float64 in (z1.dtype, z2.dtype) else torch.float32
+    views = torch.stack((z1.to(dtype), z2.to(dtype)))
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        views = _gather(views)
+    samples = views.shape[1]
+    if samples < 2:
+        raise ValueError(f"mutual information needs at least 2 samples, got {samples}")
+    mean = views.mean(1, keepdim=True)
+    views_centred = views - mean
+    norm = torch.linalg.vector_norm(views_centred, dim=1, keepdim=True)
+    # One NaN, Inf or overflow shows in the norm of its feature: no pass over the embeddings is spent on it.
+    if not norm.isfinite().all():
+        _raise_not_finite(views)
+    if not standardise:
+        return views_centred
+    # The mean of a constant feature is rounded: what is left after centring is no signal.
+    rounding = 16 * torch.finfo(dtype).eps * math.sqrt(samples) * mean.detach().abs()
+    inverse = norm.masked_fill(norm <= rounding, math.inf).reciprocal()
+    return views_centred * (inverse * math.sqrt(samples))
+
+
+def _raise_not_finite(views: Tensor) -> None:
+    counts = (~views.isfinite()).sum((1, 2)).tolist()
+    found = [f"{name} holds {n} NaN or Inf" for name, n in zip(("z1", "z2"), counts, strict=True) if n]
+    raise FloatingPointError(
+        " and ".join(found) + f" among {views[0].numel()} values; no mutual information is defined for it"
+        if found
+        else f"the embeddings are too large for {views.dtype}: their variance overflows"
+    )
+
+
+class _Gather(torch.autograd.Function):
+    """Concatenates dim 1 over the processes; the gradient is summed over them.
+
+    torch.distributed.nn.functional.all_gather did the same and is deprecated.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, x)
+        return torch.cat(parts, dim=1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        grad = grad.contiguous()
+        dist.all_reduce(grad)
+        return grad.chunk(dist.get_world_size(), dim=1)[dist.get_rank()]
+
+
+def _gather(views: Tensor) -> Tensor:
+    # Unequal shapes would hang or crash inside the collective, on some processes only.
+    shape = torch.tensor(views.shape[1:], device=views.device)
+    shapes = [torch.empty_like(shape) for _ in range(dist.get_world_size())]
+    dist.all_gather(shapes, shape)
+    listed = [tuple(s.tolist()) for s in shapes]
+    if len(set(listed)) > 1:
+        raise ValueError(
+            f"every process must hold a batch of the same shape, got {listed}; drop the last, smaller batch"
+        )
+    return _Gather.apply(views.contiguous())
+
+
+def _full_precision(tensor: Tensor) -> torch.autocast:
+    """Leaves autocast: second moments and factorisations in half precision are worthless."""
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
+# --- options ------------------------------------------------------------------------------------------
+
+
+def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"unknown {name} {value!r}; there are {', '.join(known)}")
+
+
+def _check_noise_variance(noise_variance: float) -> None:
+    if not (noise_variance > 0 and math.isfinite(noise_variance)):
+        raise ValueError(f"noise_variance must be a finite number above 0, got {noise_variance!r}")
