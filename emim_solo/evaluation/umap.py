@@ -1,0 +1,253 @@
+"""UMAP pictures of features: the suite's own for one method, and one aligned layout for all methods.
+
+In an aligned layout (AlignedUMAP: McInnes, umap-learn) the same image keeps its place from panel to panel as far as
+the methods agree on its neighbours, so that a difference between panels is a difference between methods, not the
+rotation or reflection that two separate layouts always differ by.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from numpy.typing import NDArray
+from torch import Tensor
+
+from emim_solo.errors import UsageError
+
+PALETTE: tuple[str, ...] = tuple(matplotlib.color_sequences["petroff10"])
+"""Ten colours chosen for colour-vision deficiency (M. Petroff, arXiv 2107.02270). In CAM02-UCS the closest two are
+14.5 apart under full protanopia, deuteranopia or tritanopia; of matplotlib's tab10 they are 1.6 apart, of the eight
+of Okabe and Ito 11."""
+
+MARKERS = ("o", "^", "s", "D", "v", "P", "X", "p", "<", "h")
+"""Beyond ten classes the colours repeat with another shape: 100 classes differ in colour or shape."""
+
+NEIGHBOURS = 15
+_FEWEST_IMAGES = 5
+_LABELLED_CLASSES = 20
+
+
+def class_styles(classes: int) -> list[tuple[str, str]]:
+    """Colour and matplotlib marker of each class; they repeat after 100."""
+    return [(PALETTE[i % len(PALETTE)], MARKERS[i // len(PALETTE) % len(MARKERS)]) for i in range(classes)]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One method's share of a layout.
+
+    Attributes:
+        coordinates: ``(N, 2)``; NaN throughout where the features were not finite.
+        trustworthiness: how far neighbours in the picture are neighbours in the features, 0 to 1.
+        silhouette: how far classes are apart in the picture, -1 to 1; NaN for a single class.
+    """
+
+    coordinates: NDArray[np.float32]
+    trustworthiness: float
+    silhouette: float
+
+
+def subset(size: int, limit: int, seed: int) -> NDArray[np.intp]:
+    """Positions, in order, of at most ``limit`` out of ``size`` images, drawn with the seed."""
+    if size <= limit:
+        return np.arange(size)
+    return np.sort(np.random.default_rng(seed).permutation(size)[:limit])
+
+
+def aligned_layout(features: Mapping[str, Tensor], labels: Tensor, *, seed: int) -> dict[str, Panel]:
+    """Lay out the features of several methods for the same images so that images keep their place.
+
+    Args:
+        features: ``(N, d)`` by method, row i being image i in each; d may differ.
+        labels: ``(N,)``, used for the silhouette alone.
+        seed: of the layout; the same features and seed give the same coordinates.
+
+    Returns:
+        One panel by method, in the given order.
+
+    Raises:
+        UsageError: too few images.
+    """
+    import umap
+
+    images = len(labels)
+    if images < _FEWEST_IMAGES:
+        raise UsageError(f"{images} images are too few for a UMAP layout, expected at least {_FEWEST_IMAGES}: use more images")
+    arrays = {name: matrix.float().cpu().numpy() for name, matrix in features.items()}
+    sound = {name: matrix for name, matrix in arrays.items() if np.isfinite(matrix).all()}
+    neighbours = min(NEIGHBOURS, images - 1)
+    layouts: list[Any] = []
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="n_jobs value .* overridden", module="umap")
+        warnings.filterwarnings("ignore", message="Spectral initialisation failed", module="umap")
+        if len(sound) == 1:
+            (matrix,) = sound.values()
+            layouts = [umap.UMAP(n_neighbors=neighbours, random_state=seed).fit_transform(matrix)]
+        elif sound:
+            identity = [{i: i for i in range(images)}] * (len(sound) - 1)
+            # random_state seeds the neighbour search and the start, transform_seed the optimisation.
+            model = umap.AlignedUMAP(n_neighbors=neighbours, random_state=seed, transform_seed=seed)
+            layouts = list(model.fit(list(sound.values()), relations=identity).embeddings_)
+    by_name = dict(zip(sound, layouts, strict=True))
+    return {name: _panel(matrix, by_name.get(name), labels.cpu().numpy()) for name, matrix in arrays.items()}
+
+
+def _panel(features: NDArray[Any], layout: NDArray[Any] | None, labels: NDArray[Any]) -> Panel:
+    from sklearn.manifold import trustworthiness
+    from sklearn.metrics import silhouette_score
+
+    if layout is None:
+        return Panel(np.full((len(features), 2), math.nan, dtype=np.float32), math.nan, math.nan)
+    coordinates = np.asarray(layout, dtype=np.float32)
+    # scikit-learn wants fewer neighbours than half the images, and between 2 and N - 1 classes.
+    neighbours = min(NEIGHBOURS, (len(features) - 1) // 2)
+    classes = len(np.unique(labels))
+    return Panel(
+        coordinates,
+        float(trustworthiness(features, coordinates, n_neighbors=neighbours)),
+        float(silhouette_score(coordinates, labels)) if 2 <= classes < len(labels) else math.nan,
+    )
+
+
+def draw(panels: Mapping[str, Panel], labels: Tensor, class_names: Sequence[str], stem: Path, title: str = "") -> None:
+    """Draw panels side by side, classes named at their medians, as ``stem``.png and ``stem``.pdf."""
+    targets = labels.cpu().numpy()
+    columns = min(len(panels), 3)
+    lines = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(4.2 * columns, 4.6 * lines + 0.5), layout="constrained")
+    styles = class_styles(len(class_names))
+    for axes, (name, panel) in zip(np.ravel(figure.subplots(lines, columns, squeeze=False)), panels.items(), strict=False):
+        _draw_panel(axes, panel, targets, class_names, styles)
+        axes.set_title(name, fontsize=11, loc="left", fontweight="bold")
+        quality = f"trustworthiness {_number(panel.trustworthiness)}   silhouette {_number(panel.silhouette)}"
+        axes.set_xlabel(quality, fontsize=9, color="#555555", loc="left")
+    for axes in figure.axes[len(panels) :]:
+        axes.remove()
+    if len(class_names) > _LABELLED_CLASSES:
+        handles = [
+            Line2D([], [], color=colour, marker=marker, linestyle="", markersize=4, label=name)
+            for name, (colour, marker) in zip(class_names, styles, strict=True)
+        ]
+        figure.legend(handles=handles, loc="outside lower center", ncols=min(8, len(handles)), fontsize=6, frameon=False)
+    if title:
+        figure.suptitle(title, fontsize=10, color="#555555", x=0.01, ha="left")
+    for suffix in (".png", ".pdf"):
+        figure.savefig(stem.with_suffix(suffix), dpi=200)
+
+
+def _draw_panel(
+    axes: Any, panel: Panel, targets: NDArray[Any], class_names: Sequence[str], styles: Sequence[tuple[str, str]]
+) -> None:
+    axes.set(xticks=[], yticks=[], aspect="equal", adjustable="datalim")
+    axes.spines[:].set_color("#dddddd")
+    if not np.isfinite(panel.coordinates).all():
+        axes.text(0.5, 0.5, "NaN features", transform=axes.transAxes, ha="center", color="#b00020")
+        return
+    size = float(np.clip(4000 / len(targets), 3, 14))
+    for label, name in enumerate(class_names):
+        points = panel.coordinates[targets == label]
+        if len(points) == 0:
+            continue
+        colour, marker = styles[label]
+        axes.scatter(*points.T, s=size, color=colour, marker=marker, linewidths=0, alpha=0.85)
+        if len(class_names) <= _LABELLED_CLASSES:
+            halo = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.75}
+            axes.text(*np.median(points, axis=0), name, fontsize=9, ha="center", va="center", bbox=halo)
+
+
+def _number(value: float) -> str:
+    return "n/a" if math.isnan(value) else f"{value:.3f}"
+
+
+def write_layout(
+    panels: Mapping[str, Panel], labels: Tensor, indices: Sequence[int], class_names: Sequence[str], stem: Path
+) -> None:
+    """Write coordinates as ``stem``.csv (one line for each method and image) and ``stem``.json (for the report)."""
+    targets = [int(label) for label in labels]
+    with open(stem.with_suffix(".csv"), "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["method", "image", "class", "x", "y"])
+        for name, panel in panels.items():
+            for index, label, (x, y) in zip(indices, targets, panel.coordinates.tolist(), strict=True):
+                writer.writerow([name, index, class_names[label], f"{x:.5f}", f"{y:.5f}"])
+    content = {
+        "classes": list(class_names),
+        "labels": targets,
+        "images": [int(index) for index in indices],
+        "panels": [
+            {
+                "name": name,
+                "points": [[round(x, 3), round(y, 3)] for x, y in panel.coordinates.tolist()]
+                if np.isfinite(panel.coordinates).all()
+                else None,
+                "trustworthiness": _or_none(panel.trustworthiness),
+                "silhouette": _or_none(panel.silhouette),
+            }
+            for name, panel in panels.items()
+        ],
+    }
+    stem.with_suffix(".json").write_text(json.dumps(content))
+
+
+def _or_none(value: float) -> float | None:
+    return round(value, 4) if math.isfinite(value) else None
+
+
+def suite_picture(features: Tensor, labels: Tensor, class_names: Sequence[str], stem: Path, *, seed: int) -> Panel | None:
+    """One method's picture as the suite draws it, as ``stem``.png and ``stem``.pdf.
+
+    The suite's OfflineUMAP where this generation has it (main). 1.0.2 has only a callback for the time of
+    training: there, umap-learn with the same settings, drawn as :func:`draw` draws.
+
+    Args:
+        features: ``(N, d)``, finite.
+        labels: ``(N,)``.
+        class_names: by label.
+        stem: path without suffix.
+        seed: of the layout.
+
+    Returns:
+        The panel that was drawn, or None where the suite drew it, which keeps its coordinates to itself.
+    """
+    matplotlib.use("Agg")
+    try:
+        from solo.utils.auto_umap import OfflineUMAP
+    except ImportError:
+        panels = aligned_layout({stem.name: features}, labels, seed=seed)
+        draw(panels, labels, class_names, stem)
+        return panels[stem.name]
+    from torch import nn
+    from torch.utils.data import DataLoader, TensorDataset
+
+    loader = DataLoader(TensorDataset(features, labels), batch_size=1024)
+    for suffix in (".png", ".pdf"):
+        with _seeded(seed):
+            OfflineUMAP().plot("cpu", nn.Identity(), loader, str(stem.with_suffix(suffix)))
+    return None
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """OfflineUMAP takes no seed: it draws from NumPy's global state, and is repeatable on one thread only."""
+    import numba
+
+    state, threads = np.random.get_state(), numba.get_num_threads()
+    np.random.seed(seed)
+    numba.set_num_threads(1)
+    try:
+        yield
+    finally:
+        np.random.set_state(state)
+        numba.set_num_threads(threads)
