@@ -1,0 +1,31 @@
+"""EMIM: explicit mutual information maximisation, a self-supervised learning method for solo-learn.
+
+Importing this package imports neither torch nor solo-learn: the names below are loaded when they are first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from emim_solo.errors import UsageError
+    from emim_solo.objective import emim_loss_func, mutual_information, null_mutual_information
+    from emim_solo.registration import register
+
+_HOME = {
+    "UsageError": "errors",
+    "emim_loss_func": "objective",
+    "mutual_information": "objective",
+    "null_mutual_information": "objective",
+    "register": "registration",
+}
+__all__ = ["UsageError", "emim_loss_func", "mutual_information", "null_mutual_information", "register"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(f"emim_solo.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'emim_solo' has no attribute {name!r}")

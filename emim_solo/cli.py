@@ -1,0 +1,116 @@
+"""The command line: ``emim-solo COMMAND ...``. Configs are composed by Hydra, in solo-learn's YAML schema."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from emim_solo.errors import UsageError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+USAGE = """usage: emim-solo COMMAND ...
+
+  pretrain   --config-path DIR --config-name NAME [key=value ...]   train any method of the suite
+  benchmark  --config-name NAME [key=value ...]                     methods x seeds, evaluation, table and report
+  knn | linear | umap  CHECKPOINT_FOLDER ... [options]              evaluate checkpoints
+  report     DIR                                                    rebuild the report of a benchmark from its rows
+  configs    [--copy DIR]                                           list or copy the configs that are shipped
+  digits     DIR                                                    write the embedded digits as image folders
+
+DIR of --config-path: a folder, or the name of a shipped one, such as pretrain/digits.
+'emim-solo COMMAND --help' says more."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one command; exits with status 2 and one line on standard error if the user can mend what is wrong."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE)
+        raise SystemExit(0 if arguments else 2)
+    command, rest = arguments[0], arguments[1:]
+    if command not in COMMANDS:
+        _exit(f"unknown command '{command}': expected one of {', '.join(COMMANDS)}")
+    try:
+        COMMANDS[command](rest)
+    except (UsageError, FloatingPointError) as error:
+        _exit(str(error))
+
+
+def _exit(message: str) -> None:
+    print(f"emim-solo: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def hydra_run(task: Callable[[DictConfig], Any], arguments: Sequence[str]) -> None:
+    """Compose a config from command-line arguments with Hydra and run ``task`` on it.
+
+    ``--config-path`` may name a folder relative to the working directory or a shipped one (``pretrain/digits``).
+    """
+    import hydra
+
+    from emim_solo import configs
+
+    arguments = list(arguments)
+    for position, argument in enumerate(arguments):
+        flag, _, value = argument.partition("=")
+        if flag in ("--config-path", "-cp"):
+            if value:
+                arguments[position] = f"{flag}={configs.find(value)}"
+            elif position + 1 < len(arguments):
+                arguments[position + 1] = str(configs.find(arguments[position + 1]))
+
+    original = sys.argv
+
+    def run(cfg: DictConfig) -> None:
+        sys.argv = original  # Lightning starts the other processes of a DDP run with this very command
+        try:
+            task(cfg)
+        except (UsageError, FloatingPointError) as error:
+            _exit(str(error))
+
+    sys.argv = [original[0], *arguments]
+    try:
+        hydra.main(version_base="1.2", config_path=None)(run)()
+    finally:
+        sys.argv = original
+
+
+def _pretrain(arguments: Sequence[str]) -> None:
+    def task(cfg: DictConfig) -> None:
+        from emim_solo.pretraining import prepare, pretrain
+
+        row = pretrain(prepare(cfg))
+        shown = ("val_acc1", "val_knn_acc1", "train_mi", "train_mi_null")
+        values = ", ".join(f"{name} {row['metrics'][name]:.2f}" for name in shown if name in row["metrics"])
+        print(f"{row['name']}: {row['epochs']} epochs in {row['seconds']:.0f} s; {values or 'no validation metrics'}")
+        print(f"row in '{Path(cfg_dir(row)) / 'rows.jsonl'}', checkpoint in '{row['checkpoint']}'")
+
+    def cfg_dir(row: dict[str, Any]) -> str:
+        return row["config"]["checkpoint"]["dir"]
+
+    hydra_run(task, arguments)
+
+
+def _digits(arguments: Sequence[str]) -> None:
+    from emim_solo.data import write_digits
+
+    if len(arguments) != 1:
+        raise UsageError("expected one folder: emim-solo digits DIR")
+    print(f"digits in '{write_digits(arguments[0])}/{{train,val}}'")
+
+
+def _configs(arguments: Sequence[str]) -> None:
+    from emim_solo import configs
+
+    configs.main(list(arguments))
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "pretrain": _pretrain,
+    "configs": _configs,
+    "digits": _digits,
+}

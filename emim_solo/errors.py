@@ -1,0 +1,11 @@
+"""The one error that a user can cause and mend."""
+
+from __future__ import annotations
+
+
+class UsageError(ValueError):
+    """Something given from outside is wrong: a config value, a folder, a checkpoint, an installation.
+
+    The message says what was wrong, what was expected and what to do. The command line prints it on one line
+    and exits with status 2, without a traceback.
+    """

@@ -1,0 +1,130 @@
+"""EMIM as a method of solo-learn, written once for both generations: projector, defaults and checks, training step."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch import Tensor, nn
+
+from emim_solo.errors import UsageError
+from emim_solo.objective import emim_loss_func, mutual_information, null_mutual_information
+
+PROJECTOR_DEFAULTS: dict[str, Any] = {"proj_hidden_dim": 2048, "proj_output_dim": 2048}
+OBJECTIVE_DEFAULTS: dict[str, Any] = {
+    "objective": "bound",
+    "marginal": "series",
+    "series_order": 2,
+    "residual": "isotropic",
+    "weight": 4.0,
+    "noise_variance": 0.1,
+}
+DEFAULTS = PROJECTOR_DEFAULTS | OBJECTIVE_DEFAULTS
+
+
+def complete_method_kwargs(given: Mapping[str, Any], names_of_other_methods: set[str]) -> dict[str, Any]:
+    """EMIM's ``method_kwargs`` with defaults filled in, checked before anything is trained.
+
+    Names that belong to another method of the suite are dropped, so that ``method=emim`` works as an override on
+    any method's config. Every other unknown name is taken for a typo.
+
+    Args:
+        given: ``method_kwargs`` as the user wrote them.
+        names_of_other_methods: every name that some other method of the suite reads from ``method_kwargs``.
+
+    Raises:
+        UsageError: an unknown name, or a value that the projector or the objective cannot take.
+    """
+    foreign = [name for name in given if name not in DEFAULTS and name in names_of_other_methods]
+    if foreign:
+        rank_zero_info(f"EMIM ignores method_kwargs of other methods: {', '.join(foreign)}")
+    for name in given:
+        if name not in DEFAULTS and name not in foreign:
+            nearest = difflib.get_close_matches(name, DEFAULTS, n=1, cutoff=0.0)[0]
+            raise UsageError(
+                f"method_kwargs.{name} is not a setting of EMIM: did you mean '{nearest}'? Known: {', '.join(DEFAULTS)}"
+            )
+    completed = DEFAULTS | {name: value for name, value in given.items() if name in DEFAULTS}
+    for name in PROJECTOR_DEFAULTS:
+        width = completed[name]
+        if not isinstance(width, int) or isinstance(width, bool) or width < 1:
+            raise UsageError(f"method_kwargs.{name} must be a positive whole number, got {width!r}")
+    probe = torch.eye(4, dtype=torch.float64)
+    try:  # the objective checks its own settings: ask it once, on the smallest batch there is
+        emim_loss_func(probe, probe.roll(1, 0), **{name: completed[name] for name in OBJECTIVE_DEFAULTS})
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"method_kwargs of EMIM: {error}") from error
+    return completed
+
+
+class EMIMMethod(LightningModule):
+    """What EMIM adds to a generation's ``BaseMethod``, which follows it in the class's bases.
+
+    The embeddings of two views go through a three-layer MLP projector (the shape of the suite's Barlow Twins) into
+    :func:`emim_solo.objective.emim_loss_func`. Logged: ``train_emim_loss`` (each step and epoch) and, at the trainer's
+    logging interval, the exact ``train_mi`` and ``train_mi_null`` (the same estimator on pairs rolled by one) in nats.
+    Read their difference: the estimator's small-sample bias is in both.
+    """
+
+    features_dim: int
+    num_large_crops: int
+    num_small_crops: int
+    projector: nn.Sequential
+    objective_kwargs: dict[str, Any]
+
+    def add_emim(self, method_kwargs: Mapping[str, Any]) -> None:
+        """Build the projector and keep the objective's settings; ``method_kwargs`` are complete."""
+        if self.num_large_crops != 2 or self.num_small_crops != 0:
+            raise UsageError(
+                f"EMIM compares two views of one size, got {self.num_large_crops} large and "
+                f"{self.num_small_crops} small crops: set num_crops in 'augmentations' so that they add up to 2, all of one crop_size"
+            )
+        hidden, output = method_kwargs["proj_hidden_dim"], method_kwargs["proj_output_dim"]
+        self.objective_kwargs = {name: method_kwargs[name] for name in OBJECTIVE_DEFAULTS}
+        self.projector = nn.Sequential(
+            nn.Linear(self.features_dim, hidden),
+            nn.BatchNorm1d(hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, hidden),
+            nn.BatchNorm1d(hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, output),
+        )
+
+    @property
+    def learnable_params(self) -> list[dict[str, Any]]:
+        """The base method's parameter groups and the projector's."""
+        base: list[dict[str, Any]] = super().learnable_params  # type: ignore[misc]
+        return [*base, {"name": "projector", "params": self.projector.parameters()}]
+
+    def forward(self, X: Tensor) -> dict[str, Any]:
+        """Base method's outputs with the projected features ``z``, shape (batch, proj_output_dim)."""
+        out: dict[str, Any] = super().forward(X)
+        return {**out, "z": self.projector(out["feats"])}
+
+    def embeddings(self, out: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """Embeddings of the two views from the base training step's outputs."""
+        z1, z2 = out["z"]
+        return z1, z2
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """EMIM loss plus the online classifier's loss."""
+        out: Any = super().training_step(batch, batch_idx)
+        z1, z2 = self.embeddings(out)
+
+        emim_loss = emim_loss_func(z1, z2, **self.objective_kwargs)
+        self.log("train_emim_loss", emim_loss, on_epoch=True, sync_dist=True)
+
+        # Exact MI costs two sets of factorisations: only on the steps whose metrics the trainer writes down.
+        interval = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if interval and (self.trainer.global_step + 1) % interval == 0:
+            noise_variance = self.objective_kwargs["noise_variance"]
+            with torch.no_grad():
+                self.log("train_mi", mutual_information(z1, z2, noise_variance=noise_variance))
+                self.log("train_mi_null", null_mutual_information(z1, z2, noise_variance=noise_variance))
+
+        return emim_loss + out["loss"]

@@ -1,0 +1,381 @@
+"""One pretraining run of any method of the suite: checks, trainer, checkpoints, resume, one row of results."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import random
+import re
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.strategies import DDPStrategy
+from omegaconf import DictConfig, OmegaConf
+from torch.utils.data import DataLoader
+
+from emim_solo import rows
+from emim_solo.data import check_dataset, check_folders, check_same_classes, write_digits
+from emim_solo.errors import UsageError
+from emim_solo.suite import Suite, load_suite, plain
+
+_REQUIRED = (
+    "name",
+    "method",
+    "backbone.name",
+    "data.dataset",
+    "data.train_path",
+    "data.num_workers",
+    "augmentations",
+    "optimizer.name",
+    "optimizer.batch_size",
+    "optimizer.lr",
+    "optimizer.classifier_lr",
+    "optimizer.weight_decay",
+    "scheduler.name",
+    "max_epochs",
+)
+_ANY_NUMBER_OF_CROPS = ("wmse", "mae")  # as in the suite's main_pretrain.py
+
+
+def prepare(cfg: DictConfig) -> DictConfig:
+    """Check a pretraining config and fill in every default, before any work that could be lost.
+
+    Args:
+        cfg: solo-learn main's YAML schema, as composed by Hydra. Not changed.
+
+    Returns:
+        A complete config: learning rates scaled to the global batch, ``devices`` a list.
+
+    Raises:
+        UsageError: what is wrong, what was expected and what to do.
+    """
+    suite = load_suite()
+    cfg = cfg.copy()
+    OmegaConf.set_struct(cfg, False)
+    missing = [key for key in _REQUIRED if OmegaConf.select(cfg, key) is None]
+    if missing:
+        raise UsageError(f"config lacks {', '.join(missing)}: see 'emim-solo configs' for complete ones")
+    if cfg.method not in suite.methods():
+        raise UsageError(
+            f"unknown method '{cfg.method}': solo-learn {suite.version} has {', '.join(sorted(suite.methods()))}"
+        )
+    cfg.devices = _device_list(cfg)
+    if cfg.data.get("embedded") == "digits":
+        write_digits(Path(cfg.data.train_path).parent)
+    check_folders(cfg)
+    cfg = suite.complete(cfg)
+    if cfg.data.num_large_crops != 2 and cfg.method not in _ANY_NUMBER_OF_CROPS:
+        raise UsageError(
+            f"{cfg.method} takes 2 large crops, augmentations give {cfg.data.num_large_crops}: "
+            "set num_crops so that they add up to 2"
+        )
+    return cfg
+
+
+def _device_list(cfg: DictConfig) -> list[int]:
+    """The devices as a list, which is what the suite counts; Lightning's other spellings are translated."""
+    devices = cfg.get("devices", 1)
+    on_gpu = _on_gpu(cfg)
+    if isinstance(devices, str):
+        devices = devices.strip()
+        if devices in ("auto", "-1"):
+            devices = torch.cuda.device_count() if on_gpu else 1
+        elif "," in devices:
+            devices = [int(index) for index in devices.split(",") if index]
+        else:
+            devices = int(devices)
+    if isinstance(devices, int):
+        if devices == -1:
+            devices = torch.cuda.device_count() if on_gpu else 1
+        if devices < 1:
+            raise UsageError(f"devices={devices}: expected a positive number or a list of device indices")
+        return list(range(devices))
+    return list(devices)
+
+
+def _on_gpu(cfg: DictConfig) -> bool:
+    accelerator = cfg.get("accelerator", "auto")
+    available = torch.cuda.is_available()
+    if accelerator in ("gpu", "cuda") and not available:
+        raise UsageError(f"accelerator={accelerator}, but no GPU is there: add accelerator=cpu devices=1 precision=32")
+    return accelerator in ("auto", "gpu", "cuda") and available
+
+
+class SuiteData(LightningDataModule):
+    """The suite's loaders, the training one drawing the same numbers in epoch e whether or not the run was resumed."""
+
+    def __init__(self, seed: int, train_loader: DataLoader, val_loader: DataLoader | None) -> None:
+        super().__init__()
+        self.seed, self.train_loader, self.val_loader = seed, train_loader, val_loader
+
+    def train_dataloader(self) -> DataLoader:
+        # Lightning draws the first epoch's order right after this call, later epochs' after on_train_epoch_start.
+        assert self.trainer is not None
+        seed_epoch(self.seed, self.trainer)
+        return self.train_loader
+
+    def val_dataloader(self) -> Any:
+        return self.val_loader if self.val_loader is not None else []
+
+
+def seed_epoch(seed: int, trainer: Trainer) -> None:
+    """Seed Python, NumPy and torch for the current epoch of this process, so that a resumed run is the same run."""
+    state = int(np.random.SeedSequence([seed, trainer.current_epoch, trainer.global_rank]).generate_state(1)[0])
+    random.seed(state)
+    np.random.seed(state)
+    torch.manual_seed(state)
+
+
+class SeedEachEpoch(Callback):
+    """Calls :func:`seed_epoch` at the start of each epoch."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        seed_epoch(self.seed, trainer)
+
+
+class StopOnNaN(Callback):
+    """Ends a run whose loss is no longer finite, at the logging interval or the epoch's end at the latest.
+
+    The flag stays on the device: reading it at every step would make a GPU wait.
+    """
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.finite = torch.ones((), dtype=torch.bool, device=pl_module.device)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        loss = outputs["loss"] if isinstance(outputs, dict) else outputs
+        self.finite &= torch.isfinite(loss.detach()).all()
+        interval = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if interval and trainer.global_step % interval == 0:
+            self._check(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._check(trainer)
+
+    def _check(self, trainer: Trainer) -> None:
+        if not self.finite:
+            raise FloatingPointError(
+                f"the training loss is NaN or infinite in epoch {trainer.current_epoch}, "
+                f"by step {trainer.global_step}: lower optimizer.lr, use precision=32 or bf16-mixed, and resume from the last checkpoint"
+            )
+
+
+class ContinueCheckpoints(Callback):
+    """Tells the suite's Checkpointer which file a resumed run continues, so that it replaces it like any other."""
+
+    def __init__(self, checkpointer: Any, resumed: Path | None) -> None:
+        self.checkpointer, self.resumed = checkpointer, resumed
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.resumed is not None:
+            self.checkpointer.last_ckpt = self.resumed
+
+
+def pretrain(cfg: DictConfig, version: str | None = None) -> dict[str, Any]:
+    """Train one method and append one row to ``<checkpoint.dir>/rows.jsonl``.
+
+    Args:
+        cfg: complete, from :func:`prepare`.
+        version: the run's folder below ``<checkpoint.dir>/<method>/``. An existing one is continued from its last
+            checkpoint. None takes ``resume_from_checkpoint``, else what ``auto_resume`` finds, else a new number.
+
+    Returns:
+        The row, its metrics being the trainer's last values.
+
+    Raises:
+        UsageError: images, labels or checkpoint do not fit.
+        FloatingPointError: the loss became NaN or infinite.
+    """
+    suite = load_suite()
+    seed_everything(cfg.seed, workers=True)
+    model = suite.build(cfg)
+    data = _data(cfg, suite)
+
+    base = Path(cfg.checkpoint.dir) / cfg.method
+    resumed = last_checkpoint(base / version) if version else _checkpoint_to_resume(cfg, base)
+    if resumed is not None:
+        check_checkpoint(resumed, cfg, model)
+        print(f"Resuming from '{resumed}'")
+    folder = _run_folder(base, version, resumed)
+    _keep_earlier_curves(folder)
+
+    checkpointer = suite.checkpointer(cfg)
+    timer = Timer()
+    callbacks: list[Callback] = [SeedEachEpoch(cfg.seed), StopOnNaN(), timer]
+    if cfg.checkpoint.enabled:
+        same_folder = resumed if resumed is not None and resumed.parent == folder else None
+        callbacks += [checkpointer, ContinueCheckpoints(checkpointer, same_folder)]
+    if OmegaConf.select(cfg, "auto_umap.enabled", default=False):
+        callbacks.append(suite.auto_umap(cfg))
+
+    trainer = Trainer(**_trainer_kwargs(cfg), logger=_loggers(cfg, folder), callbacks=callbacks)
+    trainer.fit(model, datamodule=data, ckpt_path=str(resumed) if resumed is not None else None)
+
+    row = rows.new_row(
+        "pretrain",
+        config=plain(cfg),
+        suite=suite.identity,
+        device=_device_name(trainer),
+        epochs=trainer.current_epoch,
+        seconds=round(timer.time_elapsed("train"), 1),
+        peak_memory_mb=_peak_memory_mb(trainer),
+        checkpoint=str(folder) if cfg.checkpoint.enabled else None,
+        metrics={name: round(float(value), 6) for name, value in sorted(trainer.callback_metrics.items())},
+    )
+    row["config"] = plain(cfg)
+    if trainer.is_global_zero:
+        rows.append(Path(cfg.checkpoint.dir) / "rows.jsonl", row)
+    return row
+
+
+def _data(cfg: DictConfig, suite: Suite) -> SuiteData:
+    val_loader = None
+    try:
+        train_loader = suite.train_loader(cfg)
+        if cfg.data.val_path is not None and not cfg.data.no_labels:
+            val_loader = suite.evaluation_loaders(cfg)[1]
+    except FileNotFoundError as error:  # torchvision's, for a class folder without images
+        raise UsageError(
+            f"{error}: every class folder needs at least one image; add some or remove the folder"
+        ) from error
+    check_dataset(train_loader.dataset, "data.train_path")
+    if val_loader is not None:
+        check_dataset(val_loader.dataset, "data.val_path")
+        check_same_classes(train_loader.dataset, val_loader.dataset)
+    images, batch = len(train_loader.dataset), cfg.optimizer.batch_size  # type: ignore[arg-type]
+    if images < batch * len(cfg.devices) * cfg.num_nodes:
+        raise UsageError(
+            f"{images} training images are fewer than one batch of {batch} on {len(cfg.devices) * cfg.num_nodes} "
+            "device(s): lower optimizer.batch_size"
+        )
+    return SuiteData(cfg.seed, train_loader, val_loader)
+
+
+def _trainer_kwargs(cfg: DictConfig) -> dict[str, Any]:
+    """The config's keys that Lightning's Trainer knows, as in the suite's main_pretrain.py."""
+    known = inspect.signature(Trainer.__init__).parameters
+    kwargs = {name: value for name, value in plain(cfg).items() if name in known}
+    strategy = kwargs.get("strategy")
+    kwargs["strategy"] = DDPStrategy(find_unused_parameters=False) if strategy == "ddp" else strategy or "auto"
+    kwargs["enable_checkpointing"] = False  # the suite's Checkpointer does that
+    if not _on_gpu(cfg):
+        kwargs["devices"] = len(cfg.devices)  # Lightning counts CPU processes, the suite lists devices
+    return kwargs
+
+
+def _loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
+    """CSV always, in the run's folder; wandb and tensorboard with one flag each."""
+    place: dict[str, Any] = {"name": folder.parent.name, "version": folder.name}
+    loggers: list[Logger] = [CSVLogger(str(folder.parent.parent), **place)]
+    if OmegaConf.select(cfg, "wandb.enabled", default=False):
+        from lightning.pytorch.loggers import WandbLogger
+
+        loggers.append(
+            WandbLogger(
+                name=cfg.name,
+                project=cfg.wandb.project,
+                entity=cfg.wandb.entity,
+                offline=cfg.wandb.offline,
+                save_dir=str(folder),
+            )
+        )
+    if OmegaConf.select(cfg, "tensorboard.enabled", default=False):
+        from lightning.pytorch.loggers import TensorBoardLogger
+
+        loggers.append(TensorBoardLogger(str(folder.parent.parent), **place))
+    return loggers
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint of the latest epoch in a run's folder."""
+    epochs = {path: re.search(r"-ep=(\d+)\.ckpt$", path.name) for path in folder.glob("*.ckpt")}
+    found = {path: int(match.group(1)) for path, match in epochs.items() if match}
+    return max(found, key=lambda path: found[path]) if found else None
+
+
+def _checkpoint_to_resume(cfg: DictConfig, base: Path) -> Path | None:
+    if cfg.resume_from_checkpoint is not None:
+        return Path(cfg.resume_from_checkpoint)
+    if not cfg.auto_resume.enabled:
+        return None
+    from solo.utils.auto_resumer import AutoResumer
+
+    found, _ = AutoResumer(checkpoint_dir=base, max_hours=cfg.auto_resume.max_hours).find_checkpoint(cfg)
+    return last_checkpoint(Path(found).parent) if found is not None else None
+
+
+def check_checkpoint(path: Path, cfg: DictConfig, model: LightningModule) -> None:
+    """Check that a checkpoint can be read and fits the model, before training starts.
+
+    Raises:
+        UsageError: it is missing, cut short, or of another method, backbone or projector.
+    """
+    if not path.is_file():
+        raise UsageError(f"no checkpoint '{path}': expected a .ckpt file written by the suite's Checkpointer")
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=False, mmap=True)["state_dict"]
+    except Exception as error:  # torch.load raises many types on a file that is not whole
+        raise UsageError(
+            f"cannot read checkpoint '{path}' ({type(error).__name__}): it is cut short or no checkpoint; "
+            "remove it and start again, or give another"
+        ) from error
+    arguments = path.parent / "args.json"
+    if arguments.is_file():
+        method = json.loads(arguments.read_text()).get("method")
+        if method != cfg.method:
+            raise UsageError(f"checkpoint '{path}' is of method '{method}', this run is '{cfg.method}': give its own")
+    ours = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    theirs = {name: tuple(value.shape) for name, value in weights.items()}
+    odd = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
+    if odd:
+        raise UsageError(
+            f"checkpoint '{path}' is of another model: {len(odd)} weights differ, first '{odd[0]}' "
+            f"({theirs.get(odd[0], 'absent')} in it, {ours.get(odd[0], 'absent')} here); use its own config"
+        )
+
+
+def _run_folder(base: Path, version: str | None, resumed: Path | None) -> Path:
+    if version is not None:
+        return base / version
+    if resumed is not None and resumed.parent.parent == base:
+        return resumed.parent
+    base.mkdir(parents=True, exist_ok=True)
+    number = 0
+    while True:
+        try:
+            (base / str(number)).mkdir()
+            return base / str(number)
+        except FileExistsError:
+            number += 1
+
+
+def _keep_earlier_curves(folder: Path) -> None:
+    """Lightning's CSVLogger deletes the metrics.csv it finds; a resumed run's earlier curve stays beside it."""
+    curve = folder / "metrics.csv"
+    if curve.is_file():
+        curve.rename(folder / f"metrics.{len(list(folder.glob('metrics.*.csv')))}.csv")
+
+
+def _device_name(trainer: Trainer) -> str:
+    count = trainer.world_size
+    name = torch.cuda.get_device_name() if trainer.strategy.root_device.type == "cuda" else "cpu"
+    return f"{count} x {name}" if count > 1 else name
+
+
+def _peak_memory_mb(trainer: Trainer) -> int:
+    if trainer.strategy.root_device.type == "cuda":
+        return torch.cuda.max_memory_allocated() // 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kibibytes, but bytes on macOS
+    return peak // (2**20 if sys.platform == "darwin" else 2**10)

@@ -1,0 +1,104 @@
+"""Results as JSON lines: one row for each finished stage, only ever appended."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from emim_solo.errors import UsageError
+
+SCHEMA = 1
+_REPORTED = ("emim-solo", "torch", "torchvision", "lightning", "torchmetrics", "timm", "hydra-core", "umap-learn")
+# What a run is called and where it lies does not change what it computes.
+_NOT_HASHED = ("name", "checkpoint", "auto_resume", "resume_from_checkpoint", "wandb", "tensorboard", "devices")
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """First 12 hex digits of the SHA-256 of a run's config, less the names and places in it."""
+    kept = {key: value for key, value in config.items() if key not in _NOT_HASHED}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the libraries a result depends on; one that is not installed is left out."""
+    found = {"python": platform.python_version()}
+    for name in _REPORTED:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def new_row(stage: str, *, config: Mapping[str, Any], suite: Mapping[str, str], **fields: Any) -> dict[str, Any]:
+    """A row that names everything that made it.
+
+    Args:
+        stage: ``pretrain``, ``knn``, ``logistic``, ``linear``, ``diagnostics`` or ``umap``.
+        config: the completed config of the pretraining run (solo-learn main's schema).
+        suite: ``generation`` and ``version`` of the installed solo-learn.
+        **fields: at least ``metrics`` (name to number), ``seconds``, ``epochs``, ``device``, ``checkpoint``.
+    """
+    return {
+        "schema": SCHEMA,
+        "stage": stage,
+        "name": config["name"],
+        "method": config["method"],
+        "seed": config["seed"],
+        "dataset": config["name"].split("/")[0] if "/" in config["name"] else config["data"]["dataset"],
+        "config_hash": config_hash(config),
+        "suite": dict(suite),
+        "versions": versions(),
+        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        **fields,
+    }
+
+
+def append(path: str | os.PathLike[str], row: Mapping[str, Any]) -> None:
+    """Append one row; a kill at any moment leaves either the whole row or an unfinished last line.
+
+    One ``write`` on a descriptor opened for appending, then ``fsync``. An unfinished line that an earlier kill
+    left behind is closed first, so that it cannot swallow this row.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    line = json.dumps(row, default=str) + "\n"
+    with open(path, "ab+") as file:
+        if file.tell() > 0:
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                line = "\n" + line
+        file.write(line.encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """All whole rows of a file; a line cut short by a kill is passed over.
+
+    Raises:
+        UsageError: no such file, or a row of a schema that this version does not read.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UsageError(f"no results at '{path}': expected a rows.jsonl written by a finished run; run one first")
+    rows = []
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if row.get("schema") != SCHEMA:
+            raise UsageError(
+                f"{path}:{number}: row of schema {row.get('schema')}, expected {SCHEMA}: "
+                "it was written by another version of emim-solo; move the file away and run again"
+            )
+        rows.append(row)
+    return rows

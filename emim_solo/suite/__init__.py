@@ -1,0 +1,65 @@
+"""One face over both generations of solo-learn. Nothing outside this package asks which one is installed."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+from emim_solo.errors import UsageError
+from emim_solo.suite.face import Suite, plain
+
+__all__ = ["Suite", "load_suite", "plain"]
+
+_INSTALL = (
+    "install solo-learn main (a clone of github.com/vturrisi/solo-learn on the Python path) "
+    "or the registry's release: pip install --no-deps solo-learn==1.0.2"
+)
+
+
+@cache
+def load_suite() -> Suite:
+    """The face over the solo-learn that ``import solo`` finds.
+
+    Raises:
+        UsageError: no solo-learn, or one of a version that is neither main (1.0.6) nor 1.0.2.
+    """
+    folder = _solo_folder()
+    version = _version(folder)
+    # Files, not package metadata: a clone on the path shadows an installed release.
+    if (folder / "data").is_dir() and (folder / "args" / "pretrain.py").is_file():
+        from emim_solo.suite.current import CurrentSuite
+
+        return CurrentSuite(version)
+    if version == "1.0.2":
+        from emim_solo.suite import compat
+
+        compat.install()
+        from emim_solo.suite.registry import RegistrySuite
+
+        return RegistrySuite(version)
+    raise UsageError(f"solo-learn {version} at '{folder}' is not supported: expected main (1.0.6) or 1.0.2; {_INSTALL}")
+
+
+def _solo_folder() -> Path:
+    spec = importlib.util.find_spec("solo")
+    locations = list(spec.submodule_search_locations or []) if spec else []
+    if not locations or not (Path(locations[0]) / "methods" / "base.py").is_file():
+        raise UsageError(f"no solo-learn found: 'import solo' must work; {_INSTALL}")
+    return Path(locations[0])
+
+
+def _version(folder: Path) -> str:
+    """Version of the solo-learn in ``folder``: of the clone around it, else of the distribution that owns it."""
+    setup = folder.parent / "setup.py"
+    if setup.is_file():
+        found = re.search(r"version=\"([^\"]+)\"", setup.read_text())
+        return found.group(1) if found else "unknown"
+    try:
+        distribution = metadata.distribution("solo-learn")
+    except metadata.PackageNotFoundError:
+        return "unknown"
+    owned = Path(str(distribution.locate_file("solo"))).resolve() == folder.resolve()
+    return distribution.version if owned else "unknown"

@@ -1,0 +1,174 @@
+"""solo-learn 1.0.2 (November 2021) on today's torch and Lightning: what has moved since, put back under its old name.
+
+Call :func:`install` before anything of ``solo`` is imported. Nothing in the installed files changes.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import sys
+from collections.abc import Callable
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import lightning.pytorch
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+
+
+def install() -> None:
+    """Make ``import solo`` work and its models train on Lightning 2. Safe to call again."""
+    if "pl_bolts" in sys.modules:
+        return
+    _alias_lightning()
+    _stand_in_for_bolts()
+
+    base = importlib.import_module("solo.methods.base")
+    linear = importlib.import_module("solo.methods.linear")
+    for model in (base.BaseMethod, linear.LinearModel):
+        _modernise_validation(model)
+        _step_schedules(model)
+    _modernise_momentum(base.BaseMomentumMethod)
+    _run_closure_before_lars(importlib.import_module("solo.utils.lars").LARSWrapper)
+    _only_update_knn(importlib.import_module("solo.utils.knn").WeightedKNNClassifier)
+    try:
+        auto_umap = importlib.import_module("solo.utils.auto_umap")
+    except ImportError:  # umap-learn is an extra
+        return
+    _modernise_auto_umap(auto_umap.AutoUMAP)
+
+
+def _alias_lightning() -> None:
+    """``pytorch_lightning`` is ``lightning.pytorch``, submodules included, or they would be loaded twice."""
+    for name in ("", ".callbacks", ".loggers"):
+        sys.modules["pytorch_lightning" + name] = importlib.import_module("lightning.pytorch" + name)
+
+
+def _stand_in_for_bolts() -> None:
+    """lightning-bolts, of which one scheduler is used, does not install beside Lightning 2."""
+    for name in ("pl_bolts", "pl_bolts.optimizers", "pl_bolts.optimizers.lr_scheduler"):
+        sys.modules[name] = ModuleType(name)
+    sys.modules["pl_bolts.optimizers.lr_scheduler"].LinearWarmupCosineAnnealingLR = (  # type: ignore[attr-defined]
+        linear_warmup_cosine_annealing
+    )
+
+
+def linear_warmup_cosine_annealing(
+    optimizer: Any, warmup_epochs: float, max_epochs: float, warmup_start_lr: float = 0.0, eta_min: float = 0.0
+) -> LambdaLR:
+    """Linear warm-up from ``warmup_start_lr`` to each group's rate, then a half cosine down to ``eta_min``."""
+
+    def factor_of(peak: float) -> Callable[[int], float]:
+        def factor(epoch: int) -> float:
+            if epoch < warmup_epochs:
+                rate = warmup_start_lr + epoch * (peak - warmup_start_lr) / max(1, warmup_epochs - 1)
+            else:
+                progress = (epoch - warmup_epochs) / max(1, max_epochs - warmup_epochs)
+                rate = eta_min + 0.5 * (peak - eta_min) * (1 + math.cos(math.pi * progress))
+            return rate / peak if peak else 1.0
+
+        return factor
+
+    return LambdaLR(optimizer, [factor_of(group["lr"]) for group in optimizer.param_groups])
+
+
+def _modernise_validation(model: Any) -> None:
+    """Lightning 2 refuses ``validation_epoch_end(outputs)``: collect the outputs and call it at the epoch's end.
+
+    The instance attribute hides the old hook from Lightning's check; ``super().validation_epoch_end``, which the
+    momentum methods call, still finds it on the class.
+    """
+    init = model.__init__
+
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        self.validation_epoch_end = None
+        self.validation_outputs = []
+
+    def on_validation_batch_end(self: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.validation_outputs.append(outputs)
+
+    def on_validation_epoch_end(self: Any) -> None:
+        type(self).validation_epoch_end(self, self.validation_outputs)
+        self.validation_outputs = []
+
+    model.__init__ = __init__
+    model.on_validation_batch_end = on_validation_batch_end
+    model.on_validation_epoch_end = on_validation_epoch_end
+
+
+def _step_schedules(model: Any) -> None:
+    """main's ``scheduler.interval: step``: the same warm-up and cosine, moved on at every step.
+
+    ``scheduler_interval`` is set on the model by the face; 1.0.2 itself knows epochs only.
+    """
+    configure_optimizers = model.configure_optimizers
+
+    def configure(self: Any) -> Any:
+        if self.scheduler not in ("warmup_cosine", "cosine") or getattr(self, "scheduler_interval", "epoch") != "step":
+            return configure_optimizers(self)
+        epochs = self.max_epochs, getattr(self, "warmup_epochs", None)
+        steps = self.trainer.estimated_stepping_batches / self.max_epochs
+        self.max_epochs = self.max_epochs * steps
+        if epochs[1] is not None:
+            self.warmup_epochs = self.warmup_epochs * steps
+        try:
+            optimizers, (scheduler,) = configure_optimizers(self)
+        finally:
+            self.max_epochs = epochs[0]
+            if epochs[1] is not None:
+                self.warmup_epochs = epochs[1]
+        return optimizers, [{"scheduler": scheduler, "interval": "step"}]
+
+    model.configure_optimizers = configure
+
+
+def _modernise_momentum(model: Any) -> None:
+    """``on_train_batch_end`` lost its ``dataloader_idx``, and so did its caller."""
+    on_train_batch_end = model.on_train_batch_end
+
+    def without_dataloader_idx(self: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        on_train_batch_end(self, outputs, batch, batch_idx, dataloader_idx)
+
+    model.on_train_batch_end = without_dataloader_idx
+
+
+def _run_closure_before_lars(wrapper: Any) -> None:
+    """Lightning 2 computes the gradients inside ``step(closure)``; LARS must scale those, not the last step's."""
+    step = wrapper.step
+
+    def step_after_closure(self: Any, closure: Callable[[], Any] | None = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        step(self, None)
+        return loss
+
+    wrapper.step = step_after_closure
+
+
+def _only_update_knn(metric: Any) -> None:
+    """1.0.2 asks for ``compute_on_step=False``, which torchmetrics has dropped: calling the metric only updates it."""
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> None:
+        self.update(*args, **kwargs)
+
+    metric.forward = forward
+
+
+def _modernise_auto_umap(callback: Any) -> None:
+    """``trainer.val_dataloaders`` is no longer a list."""
+    plot = callback.plot
+
+    def plot_first(self: Any, trainer: lightning.pytorch.Trainer, module: Any) -> None:
+        seen = SimpleNamespace(
+            val_dataloaders=[trainer.val_dataloaders],
+            logger=trainer.logger,
+            is_global_zero=trainer.is_global_zero,
+            current_epoch=trainer.current_epoch,
+        )
+        plot(self, seen, module)
+
+    callback.plot = plot_first

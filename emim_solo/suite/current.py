@@ -1,0 +1,164 @@
+"""solo-learn main (1.0.6), the generation that users have.
+
+Imports at the top are those that already exist when ``solo.methods`` has just been loaded: EMIM is registered at that
+moment, in the middle of ``import solo``.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule
+from omegaconf import DictConfig, OmegaConf
+from solo.methods import METHODS
+from solo.methods.base import BaseMethod
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from emim_solo.errors import UsageError
+from emim_solo.method import EMIMMethod, complete_method_kwargs
+from emim_solo.suite.face import Suite, allow_few_classes, give_small_image_stem, open_copy, plain
+
+
+class EMIM(EMIMMethod, BaseMethod):
+    """EMIM on main's ``BaseMethod(cfg)``."""
+
+    def __init__(self, cfg: DictConfig) -> None:
+        super().__init__(cfg)
+        self.add_emim(cfg.method_kwargs)  # completed in place by the base class
+
+    @staticmethod
+    def add_and_assert_specific_cfg(cfg: DictConfig) -> DictConfig:
+        """Defaults and checks of the base method and of EMIM's ``method_kwargs``."""
+        cfg = BaseMethod.add_and_assert_specific_cfg(cfg)
+        cfg.method_kwargs = complete_method_kwargs(plain(cfg.method_kwargs), _names_of_other_methods())
+        return cfg
+
+
+def _names_of_other_methods() -> set[str]:
+    """main has no list of what its methods read from ``method_kwargs``: their source is the list."""
+    sources = (inspect.getsource(sys.modules[method.__module__]) for name, method in METHODS.items() if name != "emim")
+    return set(re.findall(r"method_kwargs\.(\w+)", "\n".join(sources)))
+
+
+class CurrentSuite(Suite):
+    generation = "main"
+
+    def emim_class(self) -> type[LightningModule]:
+        return EMIM
+
+    def registry(self) -> dict[str, Any]:
+        return METHODS
+
+    def complete(self, cfg: DictConfig) -> DictConfig:
+        from solo.args.pretrain import parse_cfg
+
+        cfg = parse_cfg(open_copy(cfg))
+        return self.methods()[cfg.method].add_and_assert_specific_cfg(cfg)
+
+    def build(self, cfg: DictConfig) -> LightningModule:
+        from solo.utils.misc import make_contiguous
+
+        model = self.methods()[cfg.method](cfg)
+        self._fit_stem(model, cfg)
+        make_contiguous(model)
+        if not cfg.performance.disable_channel_last:
+            model = model.to(memory_format=torch.channels_last)
+        return model
+
+    def load_checkpoint(self, path: Path, cfg: DictConfig) -> LightningModule:
+        model = self.methods()[cfg.method](open_copy(cfg))
+        self._fit_stem(model, cfg)
+        model.load_state_dict(torch.load(path, map_location="cpu", weights_only=False)["state_dict"])
+        return model.eval()
+
+    def _fit_stem(self, model: Any, cfg: DictConfig) -> None:
+        if not OmegaConf.select(cfg, "backbone.small_image_stem", default=False):
+            return
+        give_small_image_stem(model.backbone)
+        momentum = getattr(model, "momentum_backbone", None)
+        if momentum is not None:
+            give_small_image_stem(momentum)
+            momentum.conv1.load_state_dict(model.backbone.conv1.state_dict())
+            momentum.conv1.requires_grad_(False)
+
+    def backbone(self, model: Any) -> nn.Module:
+        return model.backbone
+
+    def train_loader(self, cfg: DictConfig) -> DataLoader:
+        from solo.data import pretrain_dataloader as suite_data
+
+        views = [
+            suite_data.NCropAugmentation(suite_data.build_transform_pipeline(cfg.data.dataset, view), view.num_crops)
+            for view in cfg.augmentations
+        ]
+        dataset = suite_data.prepare_datasets(
+            cfg.data.dataset,
+            suite_data.FullTransformPipeline(views),
+            train_data_path=cfg.data.train_path,
+            data_format=cfg.data.format,
+            no_labels=cfg.data.no_labels,
+            data_fraction=cfg.data.fraction,
+        )
+        return suite_data.prepare_dataloader(
+            dataset, batch_size=cfg.optimizer.batch_size, num_workers=cfg.data.num_workers
+        )
+
+    def suite_evaluation_transform(self, dataset: str) -> Any:
+        from solo.data.classification_dataloader import prepare_transforms
+
+        return prepare_transforms(dataset)[1]
+
+    def evaluation_datasets(self, cfg: DictConfig) -> tuple[Dataset, Dataset]:
+        from solo.data.classification_dataloader import prepare_datasets
+
+        transform = self.evaluation_transform(cfg)
+        return prepare_datasets(
+            cfg.data.dataset,
+            transform,
+            transform,
+            train_data_path=cfg.data.train_path,
+            val_data_path=cfg.data.val_path,
+            data_format="image_folder" if cfg.data.format == "dali" else cfg.data.format,
+        )
+
+    def checkpointer(self, cfg: DictConfig) -> Callback:
+        from solo.utils.checkpointer import Checkpointer
+
+        return Checkpointer(
+            cfg,
+            logdir=Path(cfg.checkpoint.dir) / cfg.method,
+            frequency=cfg.checkpoint.frequency,
+            keep_prev=cfg.checkpoint.keep_prev,
+        )
+
+    def auto_umap(self, cfg: DictConfig) -> Callback:
+        try:
+            from solo.utils.auto_umap import AutoUMAP
+        except ImportError as error:
+            raise UsageError(
+                f"auto_umap.enabled needs the umap extra ({error}): pip install 'emim-solo[umap]'"
+            ) from error
+        return AutoUMAP(cfg.name, logdir=Path(cfg.auto_umap.dir) / cfg.method, frequency=cfg.auto_umap.frequency)
+
+    def knn_classifier(self, k: int, temperature: float, distance: str) -> Any:
+        from solo.utils.knn import WeightedKNNClassifier
+
+        return WeightedKNNClassifier(k=k, T=temperature, distance_fx=distance)
+
+    def complete_linear(self, cfg: DictConfig) -> DictConfig:
+        from solo.args.linear import parse_cfg
+        from solo.methods.linear import LinearModel
+
+        return LinearModel.add_and_assert_specific_cfg(parse_cfg(open_copy(cfg)))
+
+    def linear_model(self, backbone: nn.Module, cfg: DictConfig) -> LightningModule:
+        from solo.methods import linear
+
+        allow_few_classes(linear)
+        return linear.LinearModel(backbone, cfg=cfg, loss_func=nn.CrossEntropyLoss(), mixup_func=None)

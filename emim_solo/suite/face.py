@@ -1,0 +1,182 @@
+"""What the rest of the package may ask of solo-learn, whichever generation is installed."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar
+
+import torch
+from lightning.pytorch import Callback, LightningModule
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+
+from emim_solo.errors import UsageError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+# The suite's own evaluation crops: none up to STL-10's 96 pixels, 224 out of 256 on ImageNet.
+_LARGEST_UNCROPPED = 96
+
+
+class Suite(ABC):
+    """Models, data and callbacks of solo-learn, all configured by the YAML schema of solo-learn main."""
+
+    generation: ClassVar[str]
+
+    def __init__(self, version: str) -> None:
+        self.version = version
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """Generation and version, for the rows of results."""
+        return {"generation": self.generation, "version": self.version}
+
+    # -- methods ------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def emim_class(self) -> type[LightningModule]:
+        """EMIM on this generation's base method."""
+
+    @abstractmethod
+    def registry(self) -> dict[str, Any]:
+        """The suite's own METHODS: a dict that may be changed in place."""
+
+    def methods(self) -> dict[str, Any]:
+        """Name to class of every pretraining method, EMIM among them."""
+        self.registry().setdefault("emim", self.emim_class())
+        return {name: method for name, method in self.registry().items() if name not in ("base", "linear")}
+
+    @abstractmethod
+    def complete(self, cfg: DictConfig) -> DictConfig:
+        """Every default filled in and checked, learning rates scaled by batch size and devices.
+
+        Args:
+            cfg: as the user wrote it, ``devices`` being a list. Not changed.
+        """
+
+    @abstractmethod
+    def build(self, cfg: DictConfig) -> LightningModule:
+        """The method ``cfg.method``, freshly initialised; ``cfg`` is complete."""
+
+    @abstractmethod
+    def load_checkpoint(self, path: Path, cfg: DictConfig) -> LightningModule:
+        """The method ``cfg.method`` with the weights of a checkpoint, in evaluation mode, on the CPU."""
+
+    @abstractmethod
+    def backbone(self, model: LightningModule) -> nn.Module:
+        """The frozen or training backbone inside a method: images to features."""
+
+    # -- data ---------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def train_loader(self, cfg: DictConfig) -> DataLoader:
+        """Batches of (indices, views, labels), shuffled, the last incomplete batch dropped."""
+
+    @abstractmethod
+    def evaluation_datasets(self, cfg: DictConfig) -> tuple[Dataset, Dataset]:
+        """Train and validation images, both as :meth:`evaluation_transform` shows them."""
+
+    @abstractmethod
+    def suite_evaluation_transform(self, dataset: str) -> Any:
+        """The suite's validation transform of a dataset it knows by name."""
+
+    def evaluation_transform(self, cfg: DictConfig) -> Any:
+        """Validation images as the suite shows them, at the size that the backbone was trained on.
+
+        Both generations validate a ``custom`` folder at 224 pixels whatever it was trained at, and leave the function
+        to be rewritten by the user. Here such a folder is shown at its training ``crop_size``, mean and std.
+        """
+        if cfg.data.dataset != "custom":
+            return self.suite_evaluation_transform(cfg.data.dataset)
+        view = cfg.augmentations[0]
+        size = view.crop_size
+        return transforms.Compose(
+            [
+                transforms.Resize(size if size <= _LARGEST_UNCROPPED else size * 256 // 224),
+                transforms.CenterCrop(size),
+                transforms.ToTensor(),
+                transforms.Normalize(view.get("mean", IMAGENET_MEAN), view.get("std", IMAGENET_STD)),
+            ]
+        )
+
+    def evaluation_loaders(self, cfg: DictConfig) -> tuple[DataLoader, DataLoader]:
+        """All train and validation images in order: the suite's own loaders shuffle and drop the last batch."""
+        train, val = (
+            DataLoader(
+                dataset,
+                batch_size=cfg.optimizer.batch_size,
+                num_workers=cfg.data.num_workers,
+                pin_memory=torch.cuda.is_available(),
+            )
+            for dataset in self.evaluation_datasets(cfg)
+        )
+        return train, val
+
+    # -- callbacks and evaluation -------------------------------------------------------------------------------
+
+    @abstractmethod
+    def checkpointer(self, cfg: DictConfig) -> Callback:
+        """The suite's Checkpointer, writing ``<checkpoint.dir>/<method>/<version>/{args.json,*.ckpt}``."""
+
+    @abstractmethod
+    def auto_umap(self, cfg: DictConfig) -> Callback:
+        """The suite's AutoUMAP callback."""
+
+    @abstractmethod
+    def knn_classifier(self, k: int, temperature: float, distance: str) -> Any:
+        """The suite's WeightedKNNClassifier; ``distance`` is ``cosine`` or ``euclidean``."""
+
+    @abstractmethod
+    def complete_linear(self, cfg: DictConfig) -> DictConfig:
+        """Like :meth:`complete`, for the schema of linear evaluation."""
+
+    @abstractmethod
+    def linear_model(self, backbone: nn.Module, cfg: DictConfig) -> LightningModule:
+        """The suite's LinearModel on a frozen backbone; ``cfg`` is complete in the schema of linear evaluation."""
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """The config as dicts and lists, interpolations resolved."""
+    container = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
+
+
+def open_copy(cfg: DictConfig) -> DictConfig:
+    """A copy that takes new keys: completing a config writes defaults into it."""
+    cfg = cfg.copy()
+    OmegaConf.set_struct(cfg, False)
+    return cfg
+
+
+def allow_few_classes(module: ModuleType) -> None:
+    """Let a module of the suite that hard-wires top-5 accuracy run on fewer than five classes."""
+    accuracy_at_k = module.accuracy_at_k
+    if getattr(accuracy_at_k, "few_classes", False):
+        return
+
+    def clamped(outputs: torch.Tensor, targets: torch.Tensor, top_k: Sequence[int] = (1, 5)) -> Sequence[torch.Tensor]:
+        return accuracy_at_k(outputs, targets, top_k=[min(k, outputs.size(1)) for k in top_k])
+
+    clamped.few_classes = True  # type: ignore[attr-defined]
+    module.accuracy_at_k = clamped  # type: ignore[attr-defined]
+
+
+def give_small_image_stem(backbone: nn.Module) -> None:
+    """Replace a ResNet's ImageNet stem in place by the one that the suite gives to CIFAR: 3x3, stride 1, no max-pool.
+
+    Raises:
+        UsageError: the backbone is not a torchvision ResNet.
+    """
+    if not (hasattr(backbone, "conv1") and hasattr(backbone, "maxpool")):
+        raise UsageError(
+            f"backbone.small_image_stem is for ResNets, got {type(backbone).__name__}: leave it out, "
+            "and set a smaller patch size through backbone.kwargs where the backbone has one"
+        )
+    backbone.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=2, bias=False)
+    backbone.maxpool = nn.Identity()

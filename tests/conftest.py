@@ -1,0 +1,103 @@
+"""Real parts for every test: the embedded digits and the installed solo-learn, through the suite face."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image
+
+from emim_solo.data import write_digits
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+VIEW: dict[str, Any] = {
+    "rrc": {"enabled": True, "crop_min_scale": 0.4, "crop_max_scale": 1.0},
+    "color_jitter": {"prob": 0.8, "brightness": 0.4, "contrast": 0.4, "saturation": 0.0, "hue": 0.0},
+    "grayscale": {"prob": 0.0},
+    "gaussian_blur": {"prob": 0.0},
+    "solarization": {"prob": 0.0},
+    "equalization": {"prob": 0.0},
+    "horizontal_flip": {"prob": 0.0},
+    "crop_size": 32,
+    "num_crops": 2,
+}
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded digits as image folders."""
+    return write_digits(tmp_path_factory.mktemp("images") / "digits")
+
+
+@pytest.fixture(scope="session")
+def few_digits(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """16 training and 6 validation images of each digit: an epoch in a second or two."""
+    folder = tmp_path_factory.mktemp("images") / "few"
+    for split, count in (("train", 16), ("val", 6)):
+        for digit in sorted((digits / split).iterdir()):
+            target = folder / split / digit.name
+            target.mkdir(parents=True)
+            for image in sorted(digit.iterdir())[:count]:
+                (target / image.name).write_bytes(image.read_bytes())
+    return folder
+
+
+@pytest.fixture
+def make_cfg(few_digits: Path, tmp_path: Path) -> Callable[..., DictConfig]:
+    """A small pretraining config in solo-learn's schema: ``make_cfg(method="vicreg", data__val_path=None)``."""
+
+    def make(**overrides: Any) -> DictConfig:
+        method = overrides.get("method", "emim")
+        cfg = OmegaConf.create(
+            {
+                "name": f"{method}-digits",
+                "method": method,
+                "backbone": {"name": "resnet18"},
+                "method_kwargs": {"proj_hidden_dim": 64, "proj_output_dim": 16},
+                "data": {
+                    "dataset": "custom",
+                    "train_path": str(few_digits / "train"),
+                    "val_path": str(few_digits / "val"),
+                    "num_workers": 0,
+                },
+                "augmentations": [VIEW],
+                "optimizer": {
+                    "name": "adamw",
+                    "batch_size": 32,
+                    "lr": 0.001,
+                    "classifier_lr": 0.01,
+                    "weight_decay": 1e-4,
+                },
+                "scheduler": {"name": "warmup_cosine", "warmup_epochs": 1},
+                "checkpoint": {"enabled": True, "dir": str(tmp_path / "trained")},
+                "knn_eval": {"enabled": True, "k": 5, "distance_func": "cosine"},
+                "max_epochs": 1,
+                "devices": 1,
+                "accelerator": "cpu",
+                "log_every_n_steps": 2,
+                "enable_progress_bar": False,
+                "seed": 7,
+            }
+        )
+        for key, value in overrides.items():
+            OmegaConf.update(cfg, key.replace("__", "."), value, force_add=True)
+        return cfg
+
+    return make
+
+
+@pytest.fixture
+def solid_image() -> Callable[[Path], Path]:
+    """Writes one small real image file and returns its path."""
+
+    def write(path: Path) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32), (200, 30, 90)).save(path)
+        return path
+
+    return write
