@@ -88,8 +88,8 @@ def null_mutual_information(
     _check_choice("form", form, FORMS)
     _check_noise_variance(noise_variance)
     with _full_precision(z1):
-        first, second = _views(z1, z2, standardise)
-        views = torch.stack((first, second.roll(1, 0)))
+        first, second = _views(z1, z2, standardise).unbind(1)
+        views = torch.stack((first, second.roll(1, 0)), dim=1)
         return _with_retry(lambda x: _mutual_information(x, form, noise_variance), views)
 
 
@@ -123,7 +123,7 @@ def emim_loss_func(
         z1: N x d embeddings of the first view, of this process; standardised here over the global batch.
         z2: N x d embeddings of the second view, paired by row.
         objective: "bound" or "exact".
-        marginal: H(Z) = 1/2 log det(C + eI): "exact", or the "series" of `series_order` about a multiple of I.
+        marginal: H(Z) = 1/2 log det(C + eI): "exact", or the "series" about a multiple of I.
         series_order: terms of the series, >= 2. Order 2 needs no factorisation and is concave everywhere.
             Higher orders cost an eigenvalue computation, see `_series_log_det`.
         residual: H(Z|Z'): "exact" 1/2 [log det(C+S+eI) + log det(C-S+eI) - log det(C+eI)],
@@ -159,25 +159,24 @@ def emim_loss_func(
         return _with_retry(loss, _views(z1, z2, standardise=True))
 
 
-# --- the terms ---------------------------------------------------------------------------------------
+# --- the terms, of `views`: N x 2 x d, centred ------------------------------------------------------
 
 
 def _mutual_information(views: Tensor, form: str, noise_variance: float) -> Tensor:
-    """MI in nats of centred views, 2 x N x d."""
-    _, samples, dimension = views.shape
+    """MI in nats of centred views."""
+    samples, _, dimension = views.shape
+    if form == "pooled":
+        marginal = _log_det(views.flatten(0, 1), noise_variance)
+        return marginal - _joint_log_det(views, noise_variance) / 2
     if form == "auto":
         form = "dual" if samples < 2 * dimension else "primal"
-    if form == "pooled":
-        total, difference = _sum_and_difference(views)
-        parts = _log_det(total, noise_variance) + _log_det(difference, noise_variance)
-        return _log_det(views.flatten(0, 1), noise_variance) - parts / 2
     scale = 1 / (samples * noise_variance)
     if form == "dual":
-        # The joint embedding's Gram matrix is the sum of those of the views.
-        grams = gram(views) * scale
+        # det(I + AB) = det(I + BA), and the joint embedding's Gram matrix is the sum of the two.
+        grams = gram(views.transpose(0, 1)) * scale
         first, second, joint = log_det(_plus_identity(torch.cat((grams, grams.sum(0, keepdim=True)))))
     else:
-        moments = _plus_identity(gram(torch.cat((views[0], views[1]), dim=1).mT) * scale)
+        moments = _plus_identity(gram(views.flatten(1).mT) * scale)
         first = log_det(moments[:dimension, :dimension])
         second = log_det(moments[dimension:, dimension:])
         joint = log_det(moments)
@@ -193,17 +192,15 @@ def _marginal_entropy(views: Tensor, marginal: str, order: int, noise_variance: 
 
 
 def _residual_entropy(views: Tensor, residual: str, noise_variance: float) -> Tensor:
-    """H(Z|Z') of exchangeable views in nats, or its bound from above, without the constant of `_marginal_entropy`."""
+    """H(Z|Z') of exchangeable views in nats, or a bound from above, without the same constant."""
     dimension = views.shape[-1]
     if residual == "isotropic":
-        return dimension / 2 * torch.log(mse_loss(views[0], views[1]) + 2 * noise_variance)
+        return dimension / 2 * torch.log(mse_loss(views[:, 0], views[:, 1]) + 2 * noise_variance)
     if residual == "diagonal":
-        variances = mse_loss(views[0], views[1], reduction="none").mean(0)
+        variances = mse_loss(views[:, 0], views[:, 1], reduction="none").mean(0)
         return torch.log(variances + 2 * noise_variance).sum() / 2
-    total, difference = _sum_and_difference(views)
-    joint = _log_det(total, noise_variance) + _log_det(difference, noise_variance)
-    marginal = _log_det(views.flatten(0, 1), noise_variance)
-    return (dimension * math.log(noise_variance) + joint - marginal) / 2
+    conditional = _joint_log_det(views, noise_variance) - _log_det(views.flatten(0, 1), noise_variance)
+    return (dimension * math.log(noise_variance) + conditional) / 2
 
 
 def _log_det(embeddings: Tensor, noise_variance: float) -> Tensor:
@@ -244,13 +241,15 @@ def _series_log_det(embeddings: Tensor, noise_variance: float, order: int) -> Te
     return result
 
 
-def _sum_and_difference(views: Tensor) -> tuple[Tensor, Tensor]:
-    """(z1 +- z2) / sqrt 2: uncorrelated for exchangeable views, det(joint) = det(Cov z+) det(Cov z-)."""
-    return (views[0] + views[1]) / math.sqrt(2), (views[0] - views[1]) / math.sqrt(2)
+def _joint_log_det(views: Tensor, noise_variance: float) -> Tensor:
+    """log det(I + joint covariance / e) of exchangeable views: their sum and difference are uncorrelated."""
+    first, second = views.unbind(1)
+    total, difference = (first + second) / math.sqrt(2), (first - second) / math.sqrt(2)
+    return _log_det(total, noise_variance) + _log_det(difference, noise_variance)
 
 
 def _with_retry(compute: Callable[[Tensor], Tensor], views: Tensor) -> Tensor:
-    """Computes in float64 what has no factorisation in float32: views that nearly agree, under little noise."""
+    """Computes in float64 what float32 cannot factorise: views that nearly agree, under little noise."""
     try:
         return compute(views)
     except _NotPositiveDefinite:
@@ -263,7 +262,7 @@ def _plus_identity(matrices: Tensor) -> Tensor:
     return matrices + torch.eye(matrices.shape[-1], dtype=matrices.dtype, device=matrices.device)
 
 
-# --- closed-form gradients ---------------------------------------------------------------------------
+# --- closed-form gradients --------------------------------------------------------------------------
 
 
 class _Gram(torch.autograd.Function):
@@ -303,7 +302,8 @@ class _LogDet(torch.autograd.Function):
 
 def gram(x: Tensor) -> Tensor:
     """X X^T of (a stack of) matrices, differentiable once."""
-    return _Gram.apply(x)
+    result: Tensor = _Gram.apply(x)
+    return result
 
 
 def log_det(matrices: Tensor) -> Tensor:
@@ -312,7 +312,8 @@ def log_det(matrices: Tensor) -> Tensor:
     Raises:
         FloatingPointError: a matrix is not positive definite in its precision.
     """
-    return _LogDet.apply(matrices)
+    result: Tensor = _LogDet.apply(matrices)
+    return result
 
 
 class _NotPositiveDefinite(FloatingPointError):
@@ -323,11 +324,11 @@ class _NotPositiveDefinite(FloatingPointError):
         )
 
 
-# --- from two tensors to the views over all processes ---------------------------------------------------
+# --- from two tensors to the views over all processes -----------------------------------------------
 
 
 def _views(z1: Tensor, z2: Tensor, standardise: bool) -> Tensor:
-    """Checked, gathered, centred and, if asked for, standardised: 2 x N_global x d, at least float32."""
+    """Checked, gathered, centred and, if asked for, standardised: N_global x 2 x d, at least float32."""
     for name, z in (("z1", z1), ("z2", z2)):
         if not z.is_floating_point():
             raise TypeError(f"{name} must be of floating dtype, got {z.dtype}")
@@ -336,38 +337,42 @@ def _views(z1: Tensor, z2: Tensor, standardise: bool) -> Tensor:
     if z1.ndim != 2 or z1.shape[1] == 0:
         raise ValueError(f"embeddings must be N x d with d >= 1, got shape {tuple(z1.shape)}")
     dtype = torch.float64 if torch.float64 in (z1.dtype, z2.dtype) else torch.float32
-    views = torch.stack((z1.to(dtype), z2.to(dtype)))
+    views = torch.stack((z1.to(dtype), z2.to(dtype)), dim=1)
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         views = _gather(views)
-    samples = views.shape[1]
+    samples = views.shape[0]
     if samples < 2:
         raise ValueError(f"mutual information needs at least 2 samples, got {samples}")
-    mean = views.mean(1, keepdim=True)
-    views_centred = views - mean
-    norm = torch.linalg.vector_norm(views_centred, dim=1, keepdim=True)
-    # One NaN, Inf or overflow shows in the norm of its feature: no pass over the embeddings is spent on it.
-    if not norm.isfinite().all():
-        _raise_not_finite(views)
+    flat = views.flatten(1)
     if not standardise:
-        return views_centred
-    # The mean of a constant feature is rounded: what is left after centring is no signal.
-    rounding = 16 * torch.finfo(dtype).eps * math.sqrt(samples) * mean.detach().abs()
-    inverse = norm.masked_fill(norm <= rounding, math.inf).reciprocal()
-    return views_centred * (inverse * math.sqrt(samples))
+        mean = flat.mean(0)
+        _check_finite(mean, views)
+        return (flat - mean).view_as(views)
+    # Batch normalisation's kernel is the fastest there is, has its gradient, and hands out the statistics.
+    smallest_std = 1e-15
+    scaled, mean, inverse_std = torch.native_batch_norm(flat, None, None, None, None, True, 0.0, smallest_std**2)
+    std = inverse_std.reciprocal()
+    _check_finite(std, views)
+    # The mean of a constant feature is rounded, so what centring leaves is no signal, whatever its size.
+    constant = std <= 2 * smallest_std + 16 * torch.finfo(dtype).eps * mean.abs()
+    if constant.any():
+        scaled = scaled.masked_fill(constant, 0)
+    return scaled.view_as(views)
 
 
-def _raise_not_finite(views: Tensor) -> None:
-    counts = (~views.isfinite()).sum((1, 2)).tolist()
-    found = [f"{name} holds {n} NaN or Inf" for name, n in zip(("z1", "z2"), counts, strict=True) if n]
-    raise FloatingPointError(
-        " and ".join(found) + f" among {views[0].numel()} values; no mutual information is defined for it"
-        if found
-        else f"the embeddings are too large for {views.dtype}: their variance overflows"
-    )
+def _check_finite(statistics: Tensor, views: Tensor) -> None:
+    # One NaN, Inf or overflow shows in its feature's statistics: no pass over the embeddings is spent on it.
+    if statistics.isfinite().all():
+        return
+    counts = zip(("z1", "z2"), (~views.isfinite()).sum((0, 2)).tolist(), strict=True)
+    found = [f"{name} holds {count}" for name, count in counts if count]
+    if not found:
+        raise FloatingPointError(f"the embeddings are too large for {views.dtype}: their variance overflows")
+    raise FloatingPointError(f"NaN or Inf among {views[:, 0].numel()} values: {' and '.join(found)}")
 
 
 class _Gather(torch.autograd.Function):
-    """Concatenates dim 1 over the processes; the gradient is summed over them.
+    """Concatenates the samples of the processes; the gradient is summed over them.
 
     torch.distributed.nn.functional.all_gather did the same and is deprecated.
     """
@@ -376,27 +381,28 @@ class _Gather(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor) -> Tensor:
         parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
         dist.all_gather(parts, x)
-        return torch.cat(parts, dim=1)
+        return torch.cat(parts)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        grad = grad.contiguous()
-        dist.all_reduce(grad)
-        return grad.chunk(dist.get_world_size(), dim=1)[dist.get_rank()]
+        total = grad.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total.chunk(dist.get_world_size())[dist.get_rank()]
 
 
 def _gather(views: Tensor) -> Tensor:
     # Unequal shapes would hang or crash inside the collective, on some processes only.
-    shape = torch.tensor(views.shape[1:], device=views.device)
+    shape = torch.tensor(views.shape, device=views.device)
     shapes = [torch.empty_like(shape) for _ in range(dist.get_world_size())]
     dist.all_gather(shapes, shape)
-    listed = [tuple(s.tolist()) for s in shapes]
+    listed = [(samples, dimension) for samples, _, dimension in (s.tolist() for s in shapes)]
     if len(set(listed)) > 1:
         raise ValueError(
             f"every process must hold a batch of the same shape, got {listed}; drop the last, smaller batch"
         )
-    return _Gather.apply(views.contiguous())
+    result: Tensor = _Gather.apply(views)
+    return result
 
 
 def _full_precision(tensor: Tensor) -> torch.autocast:
@@ -404,7 +410,7 @@ def _full_precision(tensor: Tensor) -> torch.autocast:
     return torch.autocast(tensor.device.type, enabled=False)
 
 
-# --- options ------------------------------------------------------------------------------------------
+# --- options ----------------------------------------------------------------------------------------
 
 
 def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
