@@ -81,7 +81,8 @@ class EMIMMethod(LightningModule):
         if self.num_large_crops != 2 or self.num_small_crops != 0:
             raise UsageError(
                 f"EMIM compares two views of one size, got {self.num_large_crops} large and "
-                f"{self.num_small_crops} small crops: set num_crops in 'augmentations' so that they add up to 2, all of one crop_size"
+                f"{self.num_small_crops} small crops: set num_crops in 'augmentations' so that they add up to 2, "
+                "all of one crop_size"
             )
         hidden, output = method_kwargs["proj_hidden_dim"], method_kwargs["proj_output_dim"]
         self.objective_kwargs = {name: method_kwargs[name] for name in OBJECTIVE_DEFAULTS}

@@ -168,7 +168,8 @@ class StopOnNaN(Callback):
         if not self.finite:
             raise FloatingPointError(
                 f"the training loss is NaN or infinite in epoch {trainer.current_epoch}, "
-                f"by step {trainer.global_step}: lower optimizer.lr, use precision=32 or bf16-mixed, and resume from the last checkpoint"
+                f"by step {trainer.global_step}: lower optimizer.lr, use precision=32 or bf16-mixed, "
+                "and resume from the last checkpoint"
             )
 
 

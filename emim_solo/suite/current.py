@@ -61,21 +61,18 @@ class CurrentSuite(Suite):
         cfg = parse_cfg(open_copy(cfg))
         return self.methods()[cfg.method].add_and_assert_specific_cfg(cfg)
 
+    def constructor_kwargs(self, cfg: DictConfig) -> dict[str, Any]:
+        return {"cfg": open_copy(cfg)}
+
     def build(self, cfg: DictConfig) -> LightningModule:
         from solo.utils.misc import make_contiguous
 
-        model = self.methods()[cfg.method](cfg)
+        model = self.methods()[cfg.method](**self.constructor_kwargs(cfg))
         self._fit_stem(model, cfg)
         make_contiguous(model)
         if not cfg.performance.disable_channel_last:
             model = model.to(memory_format=torch.channels_last)
         return model
-
-    def load_checkpoint(self, path: Path, cfg: DictConfig) -> LightningModule:
-        model = self.methods()[cfg.method](open_copy(cfg))
-        self._fit_stem(model, cfg)
-        model.load_state_dict(torch.load(path, map_location="cpu", weights_only=False)["state_dict"])
-        return model.eval()
 
     def _fit_stem(self, model: Any, cfg: DictConfig) -> None:
         if not OmegaConf.select(cfg, "backbone.small_image_stem", default=False):

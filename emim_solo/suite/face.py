@@ -60,12 +60,18 @@ class Suite(ABC):
         """
 
     @abstractmethod
+    def constructor_kwargs(self, cfg: DictConfig) -> dict[str, Any]:
+        """What the class of ``cfg.method`` (and its ``load_from_checkpoint``) takes; ``cfg`` is complete."""
+
+    @abstractmethod
     def build(self, cfg: DictConfig) -> LightningModule:
         """The method ``cfg.method``, freshly initialised; ``cfg`` is complete."""
 
-    @abstractmethod
     def load_checkpoint(self, path: Path, cfg: DictConfig) -> LightningModule:
         """The method ``cfg.method`` with the weights of a checkpoint, in evaluation mode, on the CPU."""
+        model = self.build(cfg)
+        model.load_state_dict(torch.load(path, map_location="cpu", weights_only=False)["state_dict"])
+        return model.eval()
 
     @abstractmethod
     def backbone(self, model: LightningModule) -> nn.Module:

@@ -9,7 +9,6 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule
 from omegaconf import DictConfig, OmegaConf
 from solo.args.utils import N_CLASSES_PER_DATASET
@@ -192,13 +191,13 @@ class RegistrySuite(Suite):
     # -- models -------------------------------------------------------------------------------------------------
 
     def build(self, cfg: DictConfig) -> LightningModule:
-        model = self.methods()[cfg.method](**self._model_kwargs(cfg))
+        model = self.methods()[cfg.method](**self.constructor_kwargs(cfg))
         model.scheduler_interval = cfg.scheduler.interval
         if cfg.knn_eval.enabled:  # 1.0.2 itself offers Euclidean distance only
             model.knn = self.knn_classifier(cfg.knn_eval.k, 0.07, cfg.knn_eval.distance_func)
         return model
 
-    def _model_kwargs(self, cfg: DictConfig) -> dict[str, Any]:
+    def constructor_kwargs(self, cfg: DictConfig) -> dict[str, Any]:
         values = plain(cfg)
         small_stem = values["backbone"].get("small_image_stem", False)
         if small_stem and not cfg.backbone.name.startswith("resnet"):
@@ -249,11 +248,6 @@ class RegistrySuite(Suite):
             kwargs["grad_clip_lars"] = extra.pop("clip_lr")
             kwargs["exclude_bias_n_norm"] = extra.pop("exclude_bias_n_norm")
         return {**kwargs, "extra_optimizer_args": extra}
-
-    def load_checkpoint(self, path: Path, cfg: DictConfig) -> LightningModule:
-        model = self.build(cfg)
-        model.load_state_dict(torch.load(path, map_location="cpu", weights_only=False)["state_dict"])
-        return model.eval()
 
     def backbone(self, model: Any) -> nn.Module:
         return model.encoder

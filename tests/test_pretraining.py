@@ -1,0 +1,272 @@
+"""Pretraining with the real suite, the real Lightning trainer and real images."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from emim_solo import rows
+from emim_solo.errors import UsageError
+from emim_solo.pretraining import last_checkpoint, prepare, pretrain
+from emim_solo.suite import load_suite
+
+MakeCfg = Callable[..., DictConfig]
+
+
+def read_curve(folder: Path) -> list[dict[str, str]]:
+    with open(folder / "metrics.csv") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("method", ["emim", "barlow_twins", "vicreg"])
+def test_one_epoch_of_each_method_of_the_demo(method: str, make_cfg: MakeCfg) -> None:
+    row = pretrain(prepare(make_cfg(method=method)))
+    folder = Path(row["checkpoint"])
+    assert sorted(path.suffix for path in folder.iterdir()) == [".ckpt", ".csv", ".json"]
+    assert json.loads((folder / "args.json").read_text())["method"] == method
+    assert 0 <= row["metrics"]["val_acc1"] <= 100
+    assert 0 <= row["metrics"]["val_knn_acc1"] <= 100
+    assert row["epochs"] == 1
+    assert rows.read(folder.parent.parent / "rows.jsonl") == [row]
+    logged = {name for line in read_curve(folder) for name, value in line.items() if value}
+    if method == "emim":
+        assert {"train_emim_loss_step", "train_emim_loss_epoch", "train_mi", "train_mi_null"} <= logged
+        assert row["metrics"]["train_mi"] > 0
+
+
+def test_emim_loss_falls_while_training(make_cfg: MakeCfg) -> None:
+    row = pretrain(prepare(make_cfg(max_epochs=4, optimizer__lr=0.01)))
+    curve = [
+        float(line["train_emim_loss_epoch"])
+        for line in read_curve(Path(row["checkpoint"]))
+        if line.get("train_emim_loss_epoch")
+    ]
+    assert curve[-1] < curve[0] - 0.05
+
+
+def test_momentum_method_and_lars_train(make_cfg: MakeCfg) -> None:
+    cfg = make_cfg(
+        method="byol",
+        method_kwargs={"proj_hidden_dim": 64, "proj_output_dim": 16, "pred_hidden_dim": 32},
+        optimizer__name="lars",
+        optimizer__lr=0.3,
+        momentum={"classifier": False},
+        backbone__small_image_stem=False,
+    )
+    row = pretrain(prepare(cfg))
+    assert torch.isfinite(torch.tensor(row["metrics"]["train_class_loss_epoch"]))
+
+
+def test_resumed_run_ends_with_the_metrics_of_an_uninterrupted_one(make_cfg: MakeCfg, tmp_path: Path) -> None:
+    whole = pretrain(prepare(make_cfg(max_epochs=3, checkpoint__dir=str(tmp_path / "whole"))), version="run")
+
+    cfg = make_cfg(max_epochs=3, checkpoint__dir=str(tmp_path / "parts"))
+    script = tmp_path / "killed.py"
+    script.write_text(  # a real process, killed in the middle of its third epoch
+        "import os, signal, sys\n"
+        "from omegaconf import OmegaConf\n"
+        "from emim_solo import pretraining\n"
+        "class Kill(pretraining.StopOnNaN):\n"
+        "    def on_train_batch_end(self, trainer, *args):\n"
+        "        if trainer.current_epoch == 2: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "pretraining.StopOnNaN = Kill\n"
+        "pretraining.pretrain(pretraining.prepare(OmegaConf.load(sys.argv[1])), version='run')\n"
+    )
+    OmegaConf.save(cfg, tmp_path / "cfg.yaml")
+    killed = subprocess.run([sys.executable, "-W", "ignore", str(script), str(tmp_path / "cfg.yaml")], check=False)
+    assert killed.returncode == -9
+    folder = tmp_path / "parts" / "emim" / "run"
+    assert "ep=1" in str(last_checkpoint(folder))
+
+    resumed = pretrain(prepare(cfg), version="run")
+    assert resumed["metrics"].keys() == whole["metrics"].keys()
+    for name, value in whole["metrics"].items():
+        assert resumed["metrics"][name] == pytest.approx(value, rel=1e-4, abs=1e-4), name
+    assert len(list(folder.glob("*.ckpt"))) == 1
+    assert (folder / "metrics.0.csv").is_file()
+
+
+def test_checkpoint_loads_into_the_same_embeddings(make_cfg: MakeCfg) -> None:
+    suite = load_suite()
+    cfg = prepare(make_cfg())
+    row = pretrain(cfg)
+    path = last_checkpoint(Path(row["checkpoint"]))
+    assert path is not None
+    stored = OmegaConf.create(json.loads((path.parent / "args.json").read_text()))
+    model = suite.load_checkpoint(path, stored)
+    weights = torch.load(path, map_location="cpu", weights_only=False)["state_dict"]
+    assert model.state_dict().keys() == weights.keys()
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+    images = next(iter(suite.evaluation_loaders(stored)[1]))[0]
+    with torch.no_grad():
+        out = model(images)
+    assert out["z"].shape == (len(images), 16)
+    assert torch.allclose(out["feats"], suite.backbone(model)(images))
+
+
+def test_lightnings_load_from_checkpoint(make_cfg: MakeCfg) -> None:
+    suite = load_suite()
+    cfg = prepare(make_cfg())
+    path = last_checkpoint(Path(pretrain(cfg)["checkpoint"]))
+    model = suite.emim_class().load_from_checkpoint(path, strict=True, **suite.constructor_kwargs(cfg))
+    weights = torch.load(path, map_location="cpu", weights_only=False)["state_dict"]
+    assert torch.equal(model.projector[0].weight, weights["projector.0.weight"])
+
+
+def test_small_image_stem_for_any_method(make_cfg: MakeCfg) -> None:
+    suite = load_suite()
+    for method, kwargs in (("emim", {}), ("byol", {"pred_hidden_dim": 8})):
+        cfg = make_cfg(method=method, backbone__small_image_stem=True, momentum={"base_tau": 0.9})
+        cfg.method_kwargs.update(kwargs)
+        model = suite.build(prepare(cfg))
+        stems = [
+            module
+            for name, module in model.named_modules()
+            if name.endswith("coder.conv1") or name.endswith("bone.conv1")
+        ]
+        assert len(stems) == (2 if method == "byol" else 1)
+        for stem in stems:
+            assert stem.kernel_size == (3, 3)
+            assert stem.stride == (1, 1)
+        assert torch.equal(stems[0].weight, stems[-1].weight)
+
+
+def test_emim_takes_the_config_of_another_method(make_cfg: MakeCfg) -> None:
+    cfg = make_cfg()
+    cfg.method_kwargs.update({"scale_loss": 0.1, "lamb": 0.0051, "sim_loss_weight": 25.0})
+    completed = prepare(cfg).method_kwargs
+    assert "scale_loss" not in completed
+    assert completed.weight == 4.0
+    assert completed.proj_output_dim == 16
+
+
+def test_learning_rates_scale_with_the_batch(make_cfg: MakeCfg) -> None:
+    cfg = prepare(make_cfg(optimizer__batch_size=64, optimizer__lr=0.4, optimizer__classifier_lr=0.8))
+    assert cfg.optimizer.lr == pytest.approx(0.1)
+    assert cfg.optimizer.classifier_lr == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("devices", [1, "1", "auto", [0], -1])
+def test_every_spelling_of_one_device(devices: Any, make_cfg: MakeCfg) -> None:
+    assert list(prepare(make_cfg(devices=devices)).devices) == [0]
+
+
+def test_nan_in_the_loss_ends_the_run(make_cfg: MakeCfg) -> None:
+    with pytest.raises(FloatingPointError, match="NaN"):
+        pretrain(prepare(make_cfg(method="barlow_twins", optimizer__lr=1e30, scheduler__warmup_epochs=0, max_epochs=2)))
+
+
+def test_nan_in_the_embeddings_of_emim_ends_the_run(make_cfg: MakeCfg) -> None:
+    with pytest.raises(FloatingPointError, match=r"NaN or Inf|too large"):
+        pretrain(prepare(make_cfg(optimizer__lr=1e30, scheduler__warmup_epochs=0, max_epochs=2)))
+
+
+# -- bad input: one clear error each, before any training ------------------------------------------------------------
+
+
+def refused(cfg: DictConfig, *parts: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        pretrain(prepare(cfg))
+    for part in parts:
+        assert part in str(caught.value)
+    assert not Path(cfg.checkpoint.dir).exists() or not list(Path(cfg.checkpoint.dir).rglob("*.csv"))
+
+
+def test_unknown_method_lists_those_there_are(make_cfg: MakeCfg) -> None:
+    refused(make_cfg(method="emmi"), "unknown method 'emmi'", "barlow_twins", "emim", "vicreg")
+
+
+def test_missing_config_keys_are_named(make_cfg: MakeCfg) -> None:
+    cfg = make_cfg()
+    del cfg.optimizer.lr, cfg.augmentations
+    refused(cfg, "augmentations", "optimizer.lr")
+
+
+def test_typo_in_method_kwargs_names_the_nearest(make_cfg: MakeCfg) -> None:
+    refused(make_cfg(method_kwargs__noise_varience=0.1), "noise_varience", "'noise_variance'")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "part"),
+    [
+        ("noise_variance", 0.0, "noise_variance"),
+        ("weight", -1.0, "weight"),
+        ("series_order", 1, "series_order"),
+        ("marginal", "exakt", "exact"),
+        ("proj_output_dim", 0, "proj_output_dim"),
+        ("proj_hidden_dim", "wide", "proj_hidden_dim"),
+    ],
+)
+def test_bad_values_of_method_kwargs(key: str, value: Any, part: str, make_cfg: MakeCfg) -> None:
+    refused(make_cfg(**{f"method_kwargs__{key}": value}), part, repr(value))
+
+
+def test_missing_folder(make_cfg: MakeCfg, tmp_path: Path) -> None:
+    refused(make_cfg(data__train_path=str(tmp_path / "nowhere")), "data.train_path", "nowhere")
+
+
+def test_folder_without_classes(make_cfg: MakeCfg, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    refused(make_cfg(data__train_path=str(tmp_path / "empty")), "no class folders")
+
+
+def test_class_without_images(make_cfg: MakeCfg, tmp_path: Path, solid_image: Callable[[Path], Path]) -> None:
+    solid_image(tmp_path / "images" / "cat" / "0.png")
+    (tmp_path / "images" / "dog").mkdir()
+    refused(make_cfg(data__train_path=str(tmp_path / "images")), "dog")
+
+
+def test_corrupt_image_is_named(make_cfg: MakeCfg, tmp_path: Path, solid_image: Callable[[Path], Path]) -> None:
+    for number in range(40):
+        solid_image(tmp_path / "images" / "cat" / f"{number}.png")
+    broken = tmp_path / "images" / "cat" / "7.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    refused(make_cfg(data__train_path=str(tmp_path / "images"), data__val_path=None), str(broken))
+
+
+def test_different_classes_in_train_and_val(
+    make_cfg: MakeCfg, tmp_path: Path, solid_image: Callable[[Path], Path]
+) -> None:
+    solid_image(tmp_path / "val" / "cat" / "0.png")
+    refused(make_cfg(data__val_path=str(tmp_path / "val")), "different classes", "cat")
+
+
+def test_fewer_images_than_a_batch(make_cfg: MakeCfg) -> None:
+    refused(make_cfg(optimizer__batch_size=256), "160 training images", "256")
+
+
+def test_more_than_two_views(make_cfg: MakeCfg) -> None:
+    cfg = make_cfg()
+    cfg.augmentations[0].num_crops = 3
+    refused(cfg, "2 large crops")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there, asking for one is no error")
+def test_gpu_asked_for_and_not_there(make_cfg: MakeCfg) -> None:
+    refused(make_cfg(accelerator="gpu"), "accelerator=gpu", "accelerator=cpu")
+
+
+def test_truncated_checkpoint(make_cfg: MakeCfg, tmp_path: Path) -> None:
+    path = last_checkpoint(Path(pretrain(prepare(make_cfg()))["checkpoint"]))
+    assert path is not None
+    cut = tmp_path / "cut.ckpt"
+    cut.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(UsageError, match="cut short"):
+        pretrain(prepare(make_cfg(resume_from_checkpoint=str(cut), checkpoint__dir=str(tmp_path / "other"))))
+
+
+def test_checkpoint_of_another_method_or_width(make_cfg: MakeCfg, tmp_path: Path) -> None:
+    path = last_checkpoint(Path(pretrain(prepare(make_cfg()))["checkpoint"]))
+    with pytest.raises(UsageError, match="of method 'emim', this run is 'vicreg'"):
+        pretrain(prepare(make_cfg(method="vicreg", resume_from_checkpoint=str(path))))
+    with pytest.raises(UsageError, match=r"of another model.*projector"):
+        pretrain(prepare(make_cfg(method_kwargs__proj_output_dim=32, resume_from_checkpoint=str(path))))
