@@ -1,0 +1,43 @@
+"""``python -m emim_solo SCRIPT args...`` runs a script of solo-learn with EMIM registered.
+
+For the suite's scripts that never start Hydra (main_knn.py, main_umap.py), and for any other Python script. With one
+of the commands of ``emim-solo`` in place of the script, it is that command. A script that starts DDP without Hydra
+should be started with ``torchrun -m emim_solo SCRIPT args...``: Lightning's own launcher would start its further
+processes from the script alone.
+"""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from emim_solo import cli
+from emim_solo.registration import register
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run a script, or a command of the package; exits with status 2 where there is no such script."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", *cli.COMMANDS):
+        cli.main(arguments)
+        return
+    script = Path(arguments[0])
+    if not script.is_file():
+        print(
+            f"emim-solo: no script '{script}': expected a Python file such as main_knn.py of a solo-learn clone, "
+            f"or one of the commands {', '.join(cli.COMMANDS)}",
+            file=sys.stderr,
+        )
+        raise SystemExit(2)
+
+    register()
+    sys.argv = arguments
+    if not getattr(sys.flags, "safe_path", False):
+        sys.path[0] = str(script.resolve().parent)  # as Python itself does for `python SCRIPT`
+    runpy.run_path(str(script), run_name="__main__")
+
+
+if __name__ == "__main__":
+    main()
