@@ -114,33 +114,38 @@ class SuiteData(LightningDataModule):
     def __init__(self, seed: int, train_loader: DataLoader, val_loader: DataLoader | None) -> None:
         super().__init__()
         self.seed, self.train_loader, self.val_loader = seed, train_loader, val_loader
+        self.first_epoch = 0
 
     def train_dataloader(self) -> DataLoader:
-        # Lightning draws the first epoch's order right after this call, later epochs' after on_train_epoch_start.
+        # Lightning makes the first epoch's iterator right after this call, before it has restored a checkpoint's
+        # epoch; a later one's after on_train_epoch_start.
         assert self.trainer is not None
-        seed_epoch(self.seed, self.trainer)
+        seed_epoch(self.seed, self.first_epoch, self.trainer.global_rank)
         return self.train_loader
 
     def val_dataloader(self) -> Any:
         return self.val_loader if self.val_loader is not None else []
 
 
-def seed_epoch(seed: int, trainer: Trainer) -> None:
-    """Seed Python, NumPy and torch for the current epoch of this process, so that a resumed run is the same run."""
-    state = int(np.random.SeedSequence([seed, trainer.current_epoch, trainer.global_rank]).generate_state(1)[0])
+def seed_epoch(seed: int, epoch: int, rank: int) -> None:
+    """Seed Python, NumPy and torch for one epoch of one process, so that a resumed run is the same run."""
+    state = int(np.random.SeedSequence([seed, epoch, rank]).generate_state(1)[0])
     random.seed(state)
     np.random.seed(state)
     torch.manual_seed(state)
 
 
 class SeedEachEpoch(Callback):
-    """Calls :func:`seed_epoch` at the start of each epoch."""
+    """Calls :func:`seed_epoch` at the start of each epoch but this process's first, which :class:`SuiteData` seeds."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
+        self.first = True
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        seed_epoch(self.seed, trainer)
+        if not self.first:
+            seed_epoch(self.seed, trainer.current_epoch, trainer.global_rank)
+        self.first = False
 
 
 class StopOnNaN(Callback):
@@ -207,7 +212,7 @@ def pretrain(cfg: DictConfig, version: str | None = None) -> dict[str, Any]:
     base = Path(cfg.checkpoint.dir) / cfg.method
     resumed = last_checkpoint(base / version) if version else _checkpoint_to_resume(cfg, base)
     if resumed is not None:
-        check_checkpoint(resumed, cfg, model)
+        data.first_epoch = check_checkpoint(resumed, cfg, model) + 1
         print(f"Resuming from '{resumed}'")
     folder = _run_folder(base, version, resumed)
     _keep_earlier_curves(folder)
@@ -317,8 +322,11 @@ def _checkpoint_to_resume(cfg: DictConfig, base: Path) -> Path | None:
     return last_checkpoint(Path(found).parent) if found is not None else None
 
 
-def check_checkpoint(path: Path, cfg: DictConfig, model: LightningModule) -> None:
+def check_checkpoint(path: Path, cfg: DictConfig, model: LightningModule) -> int:
     """Check that a checkpoint can be read and fits the model, before training starts.
+
+    Returns:
+        The epoch at whose end it was written.
 
     Raises:
         UsageError: it is missing, cut short, or of another method, backbone or projector.
@@ -326,7 +334,8 @@ def check_checkpoint(path: Path, cfg: DictConfig, model: LightningModule) -> Non
     if not path.is_file():
         raise UsageError(f"no checkpoint '{path}': expected a .ckpt file written by the suite's Checkpointer")
     try:
-        weights = torch.load(path, map_location="cpu", weights_only=False, mmap=True)["state_dict"]
+        checkpoint = torch.load(path, map_location="cpu", weights_only=False, mmap=True)
+        weights, epoch = checkpoint["state_dict"], int(checkpoint["epoch"])
     except Exception as error:  # torch.load raises many types on a file that is not whole
         raise UsageError(
             f"cannot read checkpoint '{path}' ({type(error).__name__}): it is cut short or no checkpoint; "
@@ -345,6 +354,7 @@ def check_checkpoint(path: Path, cfg: DictConfig, model: LightningModule) -> Non
             f"checkpoint '{path}' is of another model: {len(odd)} weights differ, first '{odd[0]}' "
             f"({theirs.get(odd[0], 'absent')} in it, {ours.get(odd[0], 'absent')} here); use its own config"
         )
+    return epoch
 
 
 def _run_folder(base: Path, version: str | None, resumed: Path | None) -> Path:
