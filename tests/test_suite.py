@@ -1,0 +1,185 @@
+"""The face over both generations: what is found, what is refused, and that a config means the same on both."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import DictConfig
+from torch import nn
+
+from emim_solo.errors import UsageError
+from emim_solo.pretraining import prepare
+from emim_solo.suite import load_suite
+
+MakeCfg = Callable[..., DictConfig]
+
+
+def test_emim_is_in_the_suites_own_registry() -> None:
+    suite = load_suite()
+    assert suite.methods()["emim"] is suite.emim_class()
+    from solo.methods import METHODS
+
+    assert METHODS["emim"] is suite.emim_class()
+    assert {"barlow_twins", "vicreg", "byol", "simclr"} <= suite.methods().keys()
+    assert not {"base", "linear"} & suite.methods().keys()
+
+
+def test_projector_has_the_shape_of_the_suites_barlow_twins(make_cfg: MakeCfg) -> None:
+    suite = load_suite()
+    ours, theirs = (suite.build(prepare(make_cfg(method=method))) for method in ("emim", "barlow_twins"))
+    assert [str(layer) for layer in ours.projector] == [str(layer) for layer in theirs.projector]
+    assert [group["name"] for group in ours.learnable_params if "name" in group][-1] == "projector"
+
+
+def test_training_loss_is_the_loss_of_the_embeddings(make_cfg: MakeCfg) -> None:
+    """One real batch: the training step's loss is the objective of the projected views plus the classifier's loss."""
+    from lightning.pytorch import Trainer
+
+    from emim_solo.objective import emim_loss_func
+
+    suite = load_suite()
+    cfg = prepare(make_cfg(knn_eval__enabled=False))
+    model = suite.build(cfg).train()
+    model.trainer = Trainer(accelerator="cpu", logger=False, log_every_n_steps=0, barebones=False)
+    model.log = model.log_dict = lambda *args, **kwargs: None  # logging needs a running trainer
+    indices, views, labels = next(iter(suite.train_loader(cfg)))
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    loss = model.training_step([indices, views, labels], 0)
+    model.load_state_dict(state)
+    outs = [model(view) for view in views]
+    class_loss = sum(nn.functional.cross_entropy(out["logits"], labels) for out in outs) / 2
+    expected = emim_loss_func(outs[0]["z"], outs[1]["z"]) + class_loss
+    assert torch.allclose(loss, expected, rtol=1e-4)
+
+
+def test_both_views_come_from_the_configs_augmentation(make_cfg: MakeCfg) -> None:
+    """Without any randomness in the augmentation both views are the evaluation image."""
+    cfg = make_cfg(data__num_workers=0)
+    view = cfg.augmentations[0]
+    view.rrc = {"enabled": True, "crop_min_scale": 1.0, "crop_max_scale": 1.0}
+    view.color_jitter.prob = 0.0
+    cfg = prepare(cfg)
+    suite = load_suite()
+    train = suite.train_loader(cfg)
+    index, views, label = train.dataset[3]
+    image, plain_label = suite.evaluation_datasets(cfg)[0][3]
+    assert (index, label) == (3, plain_label)
+    assert torch.equal(views[0], views[1])
+    # the crop of scale 1 may still stretch by up to 4:3; the mean brightness stays
+    assert views[0].shape == image.shape == (3, 32, 32)
+    assert torch.allclose(views[0].mean(), image.mean(), atol=0.25)
+
+
+def test_evaluation_loaders_are_whole_and_in_order(make_cfg: MakeCfg) -> None:
+    cfg = prepare(make_cfg())
+    train, val = load_suite().evaluation_loaders(cfg)
+    assert sum(len(labels) for _, labels in train) == 160
+    labels = torch.cat([labels for _, labels in val])
+    assert labels.tolist() == sorted(labels.tolist())
+    assert len(labels) == 60
+
+
+def test_cosine_knn_has_no_use_for_length() -> None:
+    torch.manual_seed(0)
+    features, labels = torch.randn(200, 8), torch.arange(200) % 4
+    features[:, 0] += 3 * labels
+    scaled = features * (10 * torch.rand(200, 1) + 0.1)
+    scores = []
+    for each in (features, scaled):
+        knn = load_suite().knn_classifier(k=5, temperature=0.07, distance="cosine")
+        knn(train_features=each[:100], train_targets=labels[:100])
+        knn(test_features=each[100:], test_targets=labels[100:])
+        scores.append(knn.compute())
+    assert scores[0] == pytest.approx(scores[1])
+
+
+def test_linear_model_of_three_classes() -> None:
+    """The suite hard-wires top-5 accuracy."""
+    suite = load_suite()
+    from torchvision.models import resnet18
+
+    backbone = resnet18()
+    backbone.fc = nn.Identity()
+    cfg = DictConfig(
+        {
+            "name": "three",
+            "method": "linear",
+            "backbone": {"name": "resnet18"},
+            "pretrained_feature_extractor": "none.ckpt",
+            "data": {"dataset": "custom", "train_path": ".", "val_path": ".", "num_workers": 0},
+            "optimizer": {"name": "sgd", "batch_size": 8, "lr": 0.1, "weight_decay": 0.0},
+            "scheduler": {"name": "none"},
+            "max_epochs": 1,
+            "devices": [0],
+        }
+    )
+    cfg = suite.complete_linear(cfg)
+    cfg.data.num_classes = 3
+    model = suite.linear_model(backbone, cfg)
+    out = model.shared_step((torch.randn(8, 3, 32, 32), torch.arange(8) % 3), 0)
+    values = out.values() if isinstance(out, dict) else out
+    assert all(torch.isfinite(torch.as_tensor(value)).all() for value in values)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("augmentations", "rrc"),
+        ("augmentations", "equalization"),
+        ("data.fraction", 0.5),
+        ("backbone.name", "wide_resnet28w2"),
+    ],
+)
+def test_what_only_main_has_is_refused_by_name_on_1_0_2(key: str, value: object, make_cfg: MakeCfg) -> None:
+    if load_suite().generation == "main":
+        pytest.skip("solo-learn main has all of it")
+    cfg = make_cfg()
+    if value == "rrc":
+        cfg.augmentations[0].rrc.enabled = False
+    elif value == "equalization":
+        cfg.augmentations[0].equalization.prob = 0.1
+    else:
+        cfg = make_cfg(**{key.replace(".", "__"): value})
+    with pytest.raises(UsageError, match="main"):
+        prepare(cfg)
+
+
+# -- which solo-learn there is, asked in a fresh process ---------------------------------------------------------------
+
+
+def load_in_fresh_process(before: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+    program = (
+        f"import sys; {before}\n"
+        "from emim_solo.errors import UsageError\n"
+        "from emim_solo.suite import load_suite\n"
+        "try: load_suite()\n"
+        "except UsageError as error: print(error); sys.exit(2)\n"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, env={**os.environ, **environment}
+    )
+
+
+def test_no_solo_learn() -> None:
+    done = load_in_fresh_process("sys.modules['solo'] = None")  # Python's own mark of a package that is not there
+    assert done.returncode == 2, done.stderr
+    assert "no solo-learn found" in done.stdout
+    assert "pip install --no-deps solo-learn==1.0.2" in done.stdout
+
+
+def test_unsupported_version(tmp_path: Path) -> None:
+    methods = tmp_path / "solo" / "methods"
+    methods.mkdir(parents=True)
+    (tmp_path / "solo" / "__init__.py").touch()
+    (methods / "base.py").touch()
+    (tmp_path / "setup.py").write_text('setup(name="solo-learn", version="1.0.4")')
+    done = load_in_fresh_process(PYTHONPATH=str(tmp_path))
+    assert done.returncode == 2, done.stderr
+    assert "solo-learn 1.0.4" in done.stdout
+    assert "expected main (1.0.6) or 1.0.2" in done.stdout
