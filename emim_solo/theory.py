@@ -1,0 +1,161 @@
+"""Closed forms of entropy and mutual information (MI), in nats: what the objective is held against.
+
+Theorems 1 and 2 of L. Chang, P. Liu, Q. Guo, F. Wen, "Explicit Mutual Information Maximization for
+Self-Supervised Learning" (arXiv 2409.04747). A joint vector has 2 blocks, the views: the first n
+coordinates and the rest.
+
+What holds exactly: for ANY elliptical joint distribution with dispersion S the MI is
+
+    1/2 log(|S_11| |S_22| / |S|) + a constant >= 0 of the distribution's shape and dimensions,
+
+since a marginal of an elliptical distribution is elliptical with the matching block of S, and since the
+constant is the MI itself where S is block-diagonal. The Gaussian's constant is 0, and the multivariate
+Student t is an example with all of it in closed form.
+
+What does not: Theorem 2 takes the joint vector AND its two views for multivariate generalised Gaussians
+(MGGD) of one shape. For a shape other than 1 no distribution is that, because a marginal of an MGGD is
+elliptical but no MGGD. `mggd_constant` is the constant that the theorem's formula gives, and it comes
+out negative, which no MI can be. It is free of S, so maximising the log-det ratio is the same either way.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.linalg import cholesky
+from scipy.special import digamma, gammaln
+
+__all__ = [
+    "correlated_gaussian_mutual_information",
+    "gaussian_mutual_information",
+    "mggd_constant",
+    "mggd_covariance_factor",
+    "mggd_entropy",
+    "student_t_constant",
+    "student_t_entropy",
+    "student_t_mutual_information",
+]
+
+
+def gaussian_mutual_information(covariance: ArrayLike, n: int) -> float:
+    """MI in nats of the first n coordinates of a Gaussian with the others: 1/2 log(|C_11| |C_22| / |C|).
+
+    Args:
+        covariance: m x m, symmetric positive definite. Its scale does not matter.
+        n: size of the first block, 0 < n < m.
+
+    Raises:
+        ValueError: `covariance` is not square, symmetric and positive definite, or n does not split it.
+    """
+    joint = np.asarray(covariance, dtype=float)
+    whole = _log_det(joint)
+    if not 0 < n < len(joint):
+        raise ValueError(f"n must split the {len(joint)} coordinates into two blocks, got {n}")
+    return (_log_det(joint[:n, :n]) + _log_det(joint[n:, n:]) - whole) / 2
+
+
+def correlated_gaussian_mutual_information(rho: float, d: int) -> float:
+    """MI in nats of d independent pairs of Gaussians with correlation rho: -d/2 log(1 - rho^2)."""
+    if not -1 < rho < 1:
+        raise ValueError(f"rho must lie between -1 and 1, got {rho}")
+    return -d / 2 * math.log1p(-(rho**2))
+
+
+def mggd_covariance_factor(m: int, beta: float) -> float:
+    """s in covariance = s * dispersion, for an m-dimensional MGGD of shape beta; 1 for the Gaussian, beta = 1."""
+    _check_dimension_and_shape(m, beta, "beta")
+    log_ratio = gammaln((m + 2) / (2 * beta)) - gammaln(m / (2 * beta))
+    return math.exp(math.log(2) / beta + log_ratio) / m
+
+
+def mggd_entropy(dispersion: ArrayLike, beta: float) -> float:
+    """Differential entropy in nats of the MGGD with density proportional to exp(-1/2 (x^T S^-1 x)^beta).
+
+    Args:
+        dispersion: S, m x m, symmetric positive definite.
+        beta: shape > 0; 1 is the Gaussian with covariance S, 1/2 the multivariate Laplace-like, more is flatter.
+
+    Raises:
+        ValueError: S is not square, symmetric and positive definite, or beta <= 0.
+    """
+    matrix = np.asarray(dispersion, dtype=float)
+    log_det = _log_det(matrix)
+    _check_dimension_and_shape(len(matrix), beta, "beta")
+    return _mggd_standard_entropy(len(matrix), beta) + log_det / 2
+
+
+def mggd_constant(n: int, beta: float) -> float:
+    """The constant of Theorem 2 in nats: 2 H_n - H_2n, the entropies of MGGDs with identity covariance.
+
+    0 for beta = 1 and negative for other shapes: a marginal of an MGGD is no MGGD of that shape, so this is
+    not the MI of any distribution (see the head of this module).
+    """
+    _check_dimension_and_shape(n, beta, "beta")
+
+    def entropy_at_identity_covariance(m: int) -> float:
+        return _mggd_standard_entropy(m, beta) - m / 2 * math.log(mggd_covariance_factor(m, beta))
+
+    return 2 * entropy_at_identity_covariance(n) - entropy_at_identity_covariance(2 * n)
+
+
+def student_t_entropy(dispersion: ArrayLike, nu: float) -> float:
+    """Differential entropy in nats of the multivariate Student t with nu > 0 degrees of freedom."""
+    matrix = np.asarray(dispersion, dtype=float)
+    log_det = _log_det(matrix)
+    _check_dimension_and_shape(len(matrix), nu, "nu")
+    return _student_t_standard_entropy(len(matrix), nu) + log_det / 2
+
+
+def student_t_constant(n: int, nu: float) -> float:
+    """MI in nats of two uncorrelated n-dimensional halves of a Student t: positive, and 0 only as nu grows."""
+    _check_dimension_and_shape(n, nu, "nu")
+    return 2 * _student_t_standard_entropy(n, nu) - _student_t_standard_entropy(2 * n, nu)
+
+
+def student_t_mutual_information(dispersion: ArrayLike, n: int, nu: float) -> float:
+    """MI in nats of the first n coordinates of a multivariate Student t with the others.
+
+    Args:
+        dispersion: S, m x m, symmetric positive definite (the covariance is nu/(nu-2) S, where nu > 2).
+        n: size of the first block, 0 < n < m; the blocks may differ in size.
+        nu: degrees of freedom > 0.
+
+    Raises:
+        ValueError: S is not square, symmetric and positive definite, n does not split it, or nu <= 0.
+    """
+    gaussian = gaussian_mutual_information(dispersion, n)
+    m = len(np.asarray(dispersion))
+    _check_dimension_and_shape(m, nu, "nu")
+    blocks = _student_t_standard_entropy(n, nu) + _student_t_standard_entropy(m - n, nu)
+    return gaussian + blocks - _student_t_standard_entropy(m, nu)
+
+
+def _mggd_standard_entropy(m: int, beta: float) -> float:
+    half = m / (2 * beta)
+    log_normaliser = m / 2 * math.log(math.pi) + half * math.log(2) - math.log(beta)
+    return float(log_normaliser + gammaln(half) - gammaln(m / 2) + half)
+
+
+def _student_t_standard_entropy(m: int, nu: float) -> float:
+    half, whole = nu / 2, (nu + m) / 2
+    log_normaliser = gammaln(half) - gammaln(whole) + m / 2 * math.log(nu * math.pi)
+    return float(log_normaliser + whole * (digamma(whole) - digamma(half)))
+
+
+def _log_det(matrix: np.ndarray) -> float:
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not np.allclose(matrix, matrix.T):
+        raise ValueError(f"a covariance must be a symmetric square matrix, got shape {matrix.shape}")
+    try:
+        factor = cholesky(matrix, lower=True)
+    except np.linalg.LinAlgError as error:
+        raise ValueError("a covariance must be positive definite, this one is not") from error
+    return float(2 * np.log(np.diagonal(factor)).sum())
+
+
+def _check_dimension_and_shape(m: int, shape: float, name: str) -> None:
+    if m < 1:
+        raise ValueError(f"the dimension must be at least 1, got {m}")
+    if not shape > 0:
+        raise ValueError(f"{name} must be above 0, got {shape}")
