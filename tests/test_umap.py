@@ -13,6 +13,7 @@ import pytest
 import torch
 from emim_solo.errors import UsageError
 from emim_solo.evaluation import umap as umap_pictures
+from emim_solo.evaluation.palette import PALETTE, class_styles
 from emim_solo.evaluation.thumbnails import write_sprite_sheet
 from matplotlib.colors import to_rgb
 from PIL import Image
@@ -123,14 +124,14 @@ def test_colours_differ_for_every_eye(deficiency):
             seen = [np.clip(colorspacious.cspace_convert(colour, eye, "sRGB1"), 0, 1) for colour in seen]
         return min(colorspacious.deltaE(a, b, input_space="sRGB1") for a, b in itertools.combinations(seen, 2))
 
-    assert closest(umap_pictures.PALETTE) > 14
+    assert closest(PALETTE) > 14
     if deficiency:
         assert closest(matplotlib.color_sequences["tab10"]) < 10
 
 
 def test_a_hundred_classes_differ_in_colour_or_shape():
-    assert len(set(umap_pictures.class_styles(100))) == 100
-    assert len({colour for colour, _ in umap_pictures.class_styles(10)}) == 10
+    assert len(set(class_styles(100))) == 100
+    assert len({colour for colour, _ in class_styles(10)}) == 10
 
 
 def test_subset_is_seeded_and_in_order():

@@ -21,27 +21,16 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 from torch import Tensor
 
 from emim_solo.errors import UsageError
-
-PALETTE: tuple[str, ...] = tuple(matplotlib.color_sequences["petroff10"])
-"""Ten colours chosen for colour-vision deficiency (M. Petroff, arXiv 2107.02270). In CAM02-UCS the closest two are
-14.5 apart under full protanopia, deuteranopia or tritanopia; of matplotlib's tab10 they are 1.6 apart, of the eight
-of Okabe and Ito 11."""
-
-MARKERS = ("o", "^", "s", "D", "v", "P", "X", "p", "<", "h")
-"""Beyond ten classes the colours repeat with another shape: 100 classes differ in colour or shape."""
+from emim_solo.evaluation.palette import class_styles
 
 NEIGHBOURS = 15
 _FEWEST_IMAGES = 5
 _LABELLED_CLASSES = 20
-
-
-def class_styles(classes: int) -> list[tuple[str, str]]:
-    """Colour and matplotlib marker of each class; they repeat after 100."""
-    return [(PALETTE[i % len(PALETTE)], MARKERS[i // len(PALETTE) % len(MARKERS)]) for i in range(classes)]
 
 
 @dataclass(frozen=True)
@@ -128,7 +117,11 @@ def draw(panels: Mapping[str, Panel], labels: Tensor, class_names: Sequence[str]
     lines = math.ceil(len(panels) / columns)
     figure = Figure(figsize=(4.2 * columns, 4.6 * lines + 0.5), layout="constrained")
     styles = class_styles(len(class_names))
+    everywhere = [panel.coordinates for panel in panels.values() if np.isfinite(panel.coordinates).all()]
+    frame = _square(np.concatenate(everywhere)) if everywhere else ((0.0, 1.0), (0.0, 1.0))
     for axes, (name, panel) in zip(np.ravel(figure.subplots(lines, columns, squeeze=False)), panels.items(), strict=False):
+        axes.set(xticks=[], yticks=[], aspect="equal", xlim=frame[0], ylim=frame[1])
+        axes.spines[:].set_color("#dddddd")
         _draw_panel(axes, panel, targets, class_names, styles)
         axes.set_title(name, fontsize=11, loc="left", fontweight="bold")
         quality = f"trustworthiness {_number(panel.trustworthiness)}   silhouette {_number(panel.silhouette)}"
@@ -147,11 +140,16 @@ def draw(panels: Mapping[str, Panel], labels: Tensor, class_names: Sequence[str]
         figure.savefig(stem.with_suffix(suffix), dpi=200)
 
 
+def _square(points: NDArray[Any]) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Limits of a square with a small margin around points: one for all panels, so that places can be compared."""
+    middle, half = (points.max(axis=0) + points.min(axis=0)) / 2, np.ptp(points, axis=0).max() * 0.53
+    (left, bottom), (right, top) = middle - half, middle + half
+    return (float(left), float(right)), (float(bottom), float(top))
+
+
 def _draw_panel(
     axes: Any, panel: Panel, targets: NDArray[Any], class_names: Sequence[str], styles: Sequence[tuple[str, str]]
 ) -> None:
-    axes.set(xticks=[], yticks=[], aspect="equal", adjustable="datalim")
-    axes.spines[:].set_color("#dddddd")
     if not np.isfinite(panel.coordinates).all():
         axes.text(0.5, 0.5, "NaN features", transform=axes.transAxes, ha="center", color="#b00020")
         return
@@ -163,8 +161,8 @@ def _draw_panel(
         colour, marker = styles[label]
         axes.scatter(*points.T, s=size, color=colour, marker=marker, linewidths=0, alpha=0.85)
         if len(class_names) <= _LABELLED_CLASSES:
-            halo = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.75}
-            axes.text(*np.median(points, axis=0), name, fontsize=9, ha="center", va="center", bbox=halo)
+            text = axes.text(*np.median(points, axis=0), name, fontsize=9.5, ha="center", va="center")
+            text.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
 
 
 def _number(value: float) -> str:

@@ -1,0 +1,383 @@
+"""From rows to tables: one line a method, an estimate over its seeds in each cell, differences paired by seed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from emim_solo.benchmark.statistics import Estimate, estimate, paired_difference
+from emim_solo.benchmark.terms import deviations
+from emim_solo.errors import UsageError
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A column: where its values come from and how they are shown.
+
+    Attributes:
+        key: unique name, used in the HTML and in the files.
+        label: column head.
+        unit: after the label; empty for a pure number.
+        stage: of the rows it is read from.
+        sources: entries of the row's ``metrics``; a second one is subtracted from the first.
+        digits: after the decimal point.
+        best_is_highest: whether the best mean is marked. Not for costs, which depend on what else the machine did.
+    """
+
+    key: str
+    label: str
+    unit: str
+    stage: str
+    sources: tuple[str, ...]
+    digits: int
+    best_is_highest: bool = True
+
+    def value(self, row: Row) -> float | None:
+        """Value in a row of its stage; NaN where it was not finite, None where the row does not have it."""
+        metrics = {**row.get("metrics", {}), **_costs(row)}
+        if any(source not in metrics for source in self.sources):
+            return None
+        # JSON has no NaN of its own, and null is what some writers make of it.
+        parts = [math.nan if metrics[source] is None else float(metrics[source]) for source in self.sources]
+        return parts[0] - parts[1] if len(parts) == 2 else parts[0]
+
+
+def _costs(row: Row) -> dict[str, float]:
+    """What a row says of its cost outside of its metrics."""
+    costs = {}
+    if row.get("epochs") and row.get("seconds"):
+        costs["seconds_per_epoch"] = row["seconds"] / row["epochs"]
+    if row.get("peak_memory_mb") is not None:
+        costs["peak_memory_mb"] = row["peak_memory_mb"]
+    return costs
+
+
+HEADLINE = (
+    Metric("linear", "Linear top-1", "%", "linear", ("acc1",), 1),
+    Metric("logistic", "Logistic top-1", "%", "logistic", ("backbone_acc1",), 1),
+    Metric("knn", "20-NN top-1", "%", "knn", ("backbone_cosine_k20",), 1),
+    Metric("mi", "MI − null", "nats", "diagnostics", ("projector_mi", "projector_mi_null"), 1, False),
+    Metric("rank", "Effective rank", "", "diagnostics", ("backbone_effective_rank",), 1, False),
+    Metric("epoch", "Epoch", "s", "pretrain", ("seconds_per_epoch",), 1, False),
+    Metric("memory", "Peak memory", "MB", "pretrain", ("peak_memory_mb",), 0, False),
+    Metric("loss_share", "Loss in step", "%", "diagnostics", ("loss_share",), 1, False),
+)
+
+KNN = tuple(
+    Metric(
+        f"knn_{features}_{distance}_{k}", f"{features} {distance} k={k}", "%", "knn", (f"{features}_{distance}_k{k}",), 1
+    )
+    for features in ("backbone", "projector")
+    for distance in ("cosine", "euclidean")
+    for k in (1, 5, 20, 200)
+)
+
+DIAGNOSTICS = tuple(
+    Metric(f"{features}_{name}", f"{features} {label}", unit, "diagnostics", (f"{features}_{name}",), digits, False)
+    for features in ("backbone", "projector")
+    for name, label, unit, digits in (
+        ("mi", "MI", "nats", 1),
+        ("mi_null", "MI null", "nats", 1),
+        ("effective_rank", "effective rank", "", 1),
+        ("alignment", "alignment", "", 3),
+        ("uniformity", "uniformity", "", 3),
+        ("spectrum_decay", "spectrum decay", "", 2),
+        ("spread", "spread", "", 3),
+    )
+)
+
+
+@dataclass
+class Results:
+    """All runs of one benchmark.
+
+    Attributes:
+        rows: by (name, seed), by stage; the newest of each, all of the same config as the pretraining.
+        names: of the methods, in the order they first appear.
+        superseded: number of rows that a newer one, or a newer config, replaces.
+    """
+
+    rows: dict[tuple[str, int], dict[str, Row]]
+    names: list[str]
+    superseded: int = 0
+    deviations: dict[str, dict[str, tuple[Any, Any]]] = field(default_factory=dict)
+
+    @property
+    def dataset(self) -> str:
+        return dataset_name(next(self.pretrained()))
+
+    def pretrained(self) -> Any:
+        """The pretraining rows, in order."""
+        return (stages["pretrain"] for stages in self.rows.values() if "pretrain" in stages)
+
+    def seeds(self, name: str) -> list[int]:
+        return sorted(seed for own, seed in self.rows if own == name)
+
+    def all_seeds(self) -> list[int]:
+        return sorted({seed for _, seed in self.rows})
+
+    def method(self, name: str) -> str:
+        return str(next(stages for (own, _), stages in self.rows.items() if own == name)["pretrain"]["method"])
+
+    def values(self, name: str, metric: Metric) -> dict[int, float]:
+        """A metric by seed, of the runs that have it."""
+        found = {}
+        for seed in self.seeds(name):
+            row = self.rows[name, seed].get(metric.stage)
+            value = metric.value(row) if row is not None else None
+            if value is not None:
+                found[seed] = value
+        return found
+
+    def estimate(self, name: str, metric: Metric) -> Estimate:
+        return estimate(self.values(name, metric).values())
+
+    def difference(self, name: str, baseline: str, metric: Metric) -> Estimate:
+        return paired_difference(self.values(name, metric), self.values(baseline, metric))
+
+    def collapsed(self, name: str) -> list[int]:
+        """Seeds whose embeddings collapsed."""
+        flag = Metric("collapsed", "", "", "diagnostics", ("projector_collapsed",), 0)
+        return [seed for seed, value in self.values(name, flag).items() if value == 1]
+
+    def focus(self) -> str:
+        """The method that the others are baselines of: the first EMIM, else the first."""
+        return next((name for name in self.names if self.method(name) == "emim"), self.names[0])
+
+    def baselines(self) -> list[str]:
+        return [name for name in self.names if name != self.focus()]
+
+    def best(self, metric: Metric) -> str | None:
+        """The method with the highest mean, where highest is best."""
+        means = {name: self.estimate(name, metric).mean for name in self.names}
+        finite = {name: mean for name, mean in means.items() if math.isfinite(mean)}
+        if not metric.best_is_highest or len(finite) < 2:
+            return None
+        return max(finite, key=lambda name: finite[name])
+
+    def shown(self, metrics: Sequence[Metric]) -> list[Metric]:
+        """Those metrics that at least one run has."""
+        return [metric for metric in metrics if any(self.values(name, metric) for name in self.names)]
+
+
+def dataset_name(row: Row) -> str:
+    """Name of the images in a row: the suite's own, or the folder's for images of the user's own."""
+    if row["dataset"] != "custom":
+        return str(row["dataset"])
+    path = str(row.get("config", {}).get("data", {}).get("train_path", "custom")).rstrip("/")
+    parts = [part for part in path.split("/") if part not in ("", ".", "..")]
+    # The folder is often called train; its parent says of what.
+    return next((part for part in reversed(parts) if part not in ("train", "training")), "custom")
+
+
+def collect(rows: Sequence[Row]) -> Results:
+    """Sort rows into runs and check that they belong together.
+
+    Args:
+        rows: as read from a file, oldest first.
+
+    Raises:
+        UsageError: no finished pretraining among them, or different datasets.
+    """
+    newest = {(str(row["name"]), int(row["seed"])): row for row in rows if row["stage"] == "pretrain"}
+    if not newest:
+        raise UsageError(
+            f"no finished run among {len(rows)} rows: expected at least one row of stage 'pretrain'; "
+            "start the benchmark again, it goes on where it stopped"
+        )
+    datasets = sorted({dataset_name(row) for row in newest.values()})
+    if len(datasets) > 1:
+        raise UsageError(
+            f"rows of different datasets are mixed: {', '.join(datasets)}; expected one benchmark of one dataset, "
+            "keep each in a folder of its own"
+        )
+    runs: dict[tuple[str, int], dict[str, Row]] = {}
+    kept = 0
+    for row in rows:
+        run = (str(row["name"]), int(row["seed"]))
+        if run not in newest or row["config_hash"] != newest[run]["config_hash"]:
+            continue
+        stages = runs.setdefault(run, {})
+        kept += row["stage"] not in stages
+        stages[row["stage"]] = row
+    names = list(dict.fromkeys(name for name, _ in runs))
+    configs = {name: next(s["pretrain"]["config"] for (own, _), s in runs.items() if own == name) for name in names}
+    return Results(runs, names, len(rows) - kept, deviations(configs))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Text of one cell, and what it says without the text."""
+
+    text: str
+    estimate: Estimate | None = None
+    flag: str = ""
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table that can be printed, copied and drawn alike: the first column is a name."""
+
+    heads: list[str]
+    lines: list[tuple[str, list[Cell]]]
+    notes: list[str]
+    keys: list[str]
+
+
+def show(value: Estimate, digits: int, *, signed: bool = False) -> str:
+    """``91.3 ± 0.8``, ``91.3`` for one seed, ``NaN`` if no value was finite, a dash for no value."""
+    if value.n == 0:
+        return "NaN" if value.not_finite else "–"
+    text = f"{value.mean:{'+' if signed else ''}.{digits}f}".replace("-", "−")
+    return text if value.half_width is None else f"{text} ± {value.half_width:.{digits}f}"
+
+
+def _flag(value: Estimate) -> str:
+    return f"{value.not_finite} NaN" if value.not_finite else ""
+
+
+def headline(results: Results, metrics: Sequence[Metric] = HEADLINE) -> Table:
+    """One line a method: seeds, then each metric's mean and 95 % interval; flags and deviations in the notes."""
+    shown = results.shown(metrics)
+    lines = []
+    for name in results.names:
+        cells = [Cell(str(len(results.seeds(name))))]
+        for metric in shown:
+            value = results.estimate(name, metric)
+            cells.append(Cell(show(value, metric.digits), value, _flag(value), results.best(metric) == name))
+        lines.append((name, cells))
+    return Table(["Method", "n", *map(head, shown)], lines, notes(results), ["n", *(metric.key for metric in shown)])
+
+
+def differences(results: Results, metrics: Sequence[Metric] = HEADLINE) -> Table:
+    """One line a baseline: the focus method less the baseline, paired by seed, with 95 % interval."""
+    shown = [metric for metric in results.shown(metrics) if metric.key not in ("memory", "loss_share")]
+    focus = results.focus()
+    lines = []
+    for baseline in results.baselines():
+        paired = set(results.seeds(focus)) & set(results.seeds(baseline))
+        cells = [Cell(str(len(paired)))]
+        for metric in shown:
+            value = results.difference(focus, baseline, metric)
+            cells.append(Cell(show(value, metric.digits, signed=True), value, _flag(value)))
+        lines.append((f"{focus} − {baseline}", cells))
+    return Table(["Difference", "n", *map(head, shown)], lines, [], ["n", *(metric.key for metric in shown)])
+
+
+def head(metric: Metric) -> str:
+    return f"{metric.label} ({metric.unit})" if metric.unit else metric.label
+
+
+def notes(results: Results) -> list[str]:
+    """What a reader of the table must know: intervals, collapsed runs, unequal terms, missing stages."""
+    said = []
+    if len(results.all_seeds()) > 1:
+        said.append("± is the half width of the 95 % t-interval of the mean over n seeds.")
+    else:
+        said.append("One seed: no interval can be given, and small differences mean nothing.")
+    for name in results.names:
+        collapsed = results.collapsed(name)
+        if collapsed:
+            said.append(f"{name}: collapsed with seed {', '.join(map(str, collapsed))}.")
+        broken = sorted(
+            {metric.label for metric in (*HEADLINE, *KNN, *DIAGNOSTICS) if results.estimate(name, metric).not_finite}
+        )
+        if broken:
+            said.append(f"{name}: NaN left out of {', '.join(broken[:4])}{' and more' if len(broken) > 4 else ''}.")
+        differing = results.deviations.get(name, {})
+        if differing:
+            listed = ", ".join(f"{key} {_plain(own)} (others {_plain(common)})" for key, (own, common) in differing.items())
+            said.append(f"{name} deviates from equal terms: {listed}.")
+    if not any(results.deviations.values()):
+        said.append("Equal terms: same augmentation, backbone, projector width, optimiser, batch and epochs.")
+    expected = {"knn", "logistic", "linear", "diagnostics"}
+    waiting = [
+        f"{name} seed {seed} ({', '.join(sorted(expected - stages.keys()))})"
+        for (name, seed), stages in results.rows.items()
+        if expected - stages.keys()
+    ]
+    if waiting:
+        said.append(f"Not finished: {'; '.join(waiting)}.")
+    return said
+
+
+def _plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def to_text(table: Table) -> str:
+    """Aligned columns for a terminal."""
+    lines = [table.heads, *([name, *map(_cell_text, cells)] for name, cells in table.lines)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(table.heads))]
+    text = []
+    for number, line in enumerate(lines):
+        text.append("  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))))
+        if number == 0:
+            text.append("  ".join("─" * width for width in widths))
+    return "\n".join([*text, *table.notes])
+
+
+def _cell_text(cell: Cell) -> str:
+    return cell.text if not cell.flag or cell.flag in cell.text or cell.text == "NaN" else f"{cell.text} ({cell.flag})"
+
+
+def to_markdown(table: Table) -> str:
+    """A Markdown table, best means in bold, notes below."""
+
+    def shown(cell: Cell) -> str:
+        text = _cell_text(cell)
+        return f"**{text}**" if cell.best else text
+
+    lines = [
+        f"| {' | '.join(table.heads)} |",
+        f"| --- |{' ---: |' * (len(table.heads) - 1)}",
+        *(f"| {' | '.join([name, *map(shown, cells)])} |" for name, cells in table.lines),
+    ]
+    return "\n".join([*lines, "", *(f"- {note}" for note in table.notes)]).rstrip() + "\n"
+
+
+_LATEX = str.maketrans(
+    {
+        "&": r"\&",
+        "%": r"\%",
+        "_": r"\_",
+        "#": r"\#",
+        "$": r"\$",
+        "{": r"\{",
+        "}": r"\}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "\\": r"\textbackslash{}",
+        "±": r"$\pm$",
+        "−": r"$-$",
+        "–": "--",
+    }
+)
+
+
+def to_latex(table: Table) -> str:
+    """A booktabs tabular, best means in bold, notes as comments."""
+
+    def shown(cell: Cell) -> str:
+        text = _cell_text(cell).translate(_LATEX)
+        return rf"\textbf{{{text}}}" if cell.best else text
+
+    return "\n".join(
+        [
+            r"% needs \usepackage{booktabs}",
+            *(f"% {note}" for note in table.notes),
+            rf"\begin{{tabular}}{{l{'r' * (len(table.heads) - 1)}}}",
+            r"\toprule",
+            " & ".join(text.translate(_LATEX) for text in table.heads) + r" \\",
+            r"\midrule",
+            *(" & ".join([name.translate(_LATEX), *map(shown, cells)]) + r" \\" for name, cells in table.lines),
+            r"\bottomrule",
+            r"\end{tabular}",
+            "",
+        ]
+    )

@@ -1,0 +1,84 @@
+"""Equal terms: what the methods of one benchmark must share, and where they do not."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+TERMS = (
+    "augmentations",
+    "backbone",
+    "data",
+    "method_kwargs.proj_hidden_dim",
+    "method_kwargs.proj_output_dim",
+    "optimizer",
+    "scheduler",
+    "max_epochs",
+    "accumulate_grad_batches",
+    "precision",
+    "gradient_clip_val",
+    "sync_batchnorm",
+)
+"""Keys of solo-learn's config, each with everything below it."""
+
+ABSENT = "absent"
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Leaves of nested mappings and lists by dotted key, as in ``augmentations.0.crop_size``."""
+    if isinstance(config, Mapping):
+        items: Any = config.items()
+    elif isinstance(config, (list, tuple)):
+        items = enumerate(config)
+    else:
+        return {prefix: config}
+    leaves: dict[str, Any] = {}
+    for key, value in items:
+        leaves |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    return leaves
+
+
+def terms(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The leaves of a config that equal terms are about; of the devices, how many there are."""
+    leaves = {key: value for key, value in flatten(config).items() if any(_below(key, term) for term in TERMS)}
+    if isinstance(config.get("devices"), (list, tuple)):
+        leaves["devices"] = len(config["devices"])
+    return leaves
+
+
+def deviations(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, tuple[Any, Any]]]:
+    """Where each method's terms differ from those of most others.
+
+    Args:
+        configs: completed config of one run by method.
+
+    Returns:
+        By method, by dotted key: its own value and the common one. The common value is the most frequent, the
+        first method's in a tie. Methods without a deviation have an empty entry.
+    """
+    own = {name: terms(config) for name, config in configs.items()}
+    found: dict[str, dict[str, tuple[Any, Any]]] = {name: {} for name in configs}
+    for key in sorted({key for values in own.values() for key in values}):
+        values = {name: own[name].get(key, ABSENT) for name in own}
+        common_text, _ = Counter(map(repr, values.values())).most_common(1)[0]
+        common = next(value for value in values.values() if repr(value) == common_text)
+        for name, value in values.items():
+            if repr(value) != common_text:
+                found[name][key] = (value, common)
+    return found
+
+
+def undeclared(
+    found: Mapping[str, Mapping[str, tuple[Any, Any]]], declared: Mapping[str, list[str]]
+) -> dict[str, list[str]]:
+    """Deviations that no declared key covers, by method; a declared key covers everything below it."""
+    missing = {
+        name: [key for key in keys if not any(_below(key, given) for given in declared.get(name, []))]
+        for name, keys in found.items()
+    }
+    return {name: keys for name, keys in missing.items() if keys}
+
+
+def _below(key: str, term: str) -> bool:
+    return key == term or key.startswith(term + ".")

@@ -1,0 +1,376 @@
+"""The report: its numbers against the rows, and the page itself in a real browser."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+from emim_solo import rows
+from emim_solo.benchmark import charts, report, results
+from emim_solo.benchmark.curves import read_curves
+from emim_solo.errors import UsageError
+from scipy import stats
+
+sys.path.insert(0, str(Path(__file__).parent))  # importlib mode, which the suite's own package `tests` asks for, does not
+from benchmark_folder import METHODS, config, write_files, write_rows  # noqa: E402
+from browser import EXECUTABLE, Page  # noqa: E402
+
+STAGE_OF = {
+    "linear": ("linear", "acc1"),
+    "logistic": ("logistic", "backbone_acc1"),
+    "knn": ("knn", "backbone_cosine_k20"),
+    "rank": ("diagnostics", "backbone_effective_rank"),
+    "loss_share": ("diagnostics", "loss_share"),
+}
+
+
+def from_rows(folder: Path, name: str, key: str) -> list[float]:
+    """A metric's values by seed, straight from the file, by other means than the package's."""
+    stage, metric = STAGE_OF[key]
+    lines = map(json.loads, (folder / "rows.jsonl").read_text().splitlines())
+    return [row["metrics"][metric] for row in lines if (row["name"], row["stage"]) == (name, stage)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = write_files(write_rows(tmp_path_factory.mktemp("digits"), broken="vicreg", collapsed="barlow_twins"))
+    report.write_report(folder)
+    return folder
+
+
+# -- tables ------------------------------------------------------------------------------------------------------
+
+
+def test_cells_are_mean_and_t_interval_of_the_rows(folder):
+    table = results.headline(results.collect(rows.read(folder / "rows.jsonl")))
+    for name, cells in table.lines:
+        for key, cell in zip(table.keys, cells, strict=True):
+            if key not in STAGE_OF:
+                continue
+            values = [value for value in from_rows(folder, name, key) if math.isfinite(value)]
+            low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+            assert cell.text == f"{np.mean(values):.1f} ± {(high - low) / 2:.1f}"
+
+
+def test_differences_are_paired_by_seed(folder):
+    found = results.collect(rows.read(folder / "rows.jsonl"))
+    table = results.differences(found)
+    assert [name for name, _ in table.lines] == ["emim − barlow_twins", "emim − vicreg"]
+    cell = dict(table.lines)["emim − barlow_twins"][table.keys.index("linear")]
+    low, high = stats.ttest_rel(*(from_rows(folder, name, "linear") for name in ("emim", "barlow_twins"))).confidence_interval()
+    assert cell.estimate.interval == pytest.approx((low, high))
+    assert dict(table.lines)["emim − vicreg"][table.keys.index("linear")].estimate.n == 2, "one seed of vicreg is NaN"
+
+
+def test_one_seed_prints_no_interval(tmp_path):
+    written = report.write_report(write_rows(tmp_path, seeds=1))
+    assert "±" not in written.markdown.read_text()
+    assert "One seed" in written.markdown.read_text()
+
+
+def test_flags_of_collapsed_and_nan_runs_are_in_every_form_of_the_table(folder):
+    for path in ("table.md", "table.tex", "report.html"):
+        text = (folder / path).read_text()
+        assert "1 NaN" in text
+        assert "barlow_twins: collapsed with seed 1" in text
+    assert "collapsed 1/3" in (folder / "report.html").read_text()
+
+
+def test_nan_in_every_seed_is_a_flagged_cell(tmp_path):
+    write_rows(tmp_path, seeds=1, broken="vicreg")
+    text = report.write_report(tmp_path).markdown.read_text()
+    assert re.search(r"\| vicreg \| 1 \| NaN \|", text)
+
+
+def test_deviation_from_equal_terms_is_printed(tmp_path):
+    write_rows(tmp_path, seeds=1)
+    own = config("slow", 0, method="vicreg", max_epochs=10)
+    row = rows.new_row(
+        "pretrain", config=own, suite={"generation": "main", "version": "1.0.6"}, device="cpu", epochs=10, seconds=1.0,
+        checkpoint=None, metrics={},
+    )  # fmt: skip
+    rows.append(tmp_path / "rows.jsonl", row | {"config": own})
+    written = report.write_report(tmp_path)
+    for path in (written.markdown, written.latex, written.html):
+        assert "slow deviates from equal terms: max_epochs 10 (others 20)" in path.read_text()
+    assert "Not finished: slow seed 0" in written.markdown.read_text()
+    assert "Equal terms: same" not in written.markdown.read_text()
+
+
+def test_latex_escapes_and_markdown_lines_up(folder):
+    latex, markdown = (folder / "table.tex").read_text(), (folder / "table.md").read_text()
+    body = [line for line in latex.splitlines() if not line.startswith("%")]
+    assert not re.search(r"(?<!\\)[%_#]", "\n".join(body))
+    assert r"barlow\_twins & 3 & " in latex and r"$\pm$" in latex
+    lines = [line for line in markdown.splitlines() if line.startswith("|")]
+    assert len({line.count("|") for line in lines}) == 1
+    best = max(METHODS, key=lambda name: np.nanmean(from_rows(folder, name, "linear")))
+    assert re.search(rf"\| {best} \| 3 \| \*\*", markdown)
+
+
+def test_newer_rows_replace_older_ones_and_other_configs(tmp_path):
+    write_rows(tmp_path, seeds=1)
+    row = next(row for row in rows.read(tmp_path / "rows.jsonl") if (row["name"], row["stage"]) == ("emim", "linear"))
+    rows.append(tmp_path / "rows.jsonl", row | {"metrics": {"acc1": 50.0}})
+    rows.append(tmp_path / "rows.jsonl", row | {"metrics": {"acc1": 10.0}, "config_hash": "of another run"})
+    found = results.collect(rows.read(tmp_path / "rows.jsonl"))
+    assert found.values("emim", results.HEADLINE[0]) == {0: 50.0}
+    assert found.superseded == 2
+
+
+def test_curves_of_a_resumed_run_are_joined(tmp_path):
+    (tmp_path / "metrics.0.csv").write_text("epoch,step,val_acc1\n0,1,10\n1,2,20\n2,3,29\n")
+    (tmp_path / "metrics.csv").write_text("epoch,step,val_acc1,train_mi\n2,3,30,\n2,3,,5\n3,4,40,6\n4")
+    assert read_curves(tmp_path) == {"val_acc1": {1: 10, 2: 20, 3: 30, 4: 40}, "train_mi": {3: 5, 4: 6}}
+    assert read_curves(tmp_path / "absent") == {}
+
+
+# -- bad input ---------------------------------------------------------------------------------------------------
+
+
+def test_no_folder_no_rows_no_finished_run(tmp_path):
+    with pytest.raises(UsageError, match="no folder"):
+        report.write_report(tmp_path / "absent")
+    with pytest.raises(UsageError, match="no results"):
+        report.write_report(tmp_path)
+    (tmp_path / "rows.jsonl").write_text("")
+    with pytest.raises(UsageError, match="no finished run"):
+        report.write_report(tmp_path)
+
+
+def test_rows_of_different_datasets(tmp_path):
+    write_rows(tmp_path, seeds=1)
+    lines = (tmp_path / "rows.jsonl").read_text()
+    (tmp_path / "rows.jsonl").write_text(lines + lines.replace('"custom"', '"cifar10"').replace('"emim"', '"other"'))
+    with pytest.raises(UsageError, match="different datasets are mixed: cifar10, digits"):
+        report.write_report(tmp_path)
+
+
+def test_row_of_an_older_schema(tmp_path):
+    write_rows(tmp_path, seeds=1)
+    rows.append(tmp_path / "rows.jsonl", {"schema": 0, "stage": "pretrain"})
+    with pytest.raises(UsageError, match="schema 0"):
+        report.write_report(tmp_path)
+
+
+def test_line_cut_short_by_a_kill_is_passed_over(folder, tmp_path):
+    whole = (folder / "rows.jsonl").read_text()
+    (tmp_path / "rows.jsonl").write_text(whole + whole.splitlines()[0][:100])
+    assert report.write_report(tmp_path).markdown.read_text() == (folder / "table.md").read_text()
+
+
+def test_rows_alone_make_a_report(tmp_path):
+    assert report.write_report(write_rows(tmp_path, seeds=2)).html.stat().st_size > 10_000
+
+
+def test_one_method_alone_makes_a_report(tmp_path):
+    text = report.write_report(write_rows(tmp_path, methods={"emim": METHODS["emim"]})).html.read_text()
+    assert "Paired differences" not in text
+
+
+# -- the page ----------------------------------------------------------------------------------------------------
+
+
+def test_colours_stand_out_from_their_ground():
+    for light, dark in charts.METHOD_COLOURS:
+        assert report.contrast(light, "#ffffff") > 4.5 and report.contrast(dark, "#1b1f23") > 4.5
+    for _, dark in report.class_colours():
+        assert report.contrast(dark, "#1b1f23") >= 3
+
+
+def test_contrast_of_known_pairs():
+    assert report.contrast("#000000", "#ffffff") == pytest.approx(21)
+    assert report.contrast("#777777", "#ffffff") == pytest.approx(4.48, abs=0.01)
+
+
+def test_large_benchmark_stays_under_ten_megabytes(tmp_path):
+    methods = {f"method_{i}": (90.0, 20.0, 5.0) for i in range(10)}
+    write_files(write_rows(tmp_path, seeds=2, methods=methods), seeds=2, images=2000, classes=100, methods=methods)
+    assert report.write_report(tmp_path).html.stat().st_size < 10 * 2**20
+
+
+def test_page_holds_everything_itself(folder):
+    text = (folder / "report.html").read_text()
+    namespaces = ("http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink")
+    assert set(re.findall(r"https?://[\w./]+", text)) <= set(namespaces)
+    assert not re.search(r"<(link|script|img)[^>]+(src|href)=\"(?!data:)", text)
+    identifiers = re.findall(r'\sid="([^"]+)"', text)
+    assert len(identifiers) == len(set(identifiers))
+
+
+@pytest.fixture(scope="module")
+def page(folder, tmp_path_factory):
+    if EXECUTABLE is None:
+        pytest.skip("no Chromium or Chrome here: install Debian's package 'chromium' to open the report in a browser")
+    pytest.importorskip("websocket", reason="websocket-client (extra 'test') drives the browser")
+    page = Page(tmp_path_factory.mktemp("browser"))
+    page.resize(1280, 900)
+    page.dark(False)
+    page.open(folder / "report.html")
+    yield page
+    page.close()
+
+
+@pytest.fixture(autouse=True)
+def desktop(request):
+    """Each test of the page starts from the same place."""
+    if "page" in request.fixturenames:
+        page = request.getfixturevalue("page")
+        page.resize(1280, 900)
+        page.dark(False)
+        page.evaluate("document.activeElement.blur()")
+        page.move(1, 1)
+
+
+def keep(page: Page, tmp_path: Path, name: str, **how: bool) -> None:
+    """A screenshot, for people: in $EMIM_SOLO_SCREENSHOTS if that is set."""
+    place = Path(os.environ.get("EMIM_SOLO_SCREENSHOTS") or tmp_path)
+    place.mkdir(parents=True, exist_ok=True)
+    page.screenshot(place / f"{name}.png", **how)
+
+
+def place_of(page: Page, panel: int, image: int) -> tuple[float, float]:
+    """Where on the screen an image's point is, worked out from the embedded data."""
+    data = page.evaluate("JSON.parse(document.getElementById('umap-data').textContent)")
+    panels = data["splits"]["val"]["panels"]
+    everything = np.concatenate([np.array(own["points"]) for own in panels])
+    low, high = everything.min(axis=0), everything.max(axis=0)
+    side = 1.1 * (high - low).max()
+    x, y = (np.array(panels[panel]["points"][image]) - (low + high) / 2) / side + 0.5
+    page.evaluate(f"document.querySelectorAll('.stage')[{panel}].scrollIntoView({{block: 'center'}})")
+    box = page.evaluate(f"document.querySelectorAll('.stage')[{panel}].getBoundingClientRect().toJSON()")
+    return box["x"] + x * box["width"], box["y"] + (1 - y) * box["height"]
+
+
+ACTIVE = "[...document.querySelectorAll('.stage')].map(stage => stage.dataset.active ?? null)"
+
+
+def test_page_opens_without_an_error_or_a_request(page, tmp_path):
+    keep(page, tmp_path, "desktop")
+    page.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")
+    keep(page, tmp_path, "desktop-open")
+    page.evaluate("document.querySelectorAll('details').forEach(part => part.open = false)")
+    assert page.errors == []
+    assert [url for url in page.requests if not url.startswith(("file:", "data:", "about:"))] == []
+
+
+def test_values_on_the_page_equal_the_rows(page, folder):
+    cells = page.evaluate(
+        "[...document.querySelectorAll('#headline td[data-value]')].map(cell => ({...cell.dataset, text: cell.innerText}))"
+    )
+    seen = defaultdict(set)
+    for cell in cells:
+        if cell["metric"] in STAGE_OF:
+            values = np.array(from_rows(folder, cell["name"], cell["metric"]))
+            assert float(cell["value"]) == pytest.approx(np.nanmean(values))
+            assert int(cell["n"]) == np.isfinite(values).sum()
+            assert cell["text"].startswith(f"{np.nanmean(values):.1f}")
+            seen[cell["name"]].add(cell["metric"])
+    assert seen == dict.fromkeys(METHODS, set(STAGE_OF))
+
+
+def test_hovering_shows_the_image_and_marks_it_in_every_panel(page, tmp_path):
+    page.move(*place_of(page, panel=1, image=37))
+    assert page.evaluate(ACTIVE) == ["37", "37", "37"]
+    tip = page.evaluate("document.querySelectorAll('.tip')[1].innerText")
+    assert "7" in tip and "image 137" in tip
+    hidden = page.evaluate("[...document.querySelectorAll('.tip')].map(tip => tip.hidden)")
+    assert hidden == [True, False, True]
+    style = page.evaluate("({...document.querySelectorAll('.tip i')[1].style})")
+    columns = math.ceil(math.sqrt(120))
+    column, row = 37 % columns, 37 // columns
+    assert style["backgroundPosition"] == f"{-84 * column}px {-84 * row}px"
+    assert style["backgroundImage"].startswith('url("data:image/webp;base64,')
+    keep(page, tmp_path, "hover", whole=False)
+    page.move(1, 1)
+    assert page.evaluate(ACTIVE) == [None, None, None]
+
+
+def test_arrow_keys_walk_from_image_to_image(page, tmp_path):
+    page.evaluate("document.querySelectorAll('.stage')[0].focus({focusVisible: true})")
+    start = page.evaluate(ACTIVE)
+    assert None not in start
+    place = lambda index: page.evaluate(  # noqa: E731
+        f"JSON.parse(document.getElementById('umap-data').textContent).splits.val.panels[0].points[{index}]"
+    )
+    page.press("ArrowRight")
+    there = page.evaluate(ACTIVE)
+    assert there != start and place(there[0])[0] > place(start[0])[0]
+    page.press("ArrowUp")
+    above = page.evaluate(ACTIVE)
+    assert place(above[0])[1] > place(there[0])[1]
+    assert "image" in page.evaluate("document.getElementById('umap-said').textContent")
+    keep(page, tmp_path, "keyboard", whole=False)
+    page.press("Escape")
+    assert page.evaluate(ACTIVE) == [None, None, None]
+
+
+def test_every_control_is_reached_by_tab(page):
+    reached = set()
+    for _ in range(60):
+        page.press("Tab")
+        reached.add(page.evaluate("document.activeElement.dataset.copy ?? document.activeElement.dataset.name ?? document.activeElement.tagName"))
+    assert {"markdown", "latex", *METHODS, "SUMMARY"} <= reached
+
+
+def test_one_class_can_be_picked_out(page, tmp_path):
+    page.click(".legend button:nth-child(3)")
+    pressed = "[...document.querySelectorAll('.legend button')].map(button => button.getAttribute('aria-pressed'))"
+    assert page.evaluate(pressed).index("true") == 2
+    keep(page, tmp_path, "class", whole=False)
+    page.click(".legend button:nth-child(3)")
+    assert "true" not in page.evaluate(pressed)
+
+
+def test_training_images_are_one_click_away(page):
+    page.click("[data-split=train]")
+    assert page.evaluate("document.querySelectorAll('.stage').length") == len(METHODS)
+    assert page.evaluate("document.querySelector('[data-split=train]').getAttribute('aria-pressed')") == "true"
+    page.click("[data-split=val]")
+
+
+@pytest.mark.parametrize(("form", "file"), [("latex", "table.tex"), ("markdown", "table.md")])
+def test_copying_gives_the_table(page, folder, form, file):
+    page.call("Browser.grantPermissions", permissions=["clipboardReadWrite", "clipboardSanitizedWrite"])
+    page.click(f"[data-copy={form}]")
+    page.wait("document.getElementById('copied').textContent !== ''")
+    assert page.evaluate("navigator.clipboard.readText()") == (folder / file).read_text()
+
+
+def test_nothing_is_cut_off_on_a_phone(page, tmp_path):
+    page.resize(375, 812, mobile=True)
+    page.evaluate("scrollTo(0, 0)")
+    keep(page, tmp_path, "phone")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 375
+    sticking_out = page.evaluate(
+        "[...document.querySelectorAll('body *')].filter(part => !part.closest('.scroll, pre, svg, .hidden, .skip, details:not([open])')"
+        " && part.getBoundingClientRect().right > 376).map(part => part.outerHTML.slice(0, 80))"
+    )
+    assert sticking_out == []
+    small = page.evaluate("[...document.querySelectorAll('.actions button, .segments button')].filter(b => b.offsetHeight < 44).length")
+    assert small == 0, "too small for a thumb"
+    text = page.evaluate("Math.min(...[...document.querySelectorAll('svg text')].map(text => text.getBoundingClientRect().height))")
+    assert text > 8, "text in charts is too small to read"
+
+
+def test_dark_mode_is_dark_and_legible(page, tmp_path):
+    page.dark(True)
+    keep(page, tmp_path, "dark")
+    pair = page.evaluate("(style => [style.color, style.backgroundColor])(getComputedStyle(document.body))")
+    ink, ground = ("#" + "".join(f"{int(c):02x}" for c in re.findall(r"\d+", colour)[:3]) for colour in pair)
+    assert report.contrast(ink, ground) > 10 and report.contrast(ground, "#000000") < 1.5
+    unreadable = page.evaluate("""[...document.querySelectorAll('h2, p, td, th, li, summary, figcaption, svg text')].filter(part => {
+        const channels = getComputedStyle(part)[part.closest('svg') ? 'fill' : 'color'].match(/[\\d.]+/g).slice(0, 3).map(Number);
+        return Math.max(...channels) < 120;
+    }).map(part => part.outerHTML.slice(0, 90))""")
+    assert unreadable == []
+    page.resize(375, 812, mobile=True)
+    keep(page, tmp_path, "phone-dark")
+    assert page.errors == []
