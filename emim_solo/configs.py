@@ -6,6 +6,7 @@ They lie in ``scripts/`` of a checkout and in ``emim_solo/scripts`` of an instal
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -57,8 +58,8 @@ def files() -> Iterator[Path]:
 
 
 def folders() -> list[str]:
-    """Names that :func:`find` knows: folders with a config that can be run, the partial ones left out."""
-    return sorted({str(path.parent) for path in files() if _is_runnable(path)})
+    """What may be given to :func:`find`: folders with whole configs."""
+    return sorted({path.parent.as_posix() for path in files() if path.suffix == ".yaml" and _is_whole(path)})
 
 
 def copy(target: str | os.PathLike[str], *, force: bool = False) -> list[Path]:
@@ -96,7 +97,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="emim-solo configs", description="List the configs that are shipped, or copy them to change them."
     )
-    parser.add_argument("folder", nargs="?", help="print where this one is, as in --config-path $(emim-solo configs FOLDER)")
+    parser.add_argument(
+        "folder", nargs="?", help="print where this one is, as in --config-path $(emim-solo configs FOLDER)"
+    )
     parser.add_argument("--copy", metavar="DIR", help="copy all of them into DIR")
     parser.add_argument("--force", action="store_true", help="with --copy: overwrite files that are there")
     arguments = parser.parse_args(argv)
@@ -108,11 +111,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(find(arguments.folder))
         return
     print(f"in '{root()}', usable from anywhere as --config-path FOLDER --config-name FILE:")
-    for folder in folders():
-        names = [path.name for path in files() if str(path.parent) == folder and _is_runnable(path)]
-        print(f"  {folder}: {', '.join(names)}")
+    whole = [path for path in files() if _is_whole(path)]
+    for folder, paths in itertools.groupby(whole, lambda path: path.parent):
+        print(f"  {folder.as_posix()}: {', '.join(path.name for path in paths)}")
 
 
-def _is_runnable(path: Path) -> bool:
-    """Whether a file is a whole config or script: not a part (``_base.yaml``, ``augmentations/``, ``wandb/``)."""
+def _is_whole(path: Path) -> bool:
+    """Whether a file can be run, not a part of others (``_base.yaml``, ``augmentations/``, ``wandb/``)."""
     return not path.name.startswith("_") and path.parent.name not in ("augmentations", "wandb")

@@ -60,7 +60,7 @@ class _SoloFinder(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname not in ("solo", "solo.methods"):
+        if fullname not in ("solo", "solo.methods", *_FACES):
             return None
         spec = self._from_other_finders(fullname, path, target)
         if spec is None or spec.loader is None or not _is_solo_learn(spec):
@@ -83,8 +83,15 @@ class _SoloFinder(MetaPathFinder):
             if not self.loading:  # `solo` was there before this finder, or this is a reload
                 self._add_unless_unsupported()
 
+        def execute_face(module: ModuleType) -> None:
+            execute(module)
+            sys.modules["solo.methods"].METHODS[METHOD] = module.EMIM
+
         # Patched, not wrapped: inspect and importlib.resources ask a loader for more than this one function.
-        spec.loader.exec_module = execute_solo if fullname == "solo" else execute_methods  # type: ignore[method-assign]
+        spec.loader.exec_module = {  # type: ignore[method-assign]
+            "solo": execute_solo,
+            "solo.methods": execute_methods,
+        }.get(fullname, execute_face)
         return spec
 
     def _from_other_finders(
@@ -101,7 +108,7 @@ class _SoloFinder(MetaPathFinder):
         from emim_solo.errors import UsageError
 
         if self.loading and any(name in sys.modules for name in _FACES):
-            return  # it is the face that is importing `solo`: it cannot be asked yet, and registers when it is done
+            return  # it is a face that is importing `solo`: it cannot be asked yet, and `execute_face` follows
         try:
             _add()
         except UsageError as error:

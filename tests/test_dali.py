@@ -1,0 +1,214 @@
+"""Real DALI pipelines on the CPU, through the suite's own DALI loaders, beside its torchvision loaders."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from omegaconf import DictConfig
+from PIL import Image
+
+from emim_solo.errors import UsageError
+from emim_solo.suite import dali, load_suite
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+BATCH = 16
+COLOURS = {"clay": (190, 90, 40), "moss": (60, 130, 70), "sea": (30, 100, 210)}
+
+needs_dali = pytest.mark.skipif(
+    not dali.is_installed(), reason="NVIDIA DALI is not installed: pip install 'emim-solo[dali]'"
+)
+
+
+@pytest.fixture(scope="module")
+def jpegs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """96 JPEGs of one colour each, in three classes of 16, 32 and 48: whole batches, so that an epoch drops nothing."""
+    folder = tmp_path_factory.mktemp("jpegs")
+    for number, (name, colour) in enumerate(COLOURS.items(), start=1):
+        for split, count in (("train", 16 * number), ("val", 4)):
+            (folder / split / name).mkdir(parents=True)
+            for index in range(count):
+                Image.new("RGB", (48 + index % 5, 40), colour).save(folder / split / name / f"{index}.jpg", quality=95)
+    return folder
+
+
+@pytest.fixture
+def make_jpeg_cfg(make_cfg: Callable[..., DictConfig], jpegs: Path) -> Callable[..., DictConfig]:
+    def make(**overrides: Any) -> DictConfig:
+        return make_cfg(
+            **{
+                "data__train_path": str(jpegs / "train"),
+                "data__val_path": str(jpegs / "val"),
+                "optimizer__batch_size": BATCH,
+                "devices": [0],
+                "num_nodes": 1,
+                **overrides,
+            }
+        )
+
+    return make
+
+
+class Seen(Callback):
+    """What each epoch's batches held."""
+
+    def __init__(self) -> None:
+        self.labels: list[Counter[int]] = []
+        self.shapes: set[tuple[int, ...]] = set()
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.labels.append(Counter())
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        indices, views, labels = batch
+        assert len(indices) == len(labels)
+        self.labels[-1].update(labels.tolist())
+        self.shapes.update(tuple(view.shape) for view in views)
+
+
+def fit(cfg: DictConfig, *callbacks: Callback) -> Trainer:
+    suite = load_suite()
+    cfg = suite.complete(cfg)
+    trainer = Trainer(
+        max_epochs=cfg.max_epochs,
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=2,
+        callbacks=list(callbacks),
+    )
+    trainer.fit(suite.build(cfg), datamodule=dali.pretrain_datamodule(cfg))
+    return trainer
+
+
+@needs_dali
+def test_every_epoch_has_the_label_counts_of_the_torchvision_loader(make_jpeg_cfg: Callable[..., DictConfig]) -> None:
+    suite, seen = load_suite(), Seen()
+    trainer = fit(make_jpeg_cfg(data__format="dali", dali__device="cpu", max_epochs=3), seen)
+
+    torchvision: Counter[int] = Counter()
+    for _, _, labels in suite.train_loader(suite.complete(make_jpeg_cfg())):
+        torchvision.update(labels.tolist())
+    assert seen.labels == [torchvision] * 3 == [Counter({0: 16, 1: 32, 2: 48})] * 3
+    assert seen.shapes == {(BATCH, 3, 32, 32)}
+    assert trainer.global_step == 3 * 96 // BATCH
+    assert torch.isfinite(trainer.callback_metrics["train_emim_loss"])
+
+
+@needs_dali
+@pytest.mark.parametrize("solarised", [0.0, 1.0])
+def test_views_have_the_values_of_the_torchvision_loader(
+    make_jpeg_cfg: Callable[..., DictConfig], solarised: float
+) -> None:
+    """On images of one colour a crop changes nothing: channel order, mean, std and solarisation must agree."""
+    overrides: dict[str, Any] = {
+        "augmentations": [
+            {
+                "rrc": {"enabled": True, "crop_min_scale": 0.4, "crop_max_scale": 1.0},
+                "color_jitter": {"prob": 0.0, "brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1},
+                "grayscale": {"prob": 0.0},
+                "gaussian_blur": {"prob": 0.0},
+                "solarization": {"prob": solarised},
+                "equalization": {"prob": 0.0},
+                "horizontal_flip": {"prob": 0.5},
+                "crop_size": 32,
+                "num_crops": 2,
+                "mean": [0.3, 0.4, 0.5],
+                "std": [0.2, 0.25, 0.3],
+            }
+        ]
+    }
+    suite = load_suite()
+
+    class Colours(Callback):
+        def __init__(self) -> None:
+            self.of: dict[int, torch.Tensor] = {}
+
+        def on_train_batch_end(self, *arguments: Any) -> None:
+            _, views, labels = arguments[3]
+            self.of.update(zip(labels.tolist(), views[0].mean(dim=(2, 3)), strict=True))
+
+    colours = Colours()
+    fit(make_jpeg_cfg(data__format="dali", dali__device="cpu", **overrides), colours)
+    for _, views, labels in suite.train_loader(suite.complete(make_jpeg_cfg(**overrides))):
+        for label, view in zip(labels.tolist(), views[0], strict=True):
+            # one grey level is 1/255/0.2 = 0.02; two decoders and two resamplers may each be one off
+            torch.testing.assert_close(colours.of[label], view.mean(dim=(1, 2)), rtol=0, atol=0.05)
+
+
+@needs_dali
+def test_main_pretrain_runs_dali_without_a_gpu(
+    make_jpeg_cfg: Callable[..., DictConfig], jpegs: Path, tmp_path: Path
+) -> None:
+    """The suite's own script, unmodified: the Hydra plugin registers EMIM and sets its CPU pipelines free."""
+    script = clone_script("main_pretrain.py")
+    done = subprocess.run(
+        [
+            *(sys.executable, "-W", "ignore", str(script)),
+            *("--config-path", str(REPOSITORY / "scripts" / "pretrain" / "custom"), "--config-name", "emim.yaml"),
+            *(f"data.train_path={jpegs / 'train'}", f"data.val_path={jpegs / 'val'}", "data.format=dali"),
+            *("+dali.device=cpu", "data.num_workers=1", f"optimizer.batch_size={BATCH}", "max_epochs=2"),
+            *("method_kwargs.proj_hidden_dim=64", "method_kwargs.proj_output_dim=16", "augmentations.0.crop_size=32"),
+            *("accelerator=cpu", "devices='1'", "sync_batchnorm=False", "precision=32", "+enable_progress_bar=False"),
+        ],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    (folder,) = (tmp_path / "trained_models" / "emim").iterdir()
+    args = json.loads((folder / "args.json").read_text())
+    assert args["data"]["format"] == "dali"
+    assert args["dali"]["device"] == "cpu"
+    assert next(folder.glob("*.ckpt")).name.endswith("ep=1.ckpt")
+
+
+def clone_script(name: str) -> Path:
+    import solo
+
+    assert solo.__file__ is not None
+    script = Path(solo.__file__).resolve().parent.parent / name
+    if not script.is_file():
+        pytest.skip(f"{name} is in a clone of solo-learn main only: make test-main SOLO=<clone>")
+    return script
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"data__dataset": "cifar10"}, "does not know data.dataset=cifar10"),
+        ({"dali__device": "tpu"}, "expected cpu or gpu"),
+        pytest.param(
+            {"dali__device": "gpu"},
+            "add dali.device=cpu",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there"),
+        ),
+    ],
+)
+@needs_dali
+def test_what_dali_cannot_do_is_refused(
+    make_jpeg_cfg: Callable[..., DictConfig], overrides: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        dali.complete_dali(make_jpeg_cfg(data__format="dali", **overrides))
+
+
+@pytest.mark.skipif(dali.is_installed(), reason="DALI is installed")
+def test_missing_dali_is_named(make_jpeg_cfg: Callable[..., DictConfig]) -> None:
+    with pytest.raises(UsageError, match=r"pip install 'emim-solo\[dali\]'"):
+        dali.complete_dali(make_jpeg_cfg(data__format="dali"))
