@@ -1,0 +1,333 @@
+"""EMIM gets into an unmodified solo-learn. Imports leave traces, so each case is a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from emim_solo.registration import register
+from emim_solo.suite import load_suite
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def run(*arguments: str | Path, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run Python with this repository on its path, whether or not it is installed."""
+    path = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))
+    return subprocess.run(
+        [sys.executable, "-W", "ignore::DeprecationWarning", *map(str, arguments)],
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": path} | env,
+        capture_output=True,
+        text=True,
+    )
+
+
+def run_script(code: str, cwd: Path, *arguments: str, **env: str) -> str:
+    """Run code as a script and return what it printed; a failed assertion in it fails the test."""
+    script = cwd / "script.py"
+    script.write_text(textwrap.dedent(code))
+    done = run(script, *arguments, cwd=cwd, **env)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_emim_is_there_when_solo_is_imported_later(tmp_path: Path) -> None:
+    run_script(
+        """
+        import importlib, importlib.util, sys
+        from emim_solo.registration import register
+
+        register()
+        register()
+        assert not {"torch", "lightning", "solo"} & set(sys.modules), "registration must not load them"
+        importlib.util.find_spec("solo")  # asked for, not loaded: must not use the hook up
+
+        from solo.methods import METHODS  # as main_pretrain.py holds it
+
+        import solo.methods
+        assert METHODS["emim"].__name__ == "EMIM"
+        assert "barlow_twins" in METHODS and METHODS is solo.methods.METHODS
+        assert solo.args and solo.losses and solo.utils, "solo's own __init__ has run to its end"
+
+        emim = METHODS["emim"]
+        register()
+        assert METHODS["emim"] is emim
+
+        importlib.reload(solo.methods)
+        assert solo.methods.METHODS is not METHODS and solo.methods.METHODS["emim"] is emim
+        """,
+        tmp_path,
+    )
+
+
+def test_emim_is_there_when_the_face_imports_solo(tmp_path: Path) -> None:
+    run_script(
+        """
+        from emim_solo.registration import register
+
+        register()
+        from emim_solo.suite import load_suite
+
+        suite = load_suite()
+        from solo.methods import METHODS
+
+        assert METHODS["emim"] is suite.emim_class()
+        """,
+        tmp_path,
+    )
+
+
+def test_emim_is_put_into_loaded_methods_in_place() -> None:
+    emim = load_suite().emim_class()
+    from solo.methods import METHODS
+
+    METHODS.pop("emim", None)
+    register()
+    register()
+    assert METHODS["emim"] is emim
+
+
+def test_another_package_called_solo_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "solo").mkdir()
+    (tmp_path / "solo" / "__init__.py").write_text("keys = 2\n")
+    run_script(
+        """
+        import sys
+        from emim_solo.registration import register
+
+        register()
+        import solo
+        assert solo.keys == 2 and "torch" not in sys.modules
+        """,
+        tmp_path,
+    )
+
+
+def test_unsupported_solo_learn_can_still_be_imported(tmp_path: Path) -> None:
+    """Who has an old solo-learn and does not use EMIM gets a warning, not an error."""
+    methods = tmp_path / "solo" / "methods"
+    methods.mkdir(parents=True)
+    (tmp_path / "solo" / "__init__.py").write_text("from solo import methods\n")
+    (methods / "__init__.py").write_text("METHODS = {'byol': object}\n")
+    (methods / "base.py").write_text("")
+    run_script(
+        """
+        import warnings
+        from emim_solo.registration import register
+
+        register()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            from solo.methods import METHODS
+        assert list(METHODS) == ["byol"]
+        assert any("method 'emim' is not available" in str(warning.message) for warning in caught)
+        """,
+        tmp_path,
+    )
+
+
+def test_unrelated_hydra_app_imports_neither_torch_nor_solo(tmp_path: Path) -> None:
+    code = """
+        import sys
+        import hydra
+
+        @hydra.main(version_base="1.2", config_path=None)
+        def main(cfg):
+            from hydra.core.hydra_config import HydraConfig
+
+            providers = [source.provider for source in HydraConfig.get().runtime.config_sources]
+            assert "emim-solo" in providers, providers
+            assert not {"torch", "lightning", "solo", "emim_solo.suite"} & set(sys.modules)
+            print("ran")
+
+        main()
+    """
+    started = time.perf_counter()
+    assert run_script(code, tmp_path, "hydra.run.dir=.").strip() == "ran"
+    print(f"unrelated Hydra app, plugin loaded: {time.perf_counter() - started:.2f} s in all")
+
+
+def test_plugin_costs_an_unrelated_hydra_app_little(tmp_path: Path) -> None:
+    """Printed, not asserted: a busy machine is no defect."""
+    printed = run_script(
+        """
+        import time
+        import hydra.core.plugins, hydra.core.config_search_path
+        from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
+
+        started = time.perf_counter()
+        from hydra_plugins.emim_solo import EMIMSearchPath
+
+        search_path = ConfigSearchPathImpl()
+        EMIMSearchPath().manipulate_search_path(search_path)
+        seconds = time.perf_counter() - started
+        (entry,) = search_path.get_path()
+        assert entry.path.startswith("file://") and entry.path.endswith("scripts")
+        print(seconds)
+        """,
+        tmp_path,
+    )
+    print(f"the plugin adds {float(printed) * 1000:.0f} ms to a Hydra app")
+
+
+def test_processes_started_by_lightning_register_too(tmp_path: Path) -> None:
+    """DDP: Lightning's own command for the second process of a Hydra app, run as Lightning runs it."""
+    printed = run_script(
+        """
+        import os, subprocess
+        import hydra
+
+        @hydra.main(version_base="1.2", config_path=None)
+        def main(cfg):
+            if "LOCAL_RANK" in os.environ:
+                from solo.methods import METHODS
+
+                print("rank", os.environ["LOCAL_RANK"], METHODS["emim"].__name__)
+                return
+            from lightning.fabric.strategies.launchers.subprocess_script import _hydra_subprocess_cmd
+
+            command, cwd = _hydra_subprocess_cmd(local_rank=1)
+            subprocess.run(command, env=os.environ | {"LOCAL_RANK": "1"}, cwd=cwd, check=True)
+
+        main()
+        """,
+        tmp_path,
+        "+a=1",
+        "hydra.output_subdir=null",
+        "hydra/job_logging=disabled",
+    )
+    assert "rank 1 EMIM" in printed
+
+
+def test_script_runs_as_python_would_run_it_with_emim_registered(tmp_path: Path) -> None:
+    folder = tmp_path / "clone"
+    folder.mkdir()
+    (folder / "beside.py").write_text("value = 7\n")
+    (folder / "main.py").write_text(
+        textwrap.dedent(
+            """
+            import sys
+            from beside import value
+            from solo.methods import METHODS
+
+            assert __name__ == "__main__"
+            print(sys.argv, sys.path[0], value, METHODS["emim"].__name__)
+            """
+        )
+    )
+    done = run("-m", "emim_solo", Path("clone") / "main.py", "--k", "1", "2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.splitlines()[-1] == f"{['clone/main.py', '--k', '1', '2']} {folder} 7 EMIM"
+
+
+def test_status_of_the_script_is_passed_on(tmp_path: Path) -> None:
+    (tmp_path / "main.py").write_text("raise SystemExit(5)\n")
+    assert run("-m", "emim_solo", "main.py", cwd=tmp_path).returncode == 5
+
+
+def test_missing_script_is_one_line_and_status_2(tmp_path: Path) -> None:
+    done = run("-m", "emim_solo", "main_kmm.py", "--k", "1", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "no script 'main_kmm.py'" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_command_in_place_of_the_script_is_that_command(tmp_path: Path) -> None:
+    done = run("-m", "emim_solo", "configs", "pretrain/digits", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (Path(done.stdout.strip()) / "emim.yaml").is_file()
+
+
+# -- the scripts of an unmodified clone of solo-learn main ------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def clone() -> Path:
+    import solo
+
+    assert solo.__file__ is not None
+    folder = Path(solo.__file__).resolve().parent.parent
+    if not (folder / "main_pretrain.py").is_file():
+        pytest.skip("the scripts are in a clone of solo-learn main only: make test-main SOLO=<clone>")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(clone: Path, few_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One epoch of EMIM in two processes by main_pretrain.py, with the shipped config; the checkpoint's folder."""
+    cwd = tmp_path_factory.mktemp("clone")
+    done = run(
+        clone / "main_pretrain.py",
+        *("--config-path", REPOSITORY / "scripts" / "pretrain" / "digits", "--config-name", "emim.yaml"),
+        *(f"data.train_path={few_digits / 'train'}", f"data.val_path={few_digits / 'val'}", "data.num_workers=0"),
+        *("optimizer.batch_size=32", "max_epochs=1", "accelerator=cpu", "strategy=ddp", "devices='2'"),
+        *("method_kwargs.proj_hidden_dim=64", "method_kwargs.proj_output_dim=16", "+enable_progress_bar=False"),
+        cwd=cwd,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    (folder,) = (cwd / "trained_models" / "emim").iterdir()
+    assert list(folder.glob("*.ckpt"))
+    return folder
+
+
+def test_main_pretrain_trains_emim_in_two_processes(checkpoint: Path) -> None:
+    """160 images in batches of 32 are five steps for one process, and two whole ones for each of two."""
+    (path,) = checkpoint.glob("*.ckpt")
+    assert torch.load(path, map_location="cpu", weights_only=False)["global_step"] == 2
+    assert (checkpoint / "args.json").is_file()
+
+
+def test_suites_own_barlow_config_runs_with_method_emim(clone: Path, few_digits: Path, tmp_path: Path) -> None:
+    """README's second way: nothing of ours but the method's name on the command line."""
+    done = run(
+        clone / "main_pretrain.py",
+        *("--config-path", clone / "scripts" / "pretrain" / "cifar", "--config-name", "barlow.yaml"),
+        *("method=emim", "name=emim-on-barlow", "wandb.enabled=False", "data.dataset=custom"),
+        *(f"data.train_path={few_digits / 'train'}", f"data.val_path={few_digits / 'val'}", "data.num_workers=0"),
+        *("optimizer.batch_size=32", "max_epochs=1", "accelerator=cpu", "strategy=auto", "devices='1'", "precision=32"),
+        *("sync_batchnorm=False", "method_kwargs.proj_hidden_dim=64", "+enable_progress_bar=False"),
+        *("+limit_train_batches=1", "+limit_val_batches=0", "+num_sanity_val_steps=0"),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert list(tmp_path.glob("trained_models/emim/*/emim-on-barlow*.ckpt"))
+
+
+@pytest.mark.parametrize("as_python_does", [True, False])
+def test_main_knn_knows_emim_only_through_us(
+    clone: Path, checkpoint: Path, few_digits: Path, tmp_path: Path, as_python_does: bool
+) -> None:
+    """main_knn.py never starts Hydra. Its two lines that need CUDA are kept on the CPU by the script that calls it."""
+    (tmp_path / "knn_on_cpu.py").write_text(
+        textwrap.dedent(
+            """
+            import runpy, sys
+            import torch
+
+            torch.Tensor.cuda = lambda self, **_: self
+            sys.argv = sys.argv[1:]
+            runpy.run_path(sys.argv[0], run_name="__main__")
+            """
+        )
+    )
+    arguments = [
+        *("knn_on_cpu.py", clone / "main_knn.py", "--dataset", "custom", "--pretrained_checkpoint_dir", checkpoint),
+        *("--train_data_path", few_digits / "val", "--val_data_path", few_digits / "val"),
+        *("--batch_size", "20", "--num_workers", "0"),
+        *("--k", "1", "--temperature", "0.1", "--feature_type", "backbone", "projector"),
+        *("--distance_function", "cosine"),
+    ]
+    done = run(*([] if as_python_does else ["-m", "emim_solo"]), *arguments, cwd=tmp_path)
+    if as_python_does:
+        assert "KeyError: 'emim'" in done.stderr
+    else:
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.stdout.count("Result: acc@1=") == 2
