@@ -116,8 +116,11 @@ def emim_loss_func(
 
         MI with "isotropic"  <=  MI with "diagonal"  <=  pooled MI,
 
-    for every batch: H(Z|Z') <= H(Z - Z'), then Hadamard, then Jensen. A truncated series has no such
-    side in general (an odd order is never under the exact marginal entropy).
+    for every batch: H(Z|Z') <= H(Z - Z'), then Hadamard, then Jensen. A truncated series is on no such side.
+
+    The residual "exact" is for weights near 1: it knows that agreeing views still share their noise, and
+    above log(1 + 1/e) / log((2 + e) / (1 + e)) (3.7 for e = 0.1; less with the series) full collapse has the
+    lower loss. The bounds have no such limit.
 
     Args:
         z1: N x d embeddings of the first view, of this process; standardised here over the global batch.
@@ -125,7 +128,8 @@ def emim_loss_func(
         objective: "bound" or "exact".
         marginal: H(Z) = 1/2 log det(C + eI): "exact", or the "series" about a multiple of I.
         series_order: terms of the series, >= 2. Order 2 needs no factorisation and is concave everywhere.
-            Higher orders cost an eigenvalue computation, see `_series_log_det`.
+            Higher orders cost an eigenvalue computation, more than "exact" does: they have the gradient of the
+            series about a multiple of I that keeps it convergent, and the value of "exact".
         residual: H(Z|Z'): "exact" 1/2 [log det(C+S+eI) + log det(C-S+eI) - log det(C+eI)],
             "diagonal" 1/2 sum_i log 2(v_i + e), "isotropic" d/2 log 2(v + e), with v_i the diagonal of C-
             and v its mean.
@@ -218,8 +222,9 @@ def _series_log_det(embeddings: Tensor, noise_variance: float, order: int) -> Te
 
     s = 1 + e is the identity's own scale. Order 2 is concave in every eigenvalue x of X whatever their
     size. Above it the series is of use only for |x| < 1, so s is raised, where it must be, until the largest
-    x is 1/2: for -1 < x <= 1/2 every truncation is increasing and concave, and the series converges. s is
-    a constant of the expansion and carries no gradient.
+    x is 1/2: for -1 < x <= 1/2 every truncation is increasing and concave, and the series converges. With s
+    so moving from batch to batch the truncated value would even fall as the entropy rises; the eigenvalues
+    are at hand, so above order 2 the value is the exact one and the gradient that of the series at fixed s.
     """
     samples, dimension = embeddings.shape
     smaller = embeddings if samples < dimension else embeddings.mT
@@ -227,8 +232,8 @@ def _series_log_det(embeddings: Tensor, noise_variance: float, order: int) -> Te
     size = moments.shape[-1]
     centre = 1 + noise_variance
     if order > 2:
-        largest = torch.linalg.eigvalsh(moments.detach())[-1].item()
-        centre = max(centre, (largest + noise_variance) / 1.5)
+        spectrum = torch.linalg.eigvalsh(moments.detach()).clamp(min=0) + noise_variance
+        centre = max(centre, spectrum[-1].item() / 1.5)
     at_zero = noise_variance / centre - 1
     deviation = moments / centre + at_zero * torch.eye(size, dtype=moments.dtype, device=moments.device)
     result = dimension * math.log(centre) + deviation.trace() + (dimension - size) * at_zero
@@ -238,6 +243,9 @@ def _series_log_det(embeddings: Tensor, noise_variance: float, order: int) -> Te
         result = result - (-1) ** k * trace / k
         if k < order:
             power = power @ deviation
+    if order > 2:
+        exact = spectrum.log().sum() + (dimension - size) * math.log(noise_variance)
+        result = result + (exact - result).detach()
     return result
 
 

@@ -1,0 +1,552 @@
+"""The estimators and losses against explicit covariances, closed forms and plain autograd, in float64."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from emim_solo import theory
+from emim_solo.objective import emim_loss_func, gram, log_det, mutual_information, null_mutual_information
+
+FAMILY = [
+    {"objective": "exact"},
+    *(
+        {"marginal": marginal, "residual": residual, "weight": weight}
+        for marginal, residual, weight in itertools.product(
+            ("exact", "series"), ("exact", "diagonal", "isotropic"), (1.0, 4.0)
+        )
+    ),
+    {"series_order": 3},
+    {"series_order": 4},
+]
+FORMS = ["primal", "dual", "pooled"]
+SIZES = [(40, 6), (24, 16), (12, 17), (8, 40)]  # N >= 2d, d < N < 2d, N < d <= 2N, 2N < d: each its own route
+
+
+def name_of(kwargs: dict) -> str:
+    return "-".join(str(value) for value in kwargs.values())
+
+
+def pair(n: int, d: int, *, seed: int = 0, noise: float = 0.5, dtype=torch.float64) -> tuple[Tensor, Tensor]:
+    """Two noisy linear views of one source, with means and scales of their own."""
+    generator = torch.Generator().manual_seed(seed)
+    source = torch.randn(n, d, generator=generator, dtype=torch.float64)
+    mix = torch.randn(d, d, generator=generator, dtype=torch.float64) / math.sqrt(d)
+    views = [
+        (source + noise * torch.randn(n, d, generator=generator, dtype=torch.float64)) @ mix * scale + shift
+        for scale, shift in ((1.0, 3.0), (2.0, -1.0))
+    ]
+    return views[0].to(dtype), views[1].to(dtype)
+
+
+def explicit_standardised(z: Tensor) -> Tensor:
+    return (z - z.mean(0)) / z.std(0, unbiased=False)
+
+
+def explicit_mutual_information(z1: Tensor, z2: Tensor, e: float, *, pooled: bool = False) -> Tensor:
+    """The definition: covariances written out, torch.logdet, plain autograd."""
+    x1, x2 = explicit_standardised(z1), explicit_standardised(z2)
+    n, d = x1.shape
+    eye = torch.eye(d, dtype=z1.dtype)
+    c11, c22, c12 = x1.T @ x1 / n + e * eye, x2.T @ x2 / n + e * eye, x1.T @ x2 / n
+    if pooled:
+        c11 = c22 = (c11 + c22) / 2
+        c12 = (c12 + c12.T) / 2
+    joint = torch.cat((torch.cat((c11, c12), 1), torch.cat((c12.T, c22), 1)))
+    return (torch.logdet(c11) + torch.logdet(c22) - torch.logdet(joint)) / 2
+
+
+def explicit_loss(z1: Tensor, z2: Tensor, e: float, weight: float, marginal: str, residual: str, order: int) -> Tensor:
+    """The loss from eigenvalues of explicit covariances; `order` about (1 + e) I, where that converges."""
+    x1, x2 = explicit_standardised(z1), explicit_standardised(z2)
+    n, d = x1.shape
+    eye = torch.eye(d, dtype=z1.dtype)
+    c = (x1.T @ x1 + x2.T @ x2) / (2 * n)
+    s = (x1.T @ x2 + x2.T @ x1) / (2 * n)
+    if marginal == "exact":
+        entropy = torch.logdet(c + e * eye) / 2
+    else:
+        x = torch.linalg.eigvalsh((c - eye) / (1 + e))
+        entropy = (d * math.log(1 + e) + sum((-1) ** (k + 1) * (x**k).sum() / k for k in range(1, order + 1))) / 2
+    if residual == "exact":
+        rest = torch.logdet(c + s + e * eye) + torch.logdet(c - s + e * eye) - torch.logdet(c + e * eye)
+    elif residual == "diagonal":
+        rest = torch.log(2 * (torch.diagonal(c - s) + e)).sum()
+    else:
+        rest = d * torch.log(2 * (torch.diagonal(c - s).mean() + e))
+    return (weight * rest / 2 - entropy) / d
+
+
+def value_and_gradients(function, *inputs: Tensor) -> list[Tensor]:
+    leaves = [x.clone().requires_grad_() for x in inputs]
+    value = function(*leaves)
+    return [value.detach(), *torch.autograd.grad(value, leaves)]
+
+
+# --- values ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("e", [0.1, 1e-3])
+def test_value_and_gradient_are_those_of_explicit_covariances(form, size, e):
+    z1, z2 = pair(*size)
+    ours = value_and_gradients(lambda a, b: mutual_information(a, b, form=form, noise_variance=e), z1, z2)
+    oracle = value_and_gradients(lambda a, b: explicit_mutual_information(a, b, e, pooled=form == "pooled"), z1, z2)
+    for mine, its in zip(ours, oracle, strict=True):
+        torch.testing.assert_close(mine, its, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_dual_equals_primal_and_auto(size):
+    z1, z2 = pair(*size)
+    primal, dual, auto = (mutual_information(z1, z2, form=form) for form in ("primal", "dual", "auto"))
+    torch.testing.assert_close(dual, primal, rtol=1e-6, atol=0)
+    torch.testing.assert_close(auto, primal, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_pooled_equals_primal_for_exchangeable_views(size):
+    # Every pair in both orders: the two views have the same moments and a symmetric cross-covariance.
+    z1, z2 = pair(*size)
+    both, swapped = torch.cat((z1, z2)), torch.cat((z2, z1))
+    expected = mutual_information(both, swapped, form="primal")
+    torch.testing.assert_close(mutual_information(both, swapped, form="pooled"), expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("form", ["primal", "pooled"])
+def test_mi_of_correlated_gaussians_is_the_closed_form(form):
+    n, d, rho = 200_000, 3, 0.8
+    generator = torch.Generator().manual_seed(0)
+    z1, other = torch.randn(2, n, d, generator=generator, dtype=torch.float64)
+    z2 = rho * z1 + math.sqrt(1 - rho**2) * other
+    expected = theory.correlated_gaussian_mutual_information(rho, d)
+    assert mutual_information(z1, z2, form=form, noise_variance=1e-9).item() == pytest.approx(expected, abs=0.01)
+
+
+@pytest.mark.parametrize("form", ["primal", "dual"])
+def test_noise_adds_to_both_views(form):
+    # With the noise in the covariance, the closed form of theory is the estimator's value.
+    z1, z2 = pair(60, 4)
+    joint = torch.cat((explicit_standardised(z1), explicit_standardised(z2)), 1)
+    for e in (0.01, 0.1, 1.0):
+        covariance = joint.T @ joint / len(joint) + e * torch.eye(8, dtype=joint.dtype)
+        expected = theory.gaussian_mutual_information(covariance.numpy(), 4)
+        assert mutual_information(z1, z2, form=form, noise_variance=e).item() == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("form", ["primal", "dual"])
+def test_mi_is_invariant_under_invertible_maps_as_the_noise_vanishes(form):
+    z1, z2 = pair(100, 5)
+    generator = torch.Generator().manual_seed(1)
+    maps = torch.randn(2, 5, 5, generator=generator, dtype=torch.float64)
+    gaps = []
+    for e in (0.1, 1e-4, 1e-10):
+        before = mutual_information(z1, z2, form=form, noise_variance=e)
+        after = mutual_information(z1 @ maps[0], z2 @ maps[1], form=form, noise_variance=e)
+        gaps.append(abs((after - before) / before).item())
+    assert gaps[0] > 10 * gaps[1]
+    assert gaps[2] < 1e-6
+
+
+def test_without_standardisation_features_are_centred_but_keep_their_scale():
+    z1, z2 = pair(50, 4)
+    x1, x2 = z1 - z1.mean(0), z2 - z2.mean(0)
+    for form in FORMS:
+        given = mutual_information(z1, z2, standardise=False, form=form)
+        torch.testing.assert_close(mutual_information(x1, x2, standardise=False, form=form), given)
+        assert given > mutual_information(z1 / 10, z2 / 10, standardise=False, form=form) + 0.1
+        x = [explicit_standardised(z) for z in (z1, z2)]
+        torch.testing.assert_close(
+            mutual_information(*x, standardise=False, form=form), mutual_information(z1, z2, form=form)
+        )
+
+
+def test_views_are_interchangeable_and_samples_unordered():
+    z1, z2 = pair(30, 8)
+    order = torch.randperm(30, generator=torch.Generator().manual_seed(0))
+    for form in FORMS:
+        value = mutual_information(z1, z2, form=form)
+        torch.testing.assert_close(mutual_information(z2, z1, form=form), value)
+        torch.testing.assert_close(mutual_information(z1[order], z2[order], form=form), value)
+
+
+# --- the small-sample bias ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("n", "d", "e", "expected"),
+    [(256, 64, 0.1, 7.9), (256, 128, 0.01, 66.6), (256, 128, 0.1, 35.3), (1024, 64, 0.01, 2.06), (256, 2048, 0.1, 461)],
+)
+def test_independent_views_have_the_measured_small_sample_bias(n, d, e, expected):
+    generator = torch.Generator().manual_seed(0)
+    z1, z2 = torch.randn(2, n, d, generator=generator)
+    assert mutual_information(z1, z2, noise_variance=e).item() == pytest.approx(expected, rel=0.04)
+
+
+@pytest.mark.parametrize(("form", "samples_per_bias"), [("auto", 1), ("pooled", 2)])
+def test_independent_views_have_null_mi_and_pooling_halves_it(form, samples_per_bias):
+    n, d = 4096, 64
+    generator = torch.Generator().manual_seed(0)
+    z1, z2 = torch.randn(2, n, d, generator=generator, dtype=torch.float64)
+    kwargs = {"form": form, "noise_variance": 1e-6}
+    expected = d**2 / (2 * n) / samples_per_bias
+    value, null = mutual_information(z1, z2, **kwargs).item(), null_mutual_information(z1, z2, **kwargs).item()
+    assert value == pytest.approx(expected, rel=0.1)
+    assert null == pytest.approx(value, rel=0.1)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_null_is_the_mi_of_rolled_pairs_and_lies_under_that_of_true_pairs(form):
+    z1, z2 = pair(64, 8)
+    null = null_mutual_information(z1, z2, form=form)
+    torch.testing.assert_close(null, mutual_information(z1, z2.roll(1, 0), form=form))
+    assert null < mutual_information(z1, z2, form=form) - 1
+
+
+# --- the family of losses -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("residual", ["exact", "diagonal", "isotropic"])
+@pytest.mark.parametrize("marginal", ["exact", "series"])
+def test_bound_and_its_gradient_are_those_of_explicit_covariances(size, marginal, residual):
+    z1, z2 = pair(*size)
+    kwargs = {"marginal": marginal, "residual": residual}
+    ours = value_and_gradients(lambda a, b: emim_loss_func(a, b, noise_variance=0.2, weight=3.0, **kwargs), z1, z2)
+    oracle = value_and_gradients(lambda a, b: explicit_loss(a, b, 0.2, 3.0, order=2, **kwargs), z1, z2)
+    for mine, its in zip(ours, oracle, strict=True):
+        torch.testing.assert_close(mine, its, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("order", [2, 3, 4, 7])
+def test_series_is_the_truncation_about_the_identity_while_the_spectrum_allows_it(order):
+    z, _ = pair(200, 6)
+    z = z @ torch.linalg.inv(torch.linalg.cholesky(torch.cov(z.T)).T)  # white, then slightly correlated
+    z = z @ (torch.eye(6, dtype=z.dtype) + 0.03 * torch.ones(6, 6, dtype=z.dtype))
+    kwargs = {"weight": 0.0, "noise_variance": 0.2}
+    expected = value_and_gradients(lambda a: explicit_loss(a, a, 0.2, 0.0, "series", "isotropic", order), z)
+    found = value_and_gradients(lambda a: emim_loss_func(a, a, series_order=order, **kwargs), z)
+    torch.testing.assert_close(found[1], expected[1], rtol=1e-7, atol=1e-12)
+    if order > 2:  # the value is the exact one
+        expected[0] = emim_loss_func(z, z, marginal="exact", **kwargs)
+    torch.testing.assert_close(found[0], expected[0], rtol=1e-9, atol=0)
+
+
+def test_exact_objective_is_the_negative_mi_per_dimension():
+    z1, z2 = pair(40, 6)
+    expected = -mutual_information(z1, z2, noise_variance=0.3) / 6
+    torch.testing.assert_close(emim_loss_func(z1, z2, objective="exact", noise_variance=0.3), expected)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_exact_members_at_weight_1_are_the_negative_pooled_mi_per_dimension(size):
+    z1, z2 = pair(*size)
+    loss = emim_loss_func(z1, z2, marginal="exact", residual="exact", weight=1.0)
+    torch.testing.assert_close(loss * size[1], -mutual_information(z1, z2, form="pooled"))
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("noise", [0.01, 0.5, 10.0])
+@pytest.mark.parametrize("e", [0.01, 1.0])
+def test_residual_bounds_are_ordered_under_the_pooled_mi(size, noise, e):
+    z1, z2 = pair(*size, noise=noise)
+    kwargs = {"marginal": "exact", "weight": 1.0, "noise_variance": e}
+    isotropic, diagonal = (-emim_loss_func(z1, z2, residual=r, **kwargs) * size[1] for r in ("isotropic", "diagonal"))
+    exact = mutual_information(z1, z2, form="pooled", noise_variance=e)
+    assert isotropic <= diagonal + 1e-9
+    assert diagonal <= exact + 1e-9
+    # Strict where the difference of the views is correlated and its features differ.
+    assert isotropic < exact - 1e-6
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_series_converges_to_the_exact_entropy(size):
+    z1, z2 = pair(*size)
+    kwargs = {"weight": 0.0, "noise_variance": 0.5}
+    exact = value_and_gradients(lambda a, b: emim_loss_func(a, b, marginal="exact", **kwargs), z1, z2)
+    gaps = []
+    for order in (3, 8, 32, 128, 512):
+        series = value_and_gradients(partial(emim_loss_func, series_order=order, **kwargs), z1, z2)
+        torch.testing.assert_close(series[0], exact[0], rtol=1e-9, atol=0)
+        gaps.append(((series[1] - exact[1]).norm() / exact[1].norm()).item())
+    assert gaps == sorted(gaps, reverse=True)
+    assert gaps[0] > 0.01
+    assert gaps[-1] < 1e-6
+
+
+@pytest.mark.parametrize("order", [2, 3, 4, 5])
+def test_series_climbs_out_of_a_near_collapse(order):
+    # Features that are almost copies of one another: the largest eigenvalue of C is near d, far outside the
+    # radius of convergence about the identity.
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(64, 1, generator=generator, dtype=torch.float64).expand(64, 12)
+    z = (z + 0.05 * torch.randn(64, 12, generator=generator, dtype=torch.float64)).requires_grad_()
+    entropies, losses = [], []
+    optimiser = torch.optim.SGD([z], lr=2.0 if order == 2 else 20.0)
+    for step in range(201):
+        loss = emim_loss_func(z, z, series_order=order, weight=0.0)
+        if step % 50 == 0:
+            losses.append(loss.item())
+            entropies.append(-emim_loss_func(z, z, marginal="exact", weight=0.0).item())
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    assert entropies == sorted(entropies)
+    assert losses == sorted(losses, reverse=True)
+    assert entropies[-1] > entropies[0] + 0.05
+
+
+@pytest.mark.parametrize("kwargs", FAMILY, ids=name_of)
+def test_agreement_beats_shuffled_pairs(kwargs):
+    agreeing, _ = agreeing_and_collapsed()
+    shuffled = emim_loss_func(agreeing[0], agreeing[1].roll(1, 0), **kwargs)
+    assert emim_loss_func(*agreeing, **kwargs) < shuffled - 0.1
+
+
+@pytest.mark.parametrize("kwargs", [k for k in FAMILY if k.get("residual") != "exact" or k["weight"] == 1], ids=name_of)
+def test_agreement_beats_collapse(kwargs):
+    agreeing, collapsed = agreeing_and_collapsed()
+    assert emim_loss_func(*agreeing, **kwargs) < emim_loss_func(*collapsed, **kwargs) - 0.01
+    constant = torch.ones_like(agreeing[0])
+    same = emim_loss_func(agreeing[0], agreeing[0], **kwargs)
+    assert same < emim_loss_func(constant, constant, **kwargs) - 0.1
+
+
+def agreeing_and_collapsed() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Spread features, and copies of one of them, under the same noise."""
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(256, 8, generator=generator, dtype=torch.float64)
+    noise = 0.3 * torch.randn(2, 256, 8, generator=generator, dtype=torch.float64)
+    line = z[:, :1].expand(256, 8)
+    return (z + noise[0], z + noise[1]), (line + noise[0], line + noise[1])
+
+
+@pytest.mark.parametrize("e", [0.01, 0.1, 1.0])
+def test_exact_residual_prefers_collapse_only_above_the_documented_weight(e):
+    z, _ = pair(200, 5)
+    z = z @ torch.linalg.inv(torch.linalg.cholesky(torch.cov(z.T)).T)
+    constant = torch.ones_like(z)
+    limit = math.log(1 + 1 / e) / math.log((2 + e) / (1 + e))
+    for weight, sign in ((limit - 0.01, -1), (limit + 0.01, 1)):
+        kwargs = {"marginal": "exact", "residual": "exact", "weight": weight, "noise_variance": e}
+        assert sign * (emim_loss_func(z, z, **kwargs) - emim_loss_func(constant, constant, **kwargs)) > 0
+
+
+@pytest.mark.parametrize("kwargs", FAMILY, ids=name_of)
+def test_descent_on_the_loss_raises_mutual_information(kwargs):
+    z1, z2 = (z.requires_grad_() for z in pair(64, 6, noise=1.5))
+    before = mutual_information(z1, z2).item()
+    optimiser = torch.optim.Adam([z1, z2], lr=0.05)
+    for _ in range(30):
+        optimiser.zero_grad()
+        emim_loss_func(z1, z2, **kwargs).backward()
+        optimiser.step()
+    assert mutual_information(z1, z2).item() > before + 0.5
+
+
+# --- gradients ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kwargs", [k for k in FAMILY if k.get("series_order", 2) == 2], ids=name_of)
+@pytest.mark.parametrize("size", [(12, 3), (5, 7)])
+def test_gradcheck_of_the_losses(kwargs, size):
+    z1, z2 = (z.requires_grad_() for z in pair(*size))
+    assert torch.autograd.gradcheck(lambda a, b: emim_loss_func(a, b, **kwargs), (z1, z2))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("standardise", [True, False])
+@pytest.mark.parametrize("function", [mutual_information, null_mutual_information])
+def test_gradcheck_of_mutual_information(function, form, standardise):
+    z1, z2 = (z.requires_grad_() for z in pair(6, 4))
+    assert torch.autograd.gradcheck(partial(function, form=form, standardise=standardise), (z1, z2))
+
+
+@pytest.mark.parametrize("stack", [(), (3,)])
+def test_closed_form_gradients_are_autograds(stack):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(*stack, 5, 7, generator=generator, dtype=torch.float64)
+    weights = torch.randn(*stack, 5, 5, generator=generator, dtype=torch.float64)
+    definite = x @ x.mT + torch.eye(5, dtype=torch.float64)
+    for ours, oracle, at in (
+        (lambda a: (gram(a) * weights).sum(), lambda a: (a @ a.mT * weights).sum(), x),
+        (
+            lambda m: (log_det(m) * weights[..., 0, 0]).sum(),
+            lambda m: (torch.logdet(m) * weights[..., 0, 0]).sum(),
+            definite,
+        ),
+    ):
+        for mine, its in zip(value_and_gradients(ours, at), value_and_gradients(oracle, at), strict=True):
+            torch.testing.assert_close(mine, its)
+
+
+# --- precision ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kwargs", FAMILY, ids=name_of)
+def test_half_precision_under_autocast_gives_the_float32_value_and_gradient(dtype, kwargs):
+    z1, z2 = pair(48, 20, dtype=dtype)
+    expected = value_and_gradients(lambda a, b: emim_loss_func(a, b, **kwargs), z1.float(), z2.float())
+    with torch.autocast("cpu", dtype=dtype):
+        found = value_and_gradients(lambda a, b: emim_loss_func(a, b, **kwargs), z1, z2)  # backward inside as well
+        assert mutual_information(z1, z2).dtype == torch.float32
+    assert found[0].dtype == torch.float32
+    torch.testing.assert_close(found[0], expected[0], rtol=1e-3, atol=0)
+    for mine, its in zip(found[1:], expected[1:], strict=True):
+        assert mine.dtype == dtype
+        assert (mine.float() - its).norm() < 1e-2 * its.norm()  # the gradient is rounded to the input's dtype
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_float32_under_autocast_is_computed_in_float32(form):
+    z1, z2 = pair(48, 20, dtype=torch.float32)
+    expected = value_and_gradients(lambda a, b: mutual_information(a, b, form=form), z1, z2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = value_and_gradients(lambda a, b: mutual_information(a, b, form=form), z1, z2)
+    for mine, its in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, its, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("size", SIZES)
+def test_float32_is_close_to_float64(form, size):
+    z1, z2 = pair(*size)
+    expected = mutual_information(z1, z2, form=form)
+    found = mutual_information(z1.float(), z2.float(), form=form)
+    assert (expected.dtype, found.dtype, found.shape) == (torch.float64, torch.float32, ())
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("form", ["primal", "pooled"])
+def test_what_float32_cannot_factorise_is_computed_in_float64(form):
+    # Perfect agreement under noise far below float32's resolution: the joint covariance is singular there.
+    z, _ = pair(2000, 16, dtype=torch.float32)
+    found = mutual_information(z, z, form=form, noise_variance=1e-10)
+    expected = mutual_information(z.double(), z.double(), form=form, noise_variance=1e-10)
+    assert found.dtype == torch.float32
+    assert found.item() == pytest.approx(expected.item(), rel=1e-2)
+
+
+def test_what_cannot_be_factorised_is_refused_by_name_of_noise_variance():
+    with pytest.raises(FloatingPointError, match="raise noise_variance"):
+        log_det(torch.diag(torch.tensor([1.0, 2.0, -1e-9])))
+    z, _ = pair(300, 16)
+    with pytest.raises(FloatingPointError, match="raise noise_variance"):  # C/e overflows
+        mutual_information(z * 1e150, z * 1e150, standardise=False, noise_variance=1e-300)
+
+
+# --- edges and bad input --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kwargs", FAMILY, ids=name_of)
+@pytest.mark.parametrize("constant", [0.0, 1.0, 100.123, -3e4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_constant_feature_is_as_a_zero_and_gets_no_gradient(kwargs, constant, dtype):
+    z1, z2 = pair(100, 5, dtype=dtype)
+    z1, z2 = (torch.cat((z, torch.full((100, 1), constant, dtype=dtype)), 1) for z in (z1, z2))
+    value, *gradients = value_and_gradients(lambda a, b: emim_loss_func(a, b, **kwargs), z1, z2)
+    z1[:, -1] = z2[:, -1] = 0
+    assert value.isfinite()
+    assert value.item() == emim_loss_func(z1, z2, **kwargs).item()
+    for gradient in gradients:
+        assert gradient.isfinite().all()
+        assert gradient[:, -1].eq(0).all()
+        assert gradient[:, 0].ne(0).any()
+
+
+def test_constant_feature_adds_no_mutual_information():
+    z1, z2 = pair(100, 5)
+    padded = [torch.nn.functional.pad(z, (0, 3), value=7.0) for z in (z1, z2)]
+    for form in FORMS:
+        torch.testing.assert_close(mutual_information(*padded, form=form), mutual_information(z1, z2, form=form))
+
+
+def test_small_features_on_a_large_mean_are_signal_in_float64():
+    z1, z2 = pair(100, 5)
+    torch.testing.assert_close(mutual_information(z1 * 1e-6, z2 * 1e-9), mutual_information(z1, z2), rtol=1e-4, atol=0)
+
+
+def calls(z1: Tensor, z2: Tensor):
+    return (
+        lambda: mutual_information(z1, z2),
+        lambda: null_mutual_information(z1, z2),
+        lambda: emim_loss_func(z1, z2),
+        lambda: emim_loss_func(z1, z2, objective="exact"),
+        lambda: mutual_information(z1, z2, standardise=False),
+    )
+
+
+def poisoned(value: float, count: int) -> Tensor:
+    z = torch.randn(10, 4, generator=torch.Generator().manual_seed(0))
+    z.view(-1)[:count] = value
+    return z
+
+
+FINE = torch.randn(10, 4, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize(
+    ("z1", "z2", "error", "message"),
+    [
+        (FINE, FINE[:, :3], ValueError, r"one shape, got \(10, 4\) and \(10, 3\)"),
+        (FINE, FINE[:9], ValueError, r"one shape, got \(10, 4\) and \(9, 4\)"),
+        (FINE[0], FINE[0], ValueError, r"N x d with d >= 1, got shape \(4,\)"),
+        (FINE[None], FINE[None], ValueError, r"N x d with d >= 1, got shape \(1, 10, 4\)"),
+        (FINE[:, :0], FINE[:, :0], ValueError, r"N x d with d >= 1, got shape \(10, 0\)"),
+        (FINE[:1], FINE[:1], ValueError, "at least 2 samples, got 1"),
+        (FINE[:0], FINE[:0], ValueError, "at least 2 samples, got 0"),
+        (FINE.long(), FINE, TypeError, "z1 must be of floating dtype, got torch.int64"),
+        (FINE, FINE.bool(), TypeError, "z2 must be of floating dtype, got torch.bool"),
+        (poisoned(math.nan, 3), FINE, FloatingPointError, "NaN or Inf among 40 values: z1 holds 3$"),
+        (FINE, poisoned(-math.inf, 1), FloatingPointError, "NaN or Inf among 40 values: z2 holds 1$"),
+        (poisoned(math.nan, 5), poisoned(math.inf, 2), FloatingPointError, "z1 holds 5 and z2 holds 2$"),
+    ],
+)
+def test_bad_embeddings_are_refused_with_what_they_are(z1, z2, error, message):
+    for call in calls(z1, z2):
+        with pytest.raises(error, match=message):
+            call()
+
+
+def test_overflowing_embeddings_are_refused():
+    for call in calls(FINE * 1e30, FINE)[:4]:
+        with pytest.raises(FloatingPointError, match=r"too large for torch.float32"):
+            call()
+
+
+@pytest.mark.parametrize("noise_variance", [0, -0.1, math.nan, math.inf])
+def test_noise_variance_must_be_positive(noise_variance):
+    for function in (mutual_information, null_mutual_information, emim_loss_func):
+        with pytest.raises(ValueError, match=f"noise_variance must be .* above 0, got {noise_variance}"):
+            function(FINE, FINE, noise_variance=noise_variance)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"objective": "bond"}, "unknown objective 'bond'; there are exact, bound"),
+        ({"marginal": "taylor"}, "unknown marginal 'taylor'; there are exact, series"),
+        ({"residual": "trace"}, "unknown residual 'trace'; there are exact, diagonal, isotropic"),
+        ({"series_order": 1}, "series_order must be an integer of at least 2, got 1"),
+        ({"series_order": 2.0}, "series_order must be an integer of at least 2, got 2.0"),
+        ({"series_order": True}, "series_order must be an integer of at least 2, got True"),
+        ({"weight": -1}, "weight must be .* at least 0, got -1"),
+        ({"weight": math.nan}, "weight must be .* at least 0, got nan"),
+    ],
+)
+def test_bad_options_of_the_loss_are_refused(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        emim_loss_func(FINE, FINE, **kwargs)
+
+
+def test_unknown_form_is_refused():
+    for function in (mutual_information, null_mutual_information):
+        with pytest.raises(ValueError, match="unknown form 'gram'; there are auto, primal, dual, pooled"):
+            function(FINE, FINE, form="gram")
