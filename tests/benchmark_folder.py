@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from emim_solo import rows
 from PIL import Image
+
+from emim_solo import rows
 
 METHODS = {"emim": (93.0, 31.0, 9.0), "barlow_twins": (91.5, 24.0, 11.0), "vicreg": (92.4, 28.0, 10.0)}
 
@@ -97,7 +98,9 @@ def write_files(folder: Path, *, seeds: int = 3, images: int = 120, classes: int
                     rise = 1 - np.exp(-(epoch + 1) / 5)
                     score = rise * accuracy + rng.normal(0, 0.8)
                     writer.writerow([epoch, epoch * 11, score, "", "", ""])
-                    writer.writerow([epoch, epoch * 11, "", score - 2, mi * rise if number == 0 else "", 6 if number == 0 else ""])
+                    writer.writerow(
+                        [epoch, epoch * 11, "", score - 2, mi * rise if number == 0 else "", 6 if number == 0 else ""]
+                    )
             (folder / "spectra").mkdir(exist_ok=True)
             spectra = {
                 part: (10 * np.arange(1, d + 1) ** -(0.8 + 0.3 * number + 0.05 * seed)).tolist()

@@ -7,8 +7,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from emim_solo.evaluation import diagnostics
 from scipy import special, stats
+
+from emim_solo.evaluation import diagnostics
 
 
 def gaussian(samples: int, dimensions: int, seed: int = 0) -> torch.Tensor:

@@ -12,15 +12,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
+
 from emim_solo import rows
 from emim_solo.benchmark import charts, report, results
 from emim_solo.benchmark.curves import read_curves
 from emim_solo.errors import UsageError
-from scipy import stats
 
-sys.path.insert(0, str(Path(__file__).parent))  # importlib mode, which the suite's own package `tests` asks for, does not
-from benchmark_folder import METHODS, config, write_files, write_rows  # noqa: E402
-from browser import EXECUTABLE, Page  # noqa: E402
+sys.path.insert(
+    0, str(Path(__file__).parent)
+)  # importlib mode, which the suite's own package `tests` asks for, does not
+from benchmark_folder import METHODS, config, write_files, write_rows
+from browser import EXECUTABLE, Page
 
 STAGE_OF = {
     "linear": ("linear", "acc1"),
@@ -64,7 +67,9 @@ def test_differences_are_paired_by_seed(folder):
     table = results.differences(found)
     assert [name for name, _ in table.lines] == ["emim − barlow_twins", "emim − vicreg"]
     cell = dict(table.lines)["emim − barlow_twins"][table.keys.index("linear")]
-    low, high = stats.ttest_rel(*(from_rows(folder, name, "linear") for name in ("emim", "barlow_twins"))).confidence_interval()
+    low, high = stats.ttest_rel(
+        *(from_rows(folder, name, "linear") for name in ("emim", "barlow_twins"))
+    ).confidence_interval()
     assert cell.estimate.interval == pytest.approx((low, high))
     assert dict(table.lines)["emim − vicreg"][table.keys.index("linear")].estimate.n == 2, "one seed of vicreg is NaN"
 
@@ -316,7 +321,11 @@ def test_every_control_is_reached_by_tab(page):
     reached = set()
     for _ in range(60):
         page.press("Tab")
-        reached.add(page.evaluate("document.activeElement.dataset.copy ?? document.activeElement.dataset.name ?? document.activeElement.tagName"))
+        reached.add(
+            page.evaluate(
+                "document.activeElement.dataset.copy ?? document.activeElement.dataset.name ?? document.activeElement.tagName"
+            )
+        )
     assert {"markdown", "latex", *METHODS, "SUMMARY"} <= reached
 
 
@@ -354,9 +363,13 @@ def test_nothing_is_cut_off_on_a_phone(page, tmp_path):
         " && part.getBoundingClientRect().right > 376).map(part => part.outerHTML.slice(0, 80))"
     )
     assert sticking_out == []
-    small = page.evaluate("[...document.querySelectorAll('.actions button, .segments button')].filter(b => b.offsetHeight < 44).length")
+    small = page.evaluate(
+        "[...document.querySelectorAll('.actions button, .segments button')].filter(b => b.offsetHeight < 44).length"
+    )
     assert small == 0, "too small for a thumb"
-    text = page.evaluate("Math.min(...[...document.querySelectorAll('svg text')].map(text => text.getBoundingClientRect().height))")
+    text = page.evaluate(
+        "Math.min(...[...document.querySelectorAll('svg text')].map(text => text.getBoundingClientRect().height))"
+    )
     assert text > 8, "text in charts is too small to read"
 
 

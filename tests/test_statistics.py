@@ -6,8 +6,9 @@ import math
 
 import numpy as np
 import pytest
-from emim_solo.benchmark.statistics import Estimate, estimate, paired_difference
 from scipy import stats
+
+from emim_solo.benchmark.statistics import Estimate, estimate, paired_difference
 
 
 @pytest.mark.parametrize("n", [2, 3, 10])

@@ -11,13 +11,14 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_rgb
+from PIL import Image
+from sklearn import datasets, metrics
+
 from emim_solo.errors import UsageError
 from emim_solo.evaluation import umap as umap_pictures
 from emim_solo.evaluation.palette import PALETTE, class_styles
 from emim_solo.evaluation.thumbnails import write_sprite_sheet
-from matplotlib.colors import to_rgb
-from PIL import Image
-from sklearn import datasets, metrics
 
 pytest.importorskip("umap", reason="umap-learn is the extra 'umap'")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -65,15 +66,16 @@ def test_seed_decides_the_layout(digits):
 
 def test_nan_features_leave_a_flagged_panel_and_the_others_whole(digits, tmp_path):
     features, labels = digits[0][:40], digits[1][:40]
-    panels = umap_pictures.aligned_layout(
-        {"sound": features, "broken": torch.full((40, 3), math.nan)}, labels, seed=0
-    )
+    panels = umap_pictures.aligned_layout({"sound": features, "broken": torch.full((40, 3), math.nan)}, labels, seed=0)
     assert np.isfinite(panels["sound"].coordinates).all()
     assert np.isnan(panels["broken"].coordinates).all() and math.isnan(panels["broken"].silhouette)
     names = [str(i) for i in range(10)]
     umap_pictures.draw(panels, labels, names, tmp_path / "val")
     umap_pictures.write_layout(panels, labels, range(40), names, tmp_path / "val")
-    assert [panel["points"] is None for panel in json.loads((tmp_path / "val.json").read_text())["panels"]] == [False, True]
+    assert [panel["points"] is None for panel in json.loads((tmp_path / "val.json").read_text())["panels"]] == [
+        False,
+        True,
+    ]
 
 
 def test_collapsed_features_still_have_a_layout(digits):

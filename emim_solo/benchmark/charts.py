@@ -214,7 +214,9 @@ def _interval_chart(
         for method, value, points in entries:
             colour = own[method]
             if points:
-                axes.plot(points, [line] * len(points), "|", color=colour, markersize=7, alpha=0.55, markeredgewidth=1.1)
+                axes.plot(
+                    points, [line] * len(points), "|", color=colour, markersize=7, alpha=0.55, markeredgewidth=1.1
+                )
             if value.n:
                 if value.interval is not None:
                     axes.plot(value.interval, [line, line], color=colour, linewidth=1.8)
@@ -298,7 +300,9 @@ def information(results: Results, features: str, name: str) -> str:
                 axes.text(0, line, "NaN" if value.not_finite else "–", va="center", color=own[method])
                 continue
             axes.plot([zero.mean, value.mean], [line, line], color=own[method], linewidth=2.6, alpha=0.5)
-            axes.plot([zero.mean], [line], "o", color=SURFACE, markeredgecolor=own[method], markersize=7, markeredgewidth=1.6)
+            axes.plot(
+                [zero.mean], [line], "o", color=SURFACE, markeredgecolor=own[method], markersize=7, markeredgewidth=1.6
+            )
             axes.plot([value.mean], [line], "o", color=own[method], markersize=7)
             text = f"{value.mean - zero.mean:+.1f}".replace("-", "−")
             axes.annotate(
@@ -324,7 +328,9 @@ def information(results: Results, features: str, name: str) -> str:
     return draw(name, title, paint, height=0.75 + 0.42 * len(results.names))
 
 
-def spectra(results: Results, values: Mapping[tuple[str, int], Mapping[str, Sequence[float]]], features: str, name: str) -> str:
+def spectra(
+    results: Results, values: Mapping[tuple[str, int], Mapping[str, Sequence[float]]], features: str, name: str
+) -> str:
     """Eigenvalues of the covariance over the largest, by rank, geometric mean over seeds."""
     own = colours(results)
 
@@ -357,4 +363,3 @@ def spectra(results: Results, values: Mapping[tuple[str, int], Mapping[str, Sequ
 
 def _finite(values: Any) -> list[float]:
     return [value for value in values if math.isfinite(value)]
-

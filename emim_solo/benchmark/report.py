@@ -87,7 +87,9 @@ def render(folder: Path, results: Results, table: Table) -> str:
         "head_cell": _head_cell,
         "number": lambda value: "NaN" if math.isnan(value) else repr(float(value)),
     }
-    environment.tests["warning"] = lambda note: any(word in note for word in ("collapsed", "NaN", "deviates", "Not finished"))
+    environment.tests["warning"] = lambda note: any(
+        word in note for word in ("collapsed", "NaN", "deviates", "Not finished")
+    )
     umap = _umap(folder, results)
     context = {
         "version": __version__,
@@ -134,7 +136,7 @@ def _json_for_html(value: Any) -> Markup:
 
 
 def _head_cell(text: str) -> Markup:
-    label, _, unit = text.partition(" (")
+    label, _, unit = text.replace("top-1", "top\u20111").partition(" (")  # not to be broken at its hyphen
     return Markup("{}<small>{}</small>").format(label, unit.rstrip(")")) if unit else escape(label)
 
 
@@ -179,7 +181,9 @@ def _flags(results: Results, name: str) -> list[dict[str, str]]:
     if collapsed:
         seeds = ", ".join(map(str, collapsed))
         of = f" {len(collapsed)}/{len(results.seeds(name))}" if len(results.seeds(name)) > 1 else ""
-        flags.append({"kind": "collapsed", "text": f"collapsed{of}", "title": f"embeddings collapsed with seed {seeds}"})
+        flags.append(
+            {"kind": "collapsed", "text": f"collapsed{of}", "title": f"embeddings collapsed with seed {seeds}"}
+        )
     differing = results.deviations.get(name)
     if differing:
         flags.append({"kind": "deviates", "text": "deviates", "title": f"not on equal terms: {', '.join(differing)}"})
@@ -229,7 +233,9 @@ def _chart_sections(folder: Path, results: Results) -> list[dict[str, Any]]:
             lead += " Thick: mean over seeds. Thin: each seed."
         sections.append({"id": "curves", "title": "Learning curves", "lead": lead, "charts": found})
 
-    parts = [part for part in ("projector", "backbone") if results.shown([m for m in DIAGNOSTICS if m.key == f"{part}_mi"])]
+    parts = [
+        part for part in ("projector", "backbone") if results.shown([m for m in DIAGNOSTICS if m.key == f"{part}_mi"])
+    ]
     if parts:
         lead = (
             "Second-moment estimate between two augmented views of training images, in nats. Hollow: its null, the same "
@@ -249,7 +255,11 @@ def _chart_sections(folder: Path, results: Results) -> list[dict[str, Any]]:
             "flat is isotropic."
         )
         found = [
-            {"title": part.capitalize(), "note": "", "svg": Markup(charts.spectra(results, values, part, f"spectrum-{part}"))}
+            {
+                "title": part.capitalize(),
+                "note": "",
+                "svg": Markup(charts.spectra(results, values, part, f"spectrum-{part}")),
+            }
             for part in parts
         ]
         sections.append({"id": "spectra", "title": "Spectra", "lead": lead, "charts": found})
@@ -394,7 +404,12 @@ def _environment(results: Results) -> dict[str, str]:
                 seen.setdefault(key, set()).add(str(value))
     environment = {key: ", ".join(sorted(values)) for key, values in seen.items()}
     environment["images"] = ", ".join(
-        sorted({f"{dataset_name(row)}: {row['config'].get('data', {}).get('train_path', '')}" for row in results.pretrained()})
+        sorted(
+            {
+                f"{dataset_name(row)}: {row['config'].get('data', {}).get('train_path', '')}"
+                for row in results.pretrained()
+            }
+        )
     )
     return environment
 

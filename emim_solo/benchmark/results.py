@@ -69,7 +69,12 @@ HEADLINE = (
 
 KNN = tuple(
     Metric(
-        f"knn_{features}_{distance}_{k}", f"{features} {distance} k={k}", "%", "knn", (f"{features}_{distance}_k{k}",), 1
+        f"knn_{features}_{distance}_{k}",
+        f"{features} {distance} k={k}",
+        "%",
+        "knn",
+        (f"{features}_{distance}_k{k}",),
+        1,
     )
     for features in ("backbone", "projector")
     for distance in ("cosine", "euclidean")
@@ -291,7 +296,9 @@ def notes(results: Results) -> list[str]:
             said.append(f"{name}: NaN left out of {', '.join(broken[:4])}{' and more' if len(broken) > 4 else ''}.")
         differing = results.deviations.get(name, {})
         if differing:
-            listed = ", ".join(f"{key} {_plain(own)} (others {_plain(common)})" for key, (own, common) in differing.items())
+            listed = ", ".join(
+                f"{key} {_plain(own)} (others {_plain(common)})" for key, (own, common) in differing.items()
+            )
             said.append(f"{name} deviates from equal terms: {listed}.")
     if not any(results.deviations.values()):
         said.append("Equal terms: same augmentation, backbone, projector width, optimiser, batch and epochs.")
@@ -316,7 +323,9 @@ def to_text(table: Table) -> str:
     widths = [max(len(line[i]) for line in lines) for i in range(len(table.heads))]
     text = []
     for number, line in enumerate(lines):
-        text.append("  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))))
+        text.append(
+            "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
+        )
         if number == 0:
             text.append("  ".join("─" * width for width in widths))
     return "\n".join([*text, *table.notes])

@@ -73,7 +73,9 @@ def aligned_layout(features: Mapping[str, Tensor], labels: Tensor, *, seed: int)
 
     images = len(labels)
     if images < _FEWEST_IMAGES:
-        raise UsageError(f"{images} images are too few for a UMAP layout, expected at least {_FEWEST_IMAGES}: use more images")
+        raise UsageError(
+            f"{images} images are too few for a UMAP layout, expected at least {_FEWEST_IMAGES}: use more images"
+        )
     arrays = {name: matrix.float().cpu().numpy() for name, matrix in features.items()}
     sound = {name: matrix for name, matrix in arrays.items() if np.isfinite(matrix).all()}
     neighbours = min(NEIGHBOURS, images - 1)
@@ -119,7 +121,9 @@ def draw(panels: Mapping[str, Panel], labels: Tensor, class_names: Sequence[str]
     styles = class_styles(len(class_names))
     everywhere = [panel.coordinates for panel in panels.values() if np.isfinite(panel.coordinates).all()]
     frame = _square(np.concatenate(everywhere)) if everywhere else ((0.0, 1.0), (0.0, 1.0))
-    for axes, (name, panel) in zip(np.ravel(figure.subplots(lines, columns, squeeze=False)), panels.items(), strict=False):
+    for axes, (name, panel) in zip(
+        np.ravel(figure.subplots(lines, columns, squeeze=False)), panels.items(), strict=False
+    ):
         axes.set(xticks=[], yticks=[], aspect="equal", xlim=frame[0], ylim=frame[1])
         axes.spines[:].set_color("#dddddd")
         _draw_panel(axes, panel, targets, class_names, styles)
@@ -133,7 +137,9 @@ def draw(panels: Mapping[str, Panel], labels: Tensor, class_names: Sequence[str]
             Line2D([], [], color=colour, marker=marker, linestyle="", markersize=4, label=name)
             for name, (colour, marker) in zip(class_names, styles, strict=True)
         ]
-        figure.legend(handles=handles, loc="outside lower center", ncols=min(8, len(handles)), fontsize=6, frameon=False)
+        figure.legend(
+            handles=handles, loc="outside lower center", ncols=min(8, len(handles)), fontsize=6, frameon=False
+        )
     if title:
         figure.suptitle(title, fontsize=10, color="#555555", x=0.01, ha="left")
     for suffix in (".png", ".pdf"):
@@ -203,7 +209,9 @@ def _or_none(value: float) -> float | None:
     return round(value, 4) if math.isfinite(value) else None
 
 
-def suite_picture(features: Tensor, labels: Tensor, class_names: Sequence[str], stem: Path, *, seed: int) -> Panel | None:
+def suite_picture(
+    features: Tensor, labels: Tensor, class_names: Sequence[str], stem: Path, *, seed: int
+) -> Panel | None:
     """One method's picture as the suite draws it, as ``stem``.png and ``stem``.pdf.
 
     The suite's OfflineUMAP where this generation has it (main). 1.0.2 has only a callback for the time of
