@@ -81,16 +81,20 @@ def hydra_run(task: Callable[[DictConfig], Any], arguments: Sequence[str]) -> No
 
 def _pretrain(arguments: Sequence[str]) -> None:
     def task(cfg: DictConfig) -> None:
+        from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
         from emim_solo.pretraining import prepare, pretrain
 
         row = pretrain(prepare(cfg))
+        if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+            summarise(row)
+
+    def summarise(row: dict[str, Any]) -> None:
         shown = ("val_acc1", "val_knn_acc1", "train_mi", "train_mi_null")
         values = ", ".join(f"{name} {row['metrics'][name]:.2f}" for name in shown if name in row["metrics"])
         print(f"{row['name']}: {row['epochs']} epochs in {row['seconds']:.0f} s; {values or 'no validation metrics'}")
-        print(f"row in '{Path(cfg_dir(row)) / 'rows.jsonl'}', checkpoint in '{row['checkpoint']}'")
-
-    def cfg_dir(row: dict[str, Any]) -> str:
-        return row["config"]["checkpoint"]["dir"]
+        results = Path(row["config"]["checkpoint"]["dir"]) / "rows.jsonl"
+        print(f"row in '{results}', checkpoint in '{row['checkpoint']}'")
 
     hydra_run(task, arguments)
 

@@ -17,6 +17,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader
 
@@ -362,6 +363,8 @@ def _run_folder(base: Path, version: str | None, resumed: Path | None) -> Path:
         return base / version
     if resumed is not None and resumed.parent.parent == base:
         return resumed.parent
+    if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
+        return base / "0"  # only rank zero writes
     base.mkdir(parents=True, exist_ok=True)
     number = 0
     while True:
@@ -372,6 +375,7 @@ def _run_folder(base: Path, version: str | None, resumed: Path | None) -> Path:
             number += 1
 
 
+@rank_zero_only
 def _keep_earlier_curves(folder: Path) -> None:
     """Lightning's CSVLogger deletes the metrics.csv it finds; a resumed run's earlier curve stays beside it."""
     curve = folder / "metrics.csv"

@@ -9,7 +9,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import Callback, LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 from solo.args.utils import N_CLASSES_PER_DATASET
 from solo.methods import METHODS
@@ -109,6 +109,16 @@ class CosineKNNClassifier(WeightedKNNClassifier):
             for features in (train_features, test_features)
         )
         super().update(train_features, train_targets, test_features, test_targets)
+
+
+class CollectiveCheckpointer(Checkpointer):
+    """1.0.2 saves on rank zero only; in Lightning 2 saving ends in a barrier, which every process must reach."""
+
+    def save(self, trainer: Trainer) -> None:
+        if trainer.is_global_zero:
+            super().save(trainer)
+        elif not trainer.sanity_checking:
+            trainer.save_checkpoint(self.path / self.ckpt_placeholder.format(trainer.current_epoch))
 
 
 class RegistrySuite(Suite):
@@ -313,7 +323,7 @@ class RegistrySuite(Suite):
     # -- callbacks and evaluation -------------------------------------------------------------------------------
 
     def checkpointer(self, cfg: DictConfig) -> Callback:
-        return Checkpointer(
+        return CollectiveCheckpointer(
             Namespace(**plain(cfg)),
             logdir=Path(cfg.checkpoint.dir) / cfg.method,
             frequency=cfg.checkpoint.frequency,
