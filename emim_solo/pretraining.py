@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import random
 import re
 import resource
@@ -24,7 +25,7 @@ from torch.utils.data import DataLoader
 from emim_solo import rows
 from emim_solo.data import check_dataset, check_folders, check_same_classes, write_digits
 from emim_solo.errors import UsageError
-from emim_solo.suite import Suite, load_suite, plain
+from emim_solo.suite import Suite, dali, load_suite, plain
 
 _REQUIRED = (
     "name",
@@ -72,6 +73,8 @@ def prepare(cfg: DictConfig) -> DictConfig:
         write_digits(Path(cfg.data.train_path).parent)
     check_folders(cfg)
     cfg = suite.complete(cfg)
+    if cfg.data.format == "dali":
+        dali.complete_dali(cfg)
     if cfg.data.num_large_crops != 2 and cfg.method not in _ANY_NUMBER_OF_CROPS:
         raise UsageError(
             f"{cfg.method} takes 2 large crops, augmentations give {cfg.data.num_large_crops}: "
@@ -213,7 +216,9 @@ def pretrain(cfg: DictConfig, version: str | None = None) -> dict[str, Any]:
     base = Path(cfg.checkpoint.dir) / cfg.method
     resumed = last_checkpoint(base / version) if version else _checkpoint_to_resume(cfg, base)
     if resumed is not None:
-        data.first_epoch = check_checkpoint(resumed, cfg, model) + 1
+        epoch = check_checkpoint(resumed, cfg, model)
+        if isinstance(data, SuiteData):
+            data.first_epoch = epoch + 1
         print(f"Resuming from '{resumed}'")
     folder = _run_folder(base, version, resumed)
     _keep_earlier_curves(folder)
@@ -247,27 +252,38 @@ def pretrain(cfg: DictConfig, version: str | None = None) -> dict[str, Any]:
     return row
 
 
-def _data(cfg: DictConfig, suite: Suite) -> SuiteData:
-    val_loader = None
+def _data(cfg: DictConfig, suite: Suite) -> LightningDataModule:
+    """Training and validation images, checked. With DALI, too, torchvision loads the validation images."""
+    train_loader: DataLoader | None = None
+    val_loader: DataLoader | None = None
+    with_dali = cfg.data.format == "dali"
     try:
-        train_loader = suite.train_loader(cfg)
+        if not with_dali:
+            train_loader = suite.train_loader(cfg)
         if cfg.data.val_path is not None and not cfg.data.no_labels:
             val_loader = suite.evaluation_loaders(cfg)[1]
     except FileNotFoundError as error:  # torchvision's, for a class folder without images
-        raise UsageError(
-            f"{error}: every class folder needs at least one image; add some or remove the folder"
-        ) from error
-    check_dataset(train_loader.dataset, "data.train_path")
+        raise UsageError(f"{error}: every class folder needs at least one image; add some or remove it") from error
     if val_loader is not None:
         check_dataset(val_loader.dataset, "data.val_path")
-        check_same_classes(train_loader.dataset, val_loader.dataset)
-    images, batch = len(train_loader.dataset), cfg.optimizer.batch_size  # type: ignore[arg-type]
-    if images < batch * len(cfg.devices) * cfg.num_nodes:
+    if train_loader is not None:
+        check_dataset(train_loader.dataset, "data.train_path")
+        if val_loader is not None:
+            check_same_classes(train_loader.dataset, val_loader.dataset)
+        images = len(train_loader.dataset)  # type: ignore[arg-type]
+    else:
+        images = sum(len(files) for _, _, files in os.walk(cfg.data.train_path))
+    batch, processes = cfg.optimizer.batch_size, len(cfg.devices) * cfg.num_nodes
+    if images < batch * processes:
         raise UsageError(
-            f"{images} training images are fewer than one batch of {batch} on {len(cfg.devices) * cfg.num_nodes} "
-            "device(s): lower optimizer.batch_size"
+            f"{images} training images are fewer than one batch of {batch} on {processes} process(es): "
+            "lower optimizer.batch_size"
         )
-    return SuiteData(cfg.seed, train_loader, val_loader)
+    if train_loader is not None:
+        return SuiteData(cfg.seed, train_loader, val_loader)
+    module = dali.pretrain_datamodule(cfg)
+    module.val_dataloader = lambda: val_loader or []  # type: ignore[method-assign]
+    return module
 
 
 def _trainer_kwargs(cfg: DictConfig) -> dict[str, Any]:

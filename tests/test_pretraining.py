@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
+from PIL import Image
 
 from emim_solo import rows
 from emim_solo.errors import UsageError
 from emim_solo.pretraining import last_checkpoint, prepare, pretrain
-from emim_solo.suite import load_suite
+from emim_solo.suite import dali, load_suite
 
 MakeCfg = Callable[..., DictConfig]
 
@@ -168,6 +169,24 @@ def test_nan_in_the_loss_ends_the_run(make_cfg: MakeCfg) -> None:
 def test_nan_in_the_embeddings_of_emim_ends_the_run(make_cfg: MakeCfg) -> None:
     with pytest.raises(FloatingPointError, match=r"NaN or Inf|too large"):
         pretrain(prepare(make_cfg(optimizer__lr=1e30, scheduler__warmup_epochs=0, max_epochs=2)))
+
+
+@pytest.mark.skipif(not dali.is_installed(), reason="NVIDIA DALI is not installed: pip install 'emim-solo[dali]'")
+def test_the_same_run_with_dali(make_cfg: MakeCfg, few_digits: Path, tmp_path: Path) -> None:
+    for path in few_digits.rglob("*.png"):  # DALI reads both formats; its own folder is JPEG
+        target = (tmp_path / "jpeg" / path.relative_to(few_digits)).with_suffix(".jpg")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.open(path).save(target)
+    paths = {"data__train_path": str(tmp_path / "jpeg" / "train"), "data__val_path": str(tmp_path / "jpeg" / "val")}
+    cfg = prepare(make_cfg(data__format="dali", dali={"device": "cpu"}, **paths))
+    row = pretrain(cfg, version="run")
+    assert row["epochs"] == 1
+    assert 0 <= row["metrics"]["val_knn_acc1"] <= 100
+    again = pretrain(
+        prepare(make_cfg(data__format="dali", dali={"device": "cpu"}, max_epochs=2, **paths)), version="run"
+    )
+    assert again["epochs"] == 2
+    refused(make_cfg(data__format="dali", dali={"device": "tpu"}, checkpoint__dir=str(tmp_path / "x"), **paths), "tpu")
 
 
 # -- bad input: one clear error each, before any training ------------------------------------------------------------

@@ -173,7 +173,9 @@ class _RegistryData(LightningDataModule):
     def train_dataloader(self) -> Any:
         cfg, trainer = self.cfg, self.trainer
         assert trainer is not None
-        views = [_registry_view(cfg, view) for view in cfg.augmentations]
+        from emim_solo.suite.registry import view_kwargs
+
+        views = [view_kwargs(cfg, view) for view in cfg.augmentations]
         method = SimpleNamespace(
             trainer=trainer,
             local_rank=trainer.local_rank,
@@ -196,23 +198,3 @@ class _RegistryData(LightningDataModule):
             },
         )
         return self.suite.PretrainABC.train_dataloader(method)
-
-
-def _registry_view(cfg: DictConfig, view: DictConfig) -> dict[str, Any]:
-    kwargs = {
-        "brightness": view.color_jitter.get("brightness", 0.0),
-        "contrast": view.color_jitter.get("contrast", 0.0),
-        "saturation": view.color_jitter.get("saturation", 0.0),
-        "hue": view.color_jitter.get("hue", 0.0),
-        "color_jitter_prob": view.color_jitter.prob,
-        "gray_scale_prob": view.grayscale.prob,
-        "horizontal_flip_prob": view.horizontal_flip.prob,
-        "gaussian_prob": view.gaussian_blur.prob,
-        "solarization_prob": view.solarization.prob,
-        "min_scale": view.rrc.crop_min_scale,
-        "max_scale": view.rrc.crop_max_scale,
-        "crop_size": view.crop_size,
-    }
-    if cfg.data.dataset == "custom":
-        kwargs |= {name: list(view[name]) for name in ("mean", "std") if name in view}
-    return kwargs

@@ -266,7 +266,7 @@ class RegistrySuite(Suite):
 
     def train_loader(self, cfg: DictConfig) -> DataLoader:
         views = [
-            pretrain_dataloader.prepare_transform(cfg.data.dataset, **self._view_kwargs(cfg, view))
+            pretrain_dataloader.prepare_transform(cfg.data.dataset, **view_kwargs(cfg, view))
             for view in cfg.augmentations
         ]
         transform = pretrain_dataloader.prepare_n_crop_transform(
@@ -283,28 +283,6 @@ class RegistrySuite(Suite):
         return pretrain_dataloader.prepare_dataloader(
             dataset, batch_size=cfg.optimizer.batch_size, num_workers=cfg.data.num_workers
         )
-
-    @staticmethod
-    def _view_kwargs(cfg: DictConfig, view: DictConfig) -> dict[str, Any]:
-        jitter = view.color_jitter
-        kwargs = {
-            # 1.0.2 builds the jitter even where it is never applied
-            "brightness": jitter.get("brightness", 0.0),
-            "contrast": jitter.get("contrast", 0.0),
-            "saturation": jitter.get("saturation", 0.0),
-            "hue": jitter.get("hue", 0.0),
-            "color_jitter_prob": jitter.prob,
-            "gray_scale_prob": view.grayscale.prob,
-            "horizontal_flip_prob": view.horizontal_flip.prob,
-            "gaussian_prob": view.gaussian_blur.prob,
-            "solarization_prob": view.solarization.prob,
-            "crop_size": view.crop_size,
-            "min_scale": view.rrc.crop_min_scale,
-            "max_scale": view.rrc.crop_max_scale,
-        }
-        if cfg.data.dataset == "custom":
-            kwargs |= {"mean": list(view.get("mean", IMAGENET_MEAN)), "std": list(view.get("std", IMAGENET_STD))}
-        return kwargs
 
     def suite_evaluation_transform(self, dataset: str) -> Any:
         return classification_dataloader.prepare_transforms(dataset)[1]
@@ -363,6 +341,29 @@ class RegistrySuite(Suite):
         model = LinearModel(backbone, num_classes=cfg.data.num_classes, max_epochs=cfg.max_epochs, **kwargs)
         model.scheduler_interval = cfg.scheduler.interval
         return model
+
+
+def view_kwargs(cfg: DictConfig, view: DictConfig) -> dict[str, Any]:
+    """One entry of ``augmentations`` as 1.0.2's transforms take it."""
+    jitter = view.color_jitter
+    kwargs = {
+        # 1.0.2 builds the jitter even where it is never applied
+        "brightness": jitter.get("brightness", 0.0),
+        "contrast": jitter.get("contrast", 0.0),
+        "saturation": jitter.get("saturation", 0.0),
+        "hue": jitter.get("hue", 0.0),
+        "color_jitter_prob": jitter.prob,
+        "gray_scale_prob": view.grayscale.prob,
+        "horizontal_flip_prob": view.horizontal_flip.prob,
+        "gaussian_prob": view.gaussian_blur.prob,
+        "solarization_prob": view.solarization.prob,
+        "crop_size": view.crop_size,
+        "min_scale": view.rrc.crop_min_scale,
+        "max_scale": view.rrc.crop_max_scale,
+    }
+    if cfg.data.dataset == "custom":
+        kwargs |= {"mean": list(view.get("mean", IMAGENET_MEAN)), "std": list(view.get("std", IMAGENET_STD))}
+    return kwargs
 
 
 def _arguments(method: Any) -> list[argparse.Action]:
