@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from emim_solo.errors import UsageError
@@ -58,7 +59,19 @@ def complete_method_kwargs(given: Mapping[str, Any], names_of_other_methods: set
         emim_loss_func(probe, probe.roll(1, 0), **{name: completed[name] for name in OBJECTIVE_DEFAULTS})
     except (TypeError, ValueError) as error:
         raise UsageError(f"method_kwargs of EMIM: {error}") from error
+    _warn_of_collapse(completed)
     return completed
+
+
+def _warn_of_collapse(settings: Mapping[str, Any]) -> None:
+    """Above a weight, full collapse has the lower loss with the exact residual: see ``emim_loss_func``."""
+    noise = settings["noise_variance"]
+    limit = math.log(1 + 1 / noise) / math.log((2 + noise) / (1 + noise))
+    if settings["objective"] == "bound" and settings["residual"] == "exact" and settings["weight"] > limit:
+        rank_zero_warn(
+            f"EMIM with residual=exact, noise_variance={noise} and weight={settings['weight']} can collapse: above "
+            f"weight {limit:.2f} constant embeddings have the lower loss; take residual=isotropic or a smaller weight"
+        )
 
 
 class EMIMMethod(LightningModule):

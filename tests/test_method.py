@@ -1,0 +1,43 @@
+"""EMIM's settings: defaults, typos, names of other methods, and a warning where a setting can collapse."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+
+from emim_solo.errors import UsageError
+from emim_solo.method import DEFAULTS, OBJECTIVE_DEFAULTS, complete_method_kwargs
+from emim_solo.objective import emim_loss_func
+
+
+def test_defaults_are_the_objectives_own() -> None:
+    torch.manual_seed(0)
+    z1 = torch.randn(64, 8)
+    z2 = z1 + 0.3 * torch.randn(64, 8)
+    assert torch.equal(emim_loss_func(z1, z2), emim_loss_func(z1, z2, **OBJECTIVE_DEFAULTS))
+    assert complete_method_kwargs({}, set()) == DEFAULTS
+
+
+def test_names_of_other_methods_are_dropped_and_typos_are_not() -> None:
+    assert complete_method_kwargs({"lamb": 1, "weight": 2.0}, {"lamb"}) == DEFAULTS | {"weight": 2.0}
+    with pytest.raises(UsageError, match="'series_order'"):
+        complete_method_kwargs({"series_oder": 3}, {"lamb"})
+    with pytest.raises(UsageError, match="'weight'"):
+        complete_method_kwargs({"wieght": 3}, {"lamb"})
+
+
+def test_warning_exactly_where_collapse_has_the_lower_loss() -> None:
+    """The oracle is the loss itself, of collapsed and of perfectly agreeing embeddings."""
+    torch.manual_seed(0)
+    agreeing = torch.linalg.qr(torch.randn(512, 4, dtype=torch.float64))[0]
+    collapsed = torch.zeros(512, 4, dtype=torch.float64)
+    for noise in (0.05, 0.1, 1.0):
+        for weight in (0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0):
+            settings = {"marginal": "exact", "residual": "exact", "weight": weight, "noise_variance": noise}
+            lower = emim_loss_func(collapsed, collapsed, **settings) < emim_loss_func(agreeing, agreeing, **settings)
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                complete_method_kwargs(settings, set())
+            assert bool(lower) == any("can collapse" in str(warning.message) for warning in caught), (noise, weight)
