@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -99,6 +100,16 @@ def _pretrain(arguments: Sequence[str]) -> None:
     hydra_run(task, arguments)
 
 
+def _benchmark(arguments: Sequence[str]) -> None:
+    def task(cfg: DictConfig) -> None:
+        from emim_solo.benchmark.runner import run_benchmark
+
+        run_benchmark(cfg)
+
+    given = any(argument.split("=")[0] in ("--config-path", "-cp") for argument in arguments)
+    hydra_run(task, arguments if given else ["--config-path", "benchmark", *arguments])
+
+
 def _digits(arguments: Sequence[str]) -> None:
     from emim_solo.data import write_digits
 
@@ -107,14 +118,22 @@ def _digits(arguments: Sequence[str]) -> None:
     print(f"digits in '{write_digits(arguments[0])}/{{train,val}}'")
 
 
-def _configs(arguments: Sequence[str]) -> None:
-    from emim_solo import configs
+def _lazily(module: str, function: str) -> Callable[[Sequence[str]], None]:
+    """A command of another module, which is imported when the command is used: torch takes seconds to load."""
 
-    configs.main(list(arguments))
+    def command(arguments: Sequence[str]) -> None:
+        getattr(importlib.import_module(module), function)(arguments)
+
+    return command
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "pretrain": _pretrain,
-    "configs": _configs,
+    "benchmark": _benchmark,
+    "knn": _lazily("emim_solo.evaluation.commands", "knn_main"),
+    "linear": _lazily("emim_solo.evaluation.commands", "linear_main"),
+    "umap": _lazily("emim_solo.evaluation.commands", "umap_main"),
+    "report": _lazily("emim_solo.benchmark.report", "main"),
+    "configs": _lazily("emim_solo.configs", "main"),
     "digits": _digits,
 }
