@@ -191,12 +191,14 @@ def learning_curve(
             if nulls:
                 epochs = sorted(set.intersection(*(set(run) for run in nulls)))
                 means = [float(np.mean([run[epoch] for run in nulls])) for epoch in epochs]
-                axes.plot(epochs, means, color=own[method], linestyle="--", linewidth=1.2)
+                marker = "x" if len(epochs) < 3 else None
+                axes.plot(epochs, means, color=own[method], linestyle="--", linewidth=1.2, marker=marker, markersize=5)
                 if epochs:
                     ends[f"{method} null"] = (epochs[-1], means[-1])
         axes.set_xlabel("epoch")
         axes.set_ylabel(unit)
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.set_xlim(left=0)
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
         axes.yaxis.set_major_locator(MaxNLocator(5))
         _label_ends(axes, ends, own)
 

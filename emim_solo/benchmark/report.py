@@ -88,7 +88,7 @@ def render(folder: Path, results: Results, table: Table) -> str:
         "number": lambda value: "NaN" if math.isnan(value) else repr(float(value)),
     }
     environment.tests["warning"] = lambda note: any(
-        word in note for word in ("collapsed", "NaN", "deviates", "Not finished")
+        word in note for word in ("collapsed", "NaN", "deviates", "Not finished", "Few ")
     )
     umap = _umap(folder, results)
     context = {
@@ -166,7 +166,7 @@ def _facts(results: Results) -> list[str]:
     facts = [
         f"{len(results.names)} method{'s' if len(results.names) > 1 else ''}",
         f"{seeds} seed{'s' if seeds > 1 else ''}",
-        f"{'–'.join(map(str, epochs[:: max(1, len(epochs) - 1)]))} epochs",
+        f"{' to '.join(map(str, epochs[:: max(1, len(epochs) - 1)]))} epoch{'s' if epochs != [1] else ''}",
         str(config.get("backbone", {}).get("name", "")),
         f"batch {config.get('optimizer', {}).get('batch_size', '?')}",
         f"solo-learn {' and '.join(sorted({str(row['suite']['version']) for row in results.pretrained()}))}",

@@ -56,6 +56,9 @@ def _costs(row: Row) -> dict[str, float]:
     return costs
 
 
+FEW_IMAGES = 3
+"""Validation images of a class, under which the table says so."""
+
 HEADLINE = (
     Metric("linear", "Linear top-1", "%", "linear", ("acc1",), 1),
     Metric("logistic", "Logistic top-1", "%", "logistic", ("backbone_acc1",), 1),
@@ -129,9 +132,12 @@ class Results:
         return str(next(stages for (own, _), stages in self.rows.items() if own == name)["pretrain"]["method"])
 
     def values(self, name: str, metric: Metric) -> dict[int, float]:
-        """A metric by seed, of the runs that have it."""
+        """A metric by seed, of the runs that have it; NaN for a run that diverged."""
         found = {}
         for seed in self.seeds(name):
+            if self.failed(name, seed):
+                found[seed] = math.nan
+                continue
             row = self.rows[name, seed].get(metric.stage)
             value = metric.value(row) if row is not None else None
             if value is not None:
@@ -148,6 +154,14 @@ class Results:
         """Seeds whose embeddings collapsed."""
         flag = Metric("collapsed", "", "", "diagnostics", ("projector_collapsed",), 0)
         return [seed for seed, value in self.values(name, flag).items() if value == 1]
+
+    def failed(self, name: str, seed: int) -> bool:
+        """Whether a run's loss became NaN or infinite."""
+        return bool(self.rows[name, seed]["pretrain"].get("failed"))
+
+    def diverged(self, name: str) -> list[int]:
+        """Seeds whose loss became NaN or infinite."""
+        return [seed for seed in self.seeds(name) if self.failed(name, seed)]
 
     def focus(self) -> str:
         """The method that the others are baselines of: the first EMIM, else the first."""
@@ -285,12 +299,24 @@ def notes(results: Results) -> list[str]:
         said.append("± is the half width of the 95 % t-interval of the mean over n seeds.")
     else:
         said.append("One seed: no interval can be given, and small differences mean nothing.")
+    if results.shown(HEADLINE[:5]):
+        said.append(
+            "Accuracies: frozen backbone, validation images. MI: embeddings of the projector, two views of an image. "
+            "Effective rank: RankMe of the backbone."
+        )
     for name in results.names:
         collapsed = results.collapsed(name)
         if collapsed:
             said.append(f"{name}: collapsed with seed {', '.join(map(str, collapsed))}.")
+        diverged = results.diverged(name)
+        if diverged:
+            said.append(f"{name}: diverged with seed {', '.join(map(str, diverged))}; NaN in all of its cells.")
         broken = sorted(
-            {metric.label for metric in (*HEADLINE, *KNN, *DIAGNOSTICS) if results.estimate(name, metric).not_finite}
+            {
+                metric.label
+                for metric in (*HEADLINE, *KNN, *DIAGNOSTICS)
+                if results.estimate(name, metric).not_finite > len(diverged)
+            }
         )
         if broken:
             said.append(f"{name}: NaN left out of {', '.join(broken[:4])}{' and more' if len(broken) > 4 else ''}.")
@@ -302,11 +328,15 @@ def notes(results: Results) -> list[str]:
             said.append(f"{name} deviates from equal terms: {listed}.")
     if not any(results.deviations.values()):
         said.append("Equal terms: same augmentation, backbone, projector width, optimiser, batch and epochs.")
+    fewest = Metric("fewest", "", "", "knn", ("fewest_val_images",), 0)
+    few = [value for name in results.names for value in results.values(name, fewest).values() if value < FEW_IMAGES]
+    if few:
+        said.append(f"Few validation images: {min(few):.0f} in the rarest class, too few to judge by.")
     expected = {"knn", "logistic", "linear", "diagnostics"}
     waiting = [
         f"{name} seed {seed} ({', '.join(sorted(expected - stages.keys()))})"
         for (name, seed), stages in results.rows.items()
-        if expected - stages.keys()
+        if expected - stages.keys() and not results.failed(name, seed)
     ]
     if waiting:
         said.append(f"Not finished: {'; '.join(waiting)}.")

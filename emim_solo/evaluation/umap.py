@@ -8,6 +8,7 @@ rotation or reflection that two separate layouts always differ by.
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 import math
 import warnings
@@ -19,14 +20,19 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
+from omegaconf import DictConfig
 from torch import Tensor
 
 from emim_solo.errors import UsageError
+from emim_solo.evaluation.features import Features
 from emim_solo.evaluation.palette import class_styles
+from emim_solo.evaluation.thumbnails import write_sprite_sheet
+from emim_solo.suite import load_suite
 
 NEIGHBOURS = 15
 _FEWEST_IMAGES = 5
@@ -113,7 +119,7 @@ def _panel(features: NDArray[Any], layout: NDArray[Any] | None, labels: NDArray[
 
 
 def draw(panels: Mapping[str, Panel], labels: Tensor, class_names: Sequence[str], stem: Path, title: str = "") -> None:
-    """Draw panels side by side, classes named at their medians, as ``stem``.png and ``stem``.pdf."""
+    """Draw panels side by side, classes named in their middle, as ``stem``.png and ``stem``.pdf."""
     targets = labels.cpu().numpy()
     columns = min(len(panels), 3)
     lines = math.ceil(len(panels) / columns)
@@ -167,7 +173,9 @@ def _draw_panel(
         colour, marker = styles[label]
         axes.scatter(*points.T, s=size, color=colour, marker=marker, linewidths=0, alpha=0.85)
         if len(class_names) <= _LABELLED_CLASSES:
-            text = axes.text(*np.median(points, axis=0), name, fontsize=9.5, ha="center", va="center")
+            # At the image closest to the median: the median itself may lie between two clusters.
+            middle = points[np.linalg.norm(points - np.median(points, axis=0), axis=1).argmin()]
+            text = axes.text(*middle, name, fontsize=9.5, ha="center", va="center")
             text.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
 
 
@@ -176,9 +184,23 @@ def _number(value: float) -> str:
 
 
 def write_layout(
-    panels: Mapping[str, Panel], labels: Tensor, indices: Sequence[int], class_names: Sequence[str], stem: Path
+    panels: Mapping[str, Panel],
+    labels: Tensor,
+    indices: Sequence[int],
+    class_names: Sequence[str],
+    stem: Path,
+    **about: Any,
 ) -> None:
-    """Write coordinates as ``stem``.csv (one line for each method and image) and ``stem``.json (for the report)."""
+    """Write coordinates as ``stem``.csv (one line for each method and image) and ``stem``.json (for the report).
+
+    Args:
+        panels: by method.
+        labels: ``(N,)``.
+        indices: of the images in their dataset.
+        class_names: by label.
+        stem: path without suffix.
+        **about: what else the report is told.
+    """
     targets = [int(label) for label in labels]
     with open(stem.with_suffix(".csv"), "w", newline="") as file:
         writer = csv.writer(file)
@@ -187,6 +209,7 @@ def write_layout(
             for index, label, (x, y) in zip(indices, targets, panel.coordinates.tolist(), strict=True):
                 writer.writerow([name, index, class_names[label], f"{x:.5f}", f"{y:.5f}"])
     content = {
+        **about,
         "classes": list(class_names),
         "labels": targets,
         "images": [int(index) for index in indices],
@@ -257,3 +280,57 @@ def _seeded(seed: int) -> Iterator[None]:
     finally:
         np.random.set_state(state)
         numba.set_num_threads(threads)
+
+
+def make_pictures(
+    features: Mapping[str, Features],
+    cfg: DictConfig,
+    folder: Path,
+    *,
+    seed: int,
+    limit: int,
+    run_seed: int | None = None,
+) -> dict[str, dict[str, float]]:
+    """All pictures of several methods: each by the suite, all aligned, with coordinates and thumbnails.
+
+    Args:
+        features: by method, of the same images.
+        cfg: completed config of one of the runs, for the images.
+        folder: gets ``<method>-<split>.{png,pdf}`` and ``<split>.{png,pdf,csv,json,webp}`` for val and train.
+        seed: of the layouts and of the choice of images.
+        limit: number of images at most in each picture.
+        run_seed: seed that the runs were trained with, if it is one.
+
+    Returns:
+        By method: ``<split>_trustworthiness`` and ``<split>_silhouette``.
+
+    Raises:
+        UsageError: umap-learn is not installed, or the methods did not see the same images.
+    """
+    if importlib.util.find_spec("umap") is None:
+        raise UsageError("UMAP pictures need umap-learn: pip install 'emim-solo[umap]'")
+    folder.mkdir(parents=True, exist_ok=True)
+    datasets = dict(zip(("train", "val"), load_suite().evaluation_datasets(cfg), strict=True))
+    metrics: dict[str, dict[str, float]] = {name: {} for name in features}
+    for split in ("val", "train"):
+        own = {name: getattr(found, split) for name, found in features.items()}
+        classes = next(iter(features.values())).classes
+        labels = next(iter(own.values())).labels
+        if any(not torch.equal(labels, other.labels) for other in own.values()):
+            raise UsageError("the runs were not trained on the same images: expected one dataset; picture them apart")
+        chosen = subset(len(labels), limit, seed)
+        shown = labels[chosen]
+        for name, found in own.items():
+            if torch.isfinite(found.backbone).all():
+                suite_picture(found.backbone[chosen], shown, classes, folder / f"{name}-{split}", seed=seed)
+        panels = aligned_layout({name: found.backbone[chosen] for name, found in own.items()}, shown, seed=seed)
+        draw(panels, shown, classes, folder / split, title=f"{split} images, {len(chosen)} of {len(labels)}")
+        columns = write_sprite_sheet(datasets[split], chosen.tolist(), folder / f"{split}.webp")
+        about = {"columns": columns, "total": len(labels)} | ({} if run_seed is None else {"seed": run_seed})
+        write_layout(panels, shown, chosen.tolist(), classes, folder / split, **about)
+        for name, panel in panels.items():
+            metrics[name] |= {
+                f"{split}_trustworthiness": panel.trustworthiness,
+                f"{split}_silhouette": panel.silhouette,
+            }
+    return metrics

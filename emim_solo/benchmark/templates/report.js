@@ -102,7 +102,10 @@
         if (chosenClass !== null && label !== chosenClass) return;
         const own = panel.pixels.filter((_, i) => split.labels[i] === label);
         if (!own.length) return;
-        const middle = [0, 1].map((axis) => own.map((p) => p[axis]).sort((a, b) => a - b)[own.length >> 1]);
+        const median = [0, 1].map((axis) => own.map((p) => p[axis]).sort((a, b) => a - b)[own.length >> 1]);
+        // At the image closest to the median: the median itself may lie between two clusters.
+        const away = ([x, y]) => (x - median[0]) ** 2 + (y - median[1]) ** 2;
+        const middle = own.reduce((best, point) => away(point) < away(best) ? point : best);
         context.strokeText(name, ...middle);
         context.fillText(name, ...middle);
       });

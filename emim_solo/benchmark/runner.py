@@ -1,0 +1,329 @@
+"""Runs a plan, stage by stage. Each finished stage is a row; a stage that has its row is not run again.
+
+Killed at any moment and started again, a benchmark repeats at most the stage in flight, the pretraining from its last
+epoch. What a stage needs is read from disk, so the order of starts and kills does not change the results.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from tqdm import tqdm
+
+from emim_solo import rows
+from emim_solo.benchmark.cost import measure
+from emim_solo.benchmark.plan import Plan, Run, make_plan
+from emim_solo.benchmark.report import ROWS, spectrum_file, write_report
+from emim_solo.benchmark.results import differences, headline, to_text
+from emim_solo.errors import UsageError
+from emim_solo.evaluation.commands import evaluation_row
+from emim_solo.evaluation.diagnostics import diagnose, spectrum
+from emim_solo.evaluation.features import Checkpoint, Features, extract_features, extract_views, open_checkpoint
+from emim_solo.evaluation.knn import knn
+from emim_solo.evaluation.linear import linear, logistic
+from emim_solo.evaluation.umap import make_pictures
+from emim_solo.pretraining import pretrain
+from emim_solo.suite import load_suite
+
+# Expected share of the time, until stages of a kind have been timed.
+_WEIGHTS = {
+    "pretrain": 60.0,
+    "features": 3.0,
+    "knn": 1.0,
+    "logistic": 1.0,
+    "linear": 5.0,
+    "diagnostics": 8.0,
+    "umap": 20.0,
+}
+_RUN_STAGES = ("pretrain", "knn", "logistic", "linear", "diagnostics")
+
+
+def run_benchmark(cfg: DictConfig) -> None:
+    """``emim-solo benchmark``: everything that is not done yet, then tables and report.
+
+    Under Hydra's --multirun, where several of these run side by side, each makes its own runs only; start it once
+    more without, for the pictures and the report.
+
+    Raises:
+        UsageError: what is wrong with the config, or with a run after all others were made.
+    """
+    plan = make_plan(cfg)
+    runner = Runner(plan)
+    runner.make_runs()
+    one_of_many = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    if one_of_many:
+        print(f"{len(plan.runs)} run(s) done; rows in '{plan.folder / ROWS}'. Once all jobs are through, run the same")
+        print("command without --multirun for the UMAP pictures, the table and the report.")
+    else:
+        runner.make_pictures()
+        if runner.any_row():
+            runner.finish()
+    if runner.problems:
+        raise UsageError("; ".join(runner.problems))
+
+
+class Runner:
+    """Carries out one plan; see the module."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.rows_file = plan.folder / ROWS
+        self.problems: list[str] = []
+        self.seconds: dict[str, list[float]] = {}
+        self.made = 0
+        self.start = time.perf_counter()
+        plan.folder.mkdir(parents=True, exist_ok=True)
+        waiting = [stage for run in plan.runs for stage in _RUN_STAGES if not self._is_done(run, stage)]
+        waiting += [] if self._pictures_done() else ["umap"]
+        self.waiting = waiting
+
+    # -- what is there ------------------------------------------------------------------------------------------
+
+    def _rows_of(self, run: Run) -> dict[str, Mapping[str, Any]]:
+        """Newest row of each stage of a run, with this config."""
+        if not self.rows_file.is_file():
+            return {}
+        own = (row for row in rows.read(self.rows_file) if (row["name"], row["seed"]) == (run.name, run.seed))
+        return {row["stage"]: row for row in own if row["config_hash"] == run.config_hash}
+
+    def _is_done(self, run: Run, stage: str) -> bool:
+        found = self._rows_of(run)
+        if found.get("pretrain", {}).get("failed"):
+            return True
+        return stage in found and (stage == "pretrain" or found[stage].get("settings") == self._settings(run, stage))
+
+    def _settings(self, run: Run, stage: str) -> dict[str, Any]:
+        """What else than the pretraining decides a stage's results; as JSON would give it back."""
+        settings = dict(self.plan.settings[stage])
+        if stage == "umap":
+            settings["runs"] = [other.version for other in self._pictured()]
+        if stage == "diagnostics":
+            settings["cost"] = self._is_timed(run)
+        return dict(json.loads(json.dumps(settings)))
+
+    def _is_timed(self, run: Run) -> bool:
+        """The cost of a step does not depend on the seed: it is measured with the first."""
+        return run.seed == self.plan.runs[0].seed
+
+    # -- runs ---------------------------------------------------------------------------------------------------
+
+    def make_runs(self) -> None:
+        """Pretrain and evaluate every run. What is wrong with one is noted and does not keep the others from being made."""
+        for run in self.plan.runs:
+            try:
+                self._stage(run, "pretrain", lambda run=run: self._pretrain(run))
+                if self._rows_of(run).get("pretrain", {}).get("failed"):
+                    continue
+                self._evaluate(run)
+            except UsageError as error:
+                self.problems.append(f"{run.title}: {error}")
+                print(f"! {run.title}: {error}", file=sys.stderr)
+
+    def _stage(self, run: Run, stage: str, work: Callable[[], dict[str, Any] | None]) -> None:
+        if self._is_done(run, stage):
+            return
+        self._announce(f"{run.title}: {stage}")
+        start = time.perf_counter()
+        row = work()
+        if row is not None:
+            rows.append(self.rows_file, row)
+        self._finished(stage, time.perf_counter() - start)
+
+    def _announce(self, title: str) -> None:
+        """One line before each stage: how far, how long, what next. Bars within a stage are the stage's own."""
+        spent = time.perf_counter() - self.start
+        left = self._expected(self.waiting)
+        known = "{l_bar}{bar:20}| {elapsed} so far, about {remaining} left: "
+        unknown = "{l_bar}{bar:20}| time left not known yet: "
+        line = tqdm.format_meter(spent, spent + left, spent, ncols=90, bar_format=known if self.seconds else unknown)
+        print(line + title, flush=True)
+
+    def _expected(self, stages: list[str]) -> float:
+        """Seconds that stages will take, by those of their kind, else by their usual share."""
+        measured = {stage: sum(times) / len(times) for stage, times in self.seconds.items()}
+        weight = sum(_WEIGHTS[stage] for stage in measured)
+        unit = sum(measured.values()) / weight if weight else 1.0
+        return sum(measured.get(stage, _WEIGHTS[stage] * unit) for stage in stages)
+
+    def _finished(self, stage: str, seconds: float) -> None:
+        self.made += 1
+        self.seconds.setdefault(stage, []).append(seconds)
+        if stage in self.waiting:
+            self.waiting.remove(stage)
+        gc.collect()
+
+    def _pretrain(self, run: Run) -> dict[str, Any] | None:
+        try:
+            if len(run.cfg.devices) > 1:
+                self._pretrain_apart(run)
+            else:
+                _reset_peak_memory()
+                pretrain(run.cfg, version=run.version)
+        except FloatingPointError as error:
+            print(f"! {run.title}: {error}", file=sys.stderr)
+            return self._failed(run, str(error))
+        return None  # pretraining has appended its row itself
+
+    def _pretrain_apart(self, run: Run) -> None:
+        """On several devices, in processes of its own: Lightning starts the others as copies of the first's command."""
+        config = self.plan.folder / f"{run.version}.yaml"
+        OmegaConf.save(run.cfg, config)
+        command = [sys.executable, "-m", "emim_solo.benchmark.pretrain_one", str(config), run.version]
+        code = subprocess.run(command, check=False).returncode
+        config.unlink()
+        if code:
+            raise UsageError(f"pretraining on {len(run.cfg.devices)} devices ended with status {code}; see above")
+
+    def _failed(self, run: Run, reason: str) -> dict[str, Any]:
+        """The row of a run that diverged: its cells are flagged, and it is not tried again."""
+        plain = OmegaConf.to_container(run.cfg, resolve=True)
+        assert isinstance(plain, dict)
+        row = rows.new_row(
+            "pretrain",
+            config=plain,
+            suite=load_suite().identity,
+            device="gpu" if torch.cuda.is_available() else "cpu",
+            epochs=0,
+            seconds=0.0,
+            checkpoint=str(self._folder(run)),
+            metrics={},
+            failed=reason,
+        )
+        return {**row, "config": plain}
+
+    def _folder(self, run: Run) -> Path:
+        return self.plan.folder / run.cfg.method / run.version
+
+    def _features(self, run: Run) -> Features:
+        """Features of a run, computed once and kept on disk."""
+        path = self.plan.folder / "features" / f"{run.version}.pt"
+        if not path.is_file():
+            extract_features(self._checkpoint(run)).save(path)
+        return Features.load(path)
+
+    def _checkpoint(self, run: Run) -> Checkpoint:
+        folder = self._folder(run)
+        if not folder.is_dir():
+            raise UsageError(
+                f"its checkpoint folder '{folder}' is gone, though '{self.rows_file}' says that it was trained: put it "
+                f"back, or remove its rows from that file to train it again"
+            )
+        return open_checkpoint(folder)
+
+    def _evaluate(self, run: Run) -> None:
+        work: dict[str, Callable[[Features], dict[str, float]]] = {
+            "knn": lambda features: knn(features, **self.plan.settings["knn"]),
+            "logistic": lambda features: logistic(features),
+            "linear": lambda features: linear(features, run.cfg, self.plan.settings["linear"], seed=run.seed),
+            "diagnostics": lambda _: self._diagnose(run),
+        }
+        if all(self._is_done(run, stage) for stage in work):
+            return
+        features = self._features(run)
+        for stage, evaluate in work.items():
+            self._stage(
+                run, stage, lambda stage=stage, evaluate=evaluate: self._row(run, stage, lambda: evaluate(features))
+            )
+
+    def _row(self, run: Run, stage: str, evaluate: Callable[[], Mapping[str, float]]) -> dict[str, Any]:
+        start = time.perf_counter()
+        metrics = evaluate()
+        seconds = time.perf_counter() - start
+        return evaluation_row(stage, run.cfg, self._folder(run), metrics, seconds, self._settings(run, stage))
+
+    def _diagnose(self, run: Run) -> dict[str, float]:
+        """Diagnostics of both parts; their spectra go to a file, rows hold numbers only."""
+        settings = self.plan.settings["diagnostics"]
+        views = extract_views(self._checkpoint(run), limit=settings["images"], seed=run.seed)
+        metrics, spectra = {}, {}
+        for part, (first, second) in views.items():
+            metrics |= {f"{part}_{name}": value for name, value in diagnose(first, second).items()}
+            if torch.isfinite(first).all():
+                spectra[part] = [float(f"{value:.5g}") for value in spectrum(first)]
+        path = spectrum_file(self.plan.folder, run.name, run.seed)
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(spectra))
+        if self._is_timed(run):
+            metrics |= measure(run.cfg, steps=settings["steps"])
+        return metrics
+
+    # -- all methods together -----------------------------------------------------------------------------------
+
+    def _pictured(self) -> list[Run]:
+        """One run of each method that has not diverged: those of the first seed."""
+        first = self.plan.runs[0].seed
+        return [
+            run
+            for run in self.plan.runs
+            if run.seed == first and not self._rows_of(run).get("pretrain", {}).get("failed")
+        ]
+
+    def _pictures_done(self) -> bool:
+        if not self.plan.settings["umap"]["enabled"]:
+            return True
+        return all(self._is_done(run, "umap") for run in self._pictured())
+
+    def make_pictures(self) -> None:
+        """UMAP of all methods, once all of them are trained."""
+        if self.problems or self._pictures_done():
+            return
+        settings, runs = self.plan.settings["umap"], self._pictured()
+        self._announce("all methods: umap")
+        start = time.perf_counter()
+        try:
+            metrics = make_pictures(
+                {run.name: self._features(run) for run in runs},
+                runs[0].cfg,
+                self.plan.folder / "umap",
+                seed=settings["seed"],
+                limit=settings["images"],
+                run_seed=runs[0].seed,
+            )
+        except UsageError as error:
+            self.problems.append(f"umap: {error}")
+            return
+        for run in runs:
+            rows.append(self.rows_file, self._row(run, "umap", lambda run=run: metrics[run.name]))
+        self._finished("umap", time.perf_counter() - start)
+
+    def any_row(self) -> bool:
+        """Whether there is anything to report."""
+        return any("pretrain" in self._rows_of(run) for run in self.plan.runs)
+
+    def finish(self) -> None:
+        """Print the table, write the report, say what was made and where."""
+        written = write_report(self.plan.folder)
+        print()
+        print(to_text(headline(written.results)))
+        paired = differences(written.results)
+        if paired.lines:
+            print()
+            print(to_text(paired))
+        print()
+        spent = tqdm.format_interval(time.perf_counter() - self.start)
+        print(
+            f"{len(self.plan.runs)} runs, {self.made} stages made in {spent}: rows '{self.rows_file}', tables "
+            f"'{written.markdown}' and '{written.latex}', pictures '{self.plan.folder / 'umap'}'"
+        )
+        print(f"Report: {written.html.resolve()}")
+
+
+def _reset_peak_memory() -> None:
+    """Peak memory is the process's: without this, a run would be charged with the runs before it."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    gc.collect()
+    with suppress(OSError):  # Linux alone has it; elsewhere the peak stays that of the whole process
+        Path("/proc/self/clear_refs").write_text("5")

@@ -1,0 +1,136 @@
+"""``emim-solo knn | linear | umap``: evaluate one checkpoint folder or many."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from emim_solo import rows
+from emim_solo.errors import UsageError
+from emim_solo.evaluation.features import Checkpoint, Features, device_of, extract_features, open_checkpoint
+from emim_solo.suite import load_suite
+
+
+def evaluation_row(
+    stage: str,
+    cfg: DictConfig,
+    folder: Path,
+    metrics: Mapping[str, float],
+    seconds: float,
+    settings: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The row of one evaluation of the run that was trained with ``cfg`` and lies in ``folder``."""
+    return rows.new_row(
+        stage,
+        config=OmegaConf.to_container(cfg, resolve=True),
+        suite=load_suite().identity,
+        device=str(device_of(cfg)),
+        epochs=int(cfg.max_epochs),
+        seconds=round(seconds, 1),
+        checkpoint=str(folder),
+        metrics=dict(metrics),
+        settings=dict(settings),
+    )
+
+
+def _parser(command: str, description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"emim-solo {command}", description=description)
+    parser.add_argument("folders", nargs="+", metavar="FOLDER", help="of a run: <checkpoint.dir>/<method>/<version>")
+    return parser
+
+
+def _each(
+    stage: str,
+    folders: Sequence[str],
+    evaluate: Callable[[Checkpoint, Features], Mapping[str, float]],
+    settings: Mapping[str, Any],
+) -> None:
+    """Evaluate checkpoints one after the other; the row of each stands beside that of its pretraining."""
+    checkpoints = [open_checkpoint(folder) for folder in folders]  # all of them are there before work begins
+    for checkpoint in checkpoints:
+        start = time.perf_counter()
+        metrics = evaluate(checkpoint, extract_features(checkpoint))
+        place = checkpoint.folder.parent.parent / "rows.jsonl"
+        seconds = time.perf_counter() - start
+        rows.append(place, evaluation_row(stage, checkpoint.cfg, checkpoint.folder, metrics, seconds, settings))
+        print(f"{checkpoint.cfg.name} ({checkpoint.path})")
+        for name, value in metrics.items():
+            print(f"  {name:<28} {value:8.2f}")
+        print(f"  row in '{place}'")
+
+
+def knn_main(arguments: Sequence[str]) -> None:
+    """``emim-solo knn FOLDER ...``."""
+    from emim_solo.evaluation.knn import DISTANCES, KS, TEMPERATURE, knn
+
+    parser = _parser("knn", "Offline k-NN accuracy by the suite's WeightedKNNClassifier, backbone and projector.")
+    parser.add_argument("-k", type=int, nargs="+", default=list(KS), help="numbers of neighbours")
+    parser.add_argument("--distance", choices=DISTANCES, nargs="+", default=list(DISTANCES))
+    parser.add_argument("--temperature", type=float, default=TEMPERATURE, help="of cosine")
+    given = parser.parse_args(arguments)
+    settings = {"ks": given.k, "distances": given.distance, "temperature": given.temperature}
+    _each("knn", given.folders, lambda _, features: knn(features, **settings), settings)
+
+
+def linear_main(arguments: Sequence[str]) -> None:
+    """``emim-solo linear FOLDER ... [key=value ...]``."""
+    from emim_solo.evaluation.linear import DEFAULTS, linear, logistic
+
+    parser = _parser(
+        "linear",
+        "Offline linear evaluation by the suite's LinearModel on frozen features, beside a logistic regression.",
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.epilog = (
+        "key=value after the folders sets max_epochs, optimizer.lr, scheduler.name and so on, as in scripts/linear."
+    )
+    given = parser.parse_args([argument for argument in arguments if not _is_setting(argument)])
+    settings = OmegaConf.to_container(
+        OmegaConf.merge(DEFAULTS, OmegaConf.from_dotlist([argument for argument in arguments if _is_setting(argument)]))
+    )
+    assert isinstance(settings, dict)
+
+    def evaluate(checkpoint: Checkpoint, features: Features) -> Mapping[str, float]:
+        regression = {"logistic_acc1": logistic(features)["backbone_acc1"]}
+        return linear(features, checkpoint.cfg, settings, seed=given.seed) | regression
+
+    _each("linear", given.folders, evaluate, {**settings, "seed": given.seed})
+
+
+def _is_setting(argument: str) -> bool:
+    return "=" in argument and not argument.startswith("-") and not Path(argument).exists()
+
+
+def umap_main(arguments: Sequence[str]) -> None:
+    """``emim-solo umap FOLDER ...``."""
+    from emim_solo.evaluation.umap import make_pictures
+
+    parser = _parser("umap", "UMAP of each checkpoint by the suite, and of all of them in one aligned layout.")
+    parser.add_argument("--output", type=Path, default=Path("umap"), help="folder for the pictures")
+    parser.add_argument("--limit", type=int, default=2000, help="number of images at most in each picture")
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args(arguments)
+    checkpoints = [open_checkpoint(folder) for folder in given.folders]
+    names = _distinct_names(checkpoints)
+    features = dict(zip(names, map(extract_features, checkpoints), strict=True))
+    metrics = make_pictures(features, checkpoints[0].cfg, given.output, seed=given.seed, limit=given.limit)
+    for name, found in metrics.items():
+        print(f"{name}: " + ", ".join(f"{metric.replace('_', ' ')} {value:.3f}" for metric, value in found.items()))
+    print(f"pictures (PNG, PDF) and coordinates (CSV) in '{given.output}'")
+
+
+def _distinct_names(checkpoints: Sequence[Checkpoint]) -> list[str]:
+    """Names of the runs, with their folder's where they repeat."""
+    names = [str(checkpoint.cfg.name) for checkpoint in checkpoints]
+    distinct = [
+        name if names.count(name) == 1 else f"{name}-{checkpoint.folder.name}"
+        for name, checkpoint in zip(names, checkpoints, strict=True)
+    ]
+    if len(set(distinct)) < len(distinct):
+        raise UsageError("the same checkpoint is named twice: give each folder once")
+    return distinct

@@ -1,0 +1,148 @@
+"""Linear evaluation of frozen features: the suite's LinearModel, and a fast logistic regression.
+
+A frozen backbone in evaluation mode maps an image to the same features in every epoch, so they are computed once. What
+is trained is the suite's own LinearModel by a Lightning Trainer, with the suite's optimisers and schedules.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer, seed_everything
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from emim_solo.evaluation.features import Features, device_of
+from emim_solo.suite import load_suite
+
+DEFAULTS: dict[str, Any] = {
+    "standardise": True,
+    "max_epochs": 100,
+    "optimizer": {"name": "sgd", "batch_size": 256, "lr": 0.03, "weight_decay": 0},
+    "scheduler": {"name": "step", "lr_decay_steps": [60, 80]},
+}
+"""As solo-learn's scripts/linear/imagenet-100/vicreg.yaml but for the rate (0.3 there; times batch_size / 256), on features
+standardised over the training images. A linear classifier loses nothing by that, and SGD gains much: features after a
+ReLU have a mean several times their spread, which makes the problem ill-conditioned. ``standardise: False`` is the
+suite's protocol."""
+
+LOGISTIC_ITERATIONS = 300
+
+
+class _Known(nn.Module):
+    """Stands where the suite expects a backbone: its features are computed already, and only standardised here."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, train: Tensor, *, standardise: bool) -> None:
+        super().__init__()
+        self.num_features = train.shape[1]
+        scale, mean = torch.std_mean(train, dim=0, correction=0)
+        self.register_buffer("mean", mean if standardise else torch.zeros_like(mean))
+        self.register_buffer("scale", torch.where(scale > 0, scale, 1) if standardise else torch.ones_like(scale))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return (features - self.mean) / self.scale
+
+
+def linear(features: Features, cfg: DictConfig, settings: Any = None, *, seed: int = 0) -> dict[str, float]:
+    """Train the suite's LinearModel on the features of the backbone.
+
+    Args:
+        features: of one run.
+        cfg: completed config of the pretraining, for the images' part of the schema.
+        settings: ``max_epochs``, ``optimizer`` and ``scheduler`` in solo-learn's schema, and ``standardise``, over
+            :data:`DEFAULTS`.
+        seed: of the classifier's start and of the order of the images.
+
+    Returns:
+        ``acc1`` and ``acc5`` on the validation images, in percent, after the last epoch, and ``train_acc1`` in it; NaN
+        for features that are not finite.
+    """
+    train, val = features.train, features.val
+    if not (torch.isfinite(train.backbone).all() and torch.isfinite(val.backbone).all()):
+        return dict.fromkeys(("acc1", "acc5", "train_acc1"), math.nan)
+    suite = load_suite()
+    complete = suite.complete_linear(_linear_config(cfg, settings))
+    seed_everything(seed, workers=True, verbose=False)
+    batch = complete.optimizer.batch_size
+    train_loader = DataLoader(
+        TensorDataset(train.backbone, train.labels),
+        batch_size=batch,
+        shuffle=True,
+        generator=torch.Generator().manual_seed(seed),
+    )
+    val_loader = DataLoader(TensorDataset(val.backbone, val.labels), batch_size=batch)
+    model = suite.linear_model(_Known(train.backbone, standardise=complete.standardise), complete)
+    trainer = quiet_trainer(
+        max_epochs=complete.max_epochs,
+        accelerator="gpu" if device_of(cfg).type == "cuda" else "cpu",
+        enable_progress_bar=bool(cfg.get("enable_progress_bar", True)),
+        num_sanity_val_steps=0,
+        check_val_every_n_epoch=complete.max_epochs,
+    )
+    trainer.fit(model, train_loader, val_loader)
+    found = trainer.callback_metrics
+    return {
+        "acc1": float(found["val_acc1"]),
+        "acc5": float(found["val_acc5"]),
+        "train_acc1": float(found.get("train_acc1_epoch", found.get("train_acc1", math.nan))),
+    }
+
+
+def quiet_trainer(**kwargs: Any) -> Trainer:
+    """A Trainer on one device that leaves no files and no lines behind: it is a step of something larger."""
+    lines = logging.getLogger("lightning.pytorch")
+    level = lines.level
+    lines.setLevel(logging.ERROR)
+    try:
+        return Trainer(devices=1, logger=False, enable_checkpointing=False, enable_model_summary=False, **kwargs)
+    finally:
+        lines.setLevel(level)
+
+
+def _linear_config(cfg: DictConfig, settings: Any) -> DictConfig:
+    """The schema of linear evaluation, filled from the pretraining's config and the settings."""
+    data = OmegaConf.to_container(cfg.data, resolve=True)
+    assert isinstance(data, dict)
+    base = {
+        "name": f"{cfg.name}-linear",
+        "pretrain_method": cfg.method,
+        "pretrained_feature_extractor": "features.ckpt",  # asked for by the schema, not read: the features are known
+        "backbone": OmegaConf.to_container(cfg.backbone, resolve=True),
+        "data": {key: data[key] for key in ("dataset", "train_path", "val_path", "format", "num_workers")},
+        "devices": [0],
+        "performance": {"disable_channel_last": True},  # features have no channels
+        "finetune": False,
+    }
+    base["data"]["format"] = "image_folder"
+    merged = OmegaConf.merge(base, DEFAULTS, settings or {})
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
+def logistic(features: Features) -> dict[str, float]:
+    """Multinomial logistic regression on standardised features of the backbone, by scikit-learn (L2, C = 1).
+
+    Returns:
+        ``backbone_acc1``: top-1 accuracy on the validation images, in percent; NaN for features that are not finite.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    train, val = features.train, features.val
+    if not (torch.isfinite(train.backbone).all() and torch.isfinite(val.backbone).all()):
+        return {"backbone_acc1": math.nan}
+    classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=LOGISTIC_ITERATIONS))
+    with warnings.catch_warnings():  # collapsed features converge slowly, to nothing of use
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        classifier.fit(train.backbone.double().numpy(), train.labels.numpy())
+    return {"backbone_acc1": 100 * float(classifier.score(val.backbone.double().numpy(), val.labels.numpy()))}

@@ -1,0 +1,292 @@
+"""A small benchmark from start to report, its plan, and what a kill leaves of it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from emim_solo import rows
+from emim_solo.benchmark import plan, terms
+from emim_solo.benchmark.report import write_report
+from emim_solo.benchmark.results import collect, headline
+from emim_solo.benchmark.runner import Runner, run_benchmark
+from emim_solo.errors import UsageError
+
+DRIVER = Path(__file__).with_name("benchmark_driver.py")
+
+
+@pytest.fixture(scope="module")
+def settings(few_digits):
+    """A small benchmark's config in a folder of its own."""
+
+    def make(folder: Path, **changes: Any) -> Any:
+        base = {
+            "dir": str(folder),
+            "pretrain": "pretrain/digits",
+            "methods": {"emim": {"config": "emim"}, "vicreg": {"config": "vicreg"}},
+            "seeds": [0, 1],
+            "max_epochs": 2,
+            "run": {
+                "data": {
+                    "train_path": str(few_digits / "train"),
+                    "val_path": str(few_digits / "val"),
+                    "num_workers": 0,
+                },
+                "optimizer": {"batch_size": 32},
+                "enable_progress_bar": False,
+                "accelerator": "cpu",
+            },
+            "linear": {"max_epochs": 5},
+            "diagnostics": {"images": 64, "steps": 2},
+            "umap": {"images": 40},
+        }
+        return OmegaConf.merge(base, changes)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def finished(settings, tmp_path_factory) -> Path:
+    """Two methods, two seeds, run to the end."""
+    folder = tmp_path_factory.mktemp("benchmark")
+    run_benchmark(settings(folder))
+    return folder
+
+
+# -- terms -------------------------------------------------------------------------------------------------------
+
+
+def test_deviations_are_from_what_most_methods_share():
+    common = {"max_epochs": 10, "optimizer": {"lr": 0.1, "kwargs": {"eta": 1}}, "devices": [0], "name": "a"}
+    found = terms.deviations(
+        {"a": common, "b": common | {"optimizer": {"lr": 0.3, "kwargs": {"eta": 1}}, "devices": [1]}, "c": common}
+    )
+    assert found == {"a": {}, "b": {"optimizer.lr": (0.3, 0.1)}, "c": {}}
+    found = terms.deviations({"a": common, "b": {key: value for key, value in common.items() if key != "max_epochs"}})
+    assert found["b"] == {"max_epochs": (terms.ABSENT, 10)}
+
+
+def test_a_declared_key_covers_what_is_below_it():
+    found = {"b": {"optimizer.lr": (1, 2), "optimizer.kwargs.eta": (1, 2), "max_epochs": (1, 2)}, "a": {}}
+    assert terms.undeclared(found, {"b": ["optimizer"]}) == {"b": ["max_epochs"]}
+    assert terms.undeclared(found, {"b": ["opt", "max_epochs", "optimizer.kwargs"]}) == {"b": ["optimizer.lr"]}
+
+
+# -- plan --------------------------------------------------------------------------------------------------------
+
+
+def test_plan_is_methods_by_seeds_on_equal_terms(settings, tmp_path):
+    made = plan.make_plan(settings(tmp_path, run={"optimizer": {"lr": 0.05}}))
+    assert [(run.name, run.seed) for run in made.runs] == [("emim", 0), ("vicreg", 0), ("emim", 1), ("vicreg", 1)]
+    assert len({run.config_hash for run in made.runs}) == 4
+    own, other = (terms.terms(OmegaConf.to_container(run.cfg)) for run in made.runs[:2])
+    assert own == other
+    assert own["max_epochs"] == 2
+    assert own["optimizer.lr"] == pytest.approx(0.05 * 32 / 256)
+
+
+def test_any_method_of_the_suite_runs_on_the_same_terms(settings, tmp_path):
+    methods = {"simclr": {"method": "simclr", "method_kwargs": {"temperature": 0.3}}}
+    made = plan.make_plan(settings(tmp_path, methods=methods, seeds=0))
+    simclr = next(run.cfg for run in made.runs if run.name == "simclr")
+    assert simclr.method_kwargs.temperature == 0.3
+    assert simclr.method_kwargs.proj_output_dim == made.runs[0].cfg.method_kwargs.proj_output_dim
+    assert "noise_variance" not in simclr.method_kwargs
+
+
+def test_undeclared_deviation_stops_the_benchmark(settings, tmp_path):
+    methods = {"vicreg": {"config": "vicreg", "run": {"optimizer": {"lr": 0.7}, "max_epochs": 2}}}
+    with pytest.raises(UsageError, match=r"vicreg: optimizer\.lr.*\+deviations\.vicreg=\[optimizer\.lr\]"):
+        plan.make_plan(settings(tmp_path, methods=methods))
+    plan.make_plan(settings(tmp_path, methods=methods, deviations={"vicreg": ["optimizer.lr"]}))
+    assert not list(tmp_path.iterdir()), "planning makes nothing"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epochs": 3}, "unknown epochs"),
+        ({"seeds": [0, 0]}, "seeds="),
+        ({"seeds": []}, "seeds="),
+        ({"only": "byol"}, "only="),
+        ({"methods": {"emim": {"config": "absent"}}}, r"no 'absent\.yaml'.*there are"),
+        ({"methods": {"emim": {"configuration": "emim"}}}, "unknown configuration"),
+        ({"methods": {"a/b": {"config": "emim"}}}, "file name"),
+        ({"methods": {"new": {"method": "unheard_of"}}}, "unknown method 'unheard_of'"),
+        ({"deviations": {"byol": ["optimizer"]}}, "no method is named byol"),
+        ({"pretrain": "pretrain/absent"}, "no config folder"),
+        ({"run": {"data": {"train_path": "absent"}}}, "no folder 'absent'"),
+    ],
+)
+def test_mistakes_in_the_config_are_named(settings, tmp_path, changes, message):
+    with pytest.raises(UsageError, match=message):
+        plan.make_plan(settings(tmp_path, **changes))
+
+
+@pytest.mark.parametrize("name", ["digits", "cifar10", "imagenet-100", "custom"])
+def test_shipped_configs_have_every_key(name):
+    cfg = OmegaConf.load(plan.configs.root() / "benchmark" / f"{name}.yaml")
+    assert cfg.keys() - {"defaults", "hydra"} == plan.DEFAULTS.keys()
+    assert (plan.configs.find(cfg.pretrain) / "emim.yaml").is_file()
+    assert cfg.linear == plan.DEFAULTS["linear"]
+
+
+# -- a whole benchmark -------------------------------------------------------------------------------------------
+
+
+def test_every_stage_of_every_run_is_one_row(finished):
+    found = [(row["name"], row["seed"], row["stage"]) for row in rows.read(finished / "rows.jsonl")]
+    stages = ("pretrain", "knn", "logistic", "linear", "diagnostics")
+    expected = {(name, seed, stage) for name in ("emim", "vicreg") for seed in (0, 1) for stage in stages}
+    expected |= {("emim", 0, "umap"), ("vicreg", 0, "umap")}
+    assert len(found) == len(expected)
+    assert set(found) == expected
+
+
+def test_rows_belong_to_their_pretraining(finished):
+    found = rows.read(finished / "rows.jsonl")
+    hashes = {(row["name"], row["seed"]): row["config_hash"] for row in found if row["stage"] == "pretrain"}
+    assert all(row["config_hash"] == hashes[row["name"], row["seed"]] for row in found)
+
+
+def test_cost_and_collapse_are_among_the_diagnostics(finished):
+    by_run = {
+        (r["name"], r["seed"]): r["metrics"] for r in rows.read(finished / "rows.jsonl") if r["stage"] == "diagnostics"
+    }
+    for name in ("emim", "vicreg"):
+        assert 0 < by_run[name, 0]["loss_share"] < 100
+        assert by_run[name, 0]["step_seconds"] > 0
+        assert "loss_share" not in by_run[name, 1], "measured once for each method"
+        assert by_run[name, 1]["projector_collapsed"] in (0, 1)
+        assert math.isfinite(by_run[name, 1]["backbone_mi_null"])
+
+
+def test_everything_is_where_the_last_line_says(finished):
+    made = {path.relative_to(finished).as_posix() for path in finished.rglob("*") if path.is_file()}
+    assert {"report.html", "table.md", "table.tex", "rows.jsonl", "umap/val.png", "umap/train.csv"} <= made
+    assert {"umap/emim-val.pdf", "umap/vicreg-train.png", "spectra/emim-seed1.json"} <= made
+    text = (finished / "report.html").read_text()
+    assert "data:image/webp" in text
+    assert "Learning curves" in text
+
+
+def test_started_again_it_makes_nothing(finished, settings, capsys):
+    before = (finished / "rows.jsonl").read_bytes()
+    run_benchmark(settings(finished))
+    assert (finished / "rows.jsonl").read_bytes() == before
+    out = capsys.readouterr().out
+    assert "4 runs, 0 stages made" in out
+    assert "Linear top-1" in out
+
+
+def test_changed_settings_of_a_stage_repeat_that_stage_alone(finished, settings):
+    runner = Runner(plan.make_plan(settings(finished, knn={"ks": [1, 3]})))
+    assert runner.waiting == ["knn"] * 4
+    runner = Runner(plan.make_plan(settings(finished, max_epochs=3)))
+    assert runner.waiting.count("pretrain") == 4
+
+
+def test_report_is_made_from_the_folder_alone_wherever_it_is(finished, tmp_path):
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for path in finished.rglob("*"):
+        if path.is_file() and path.suffix not in (".ckpt", ".pt"):
+            (moved / path.relative_to(finished)).parent.mkdir(parents=True, exist_ok=True)
+            (moved / path.relative_to(finished)).write_bytes(path.read_bytes())
+    written = write_report(moved)
+    assert written.html.read_text() == (finished / "report.html").read_text()
+
+
+def test_missing_checkpoint_is_named_and_the_rest_is_made(finished, settings, tmp_path):
+    lines = (finished / "rows.jsonl").read_text().splitlines()
+    kept = [line for line in lines if json.loads(line)["stage"] == "pretrain" or json.loads(line)["name"] == "vicreg"]
+    (tmp_path / "rows.jsonl").write_text("\n".join(kept) + "\n")
+    with pytest.raises(UsageError, match=r"emim seed 0: its checkpoint folder .* is gone"):
+        run_benchmark(settings(tmp_path))
+    assert "Not finished: emim seed 0" in (tmp_path / "table.md").read_text()
+    assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == len(kept), "nothing lost"
+
+
+def test_diverged_run_is_flagged_and_not_tried_again(settings, tmp_path, capsys):
+    # A learning rate that no network survives.
+    run = {"optimizer": {"name": "sgd", "lr": 1e30, "kwargs": None}, "log_every_n_steps": 1}
+    small = settings(
+        tmp_path, methods={"emim": {"config": "emim"}}, only="emim", seeds=[0], run=run, umap={"enabled": False}
+    )
+    small.run.optimizer.kwargs = {}
+    run_benchmark(small)
+    assert "diverged with seed 0" in (tmp_path / "table.md").read_text()
+    assert "NaN" in (tmp_path / "report.html").read_text()
+    run_benchmark(small)
+    assert len(rows.read(tmp_path / "rows.jsonl")) == 1
+
+
+# -- kills -------------------------------------------------------------------------------------------------------
+
+
+def start(config: Path, *arguments: str) -> subprocess.Popen:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, str(DRIVER), str(config), *arguments], env=environment, stdout=subprocess.DEVNULL
+    )
+
+
+def kill_when(process: subprocess.Popen, condition: Any) -> None:
+    while not condition():
+        assert process.poll() is None, "ended before it was killed"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+
+
+def values(folder: Path) -> dict[str, dict[str, float]]:
+    """Metrics by stage, without the timings and what the trainer happened to log last."""
+    return {
+        row["stage"]: {
+            name: value for name, value in row["metrics"].items() if name not in ("loss_share", "step_seconds")
+        }
+        for row in rows.read(folder / "rows.jsonl")
+        if row["stage"] != "pretrain"
+    }
+
+
+def test_killed_anywhere_it_ends_in_the_same_table(settings, tmp_path):
+    changes = {"only": "emim", "seeds": [0], "max_epochs": 3, "umap": {"enabled": False}}
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run_benchmark(settings(whole, **changes))
+    config = tmp_path / "killed.yaml"
+    OmegaConf.save(settings(killed, **changes), config)
+
+    kill_when(start(config), lambda: list(killed.rglob("*-ep=0.ckpt")) or list(killed.rglob("*-ep=1.ckpt")))
+    assert not (killed / "rows.jsonl").exists(), "killed in training"
+
+    assert start(config, "knn").wait() == -signal.SIGKILL, "dies in the middle of appending a row"
+    assert not (killed / "rows.jsonl").read_text().endswith("\n")
+    assert [row["stage"] for row in rows.read(killed / "rows.jsonl")] == ["pretrain"]
+
+    kill_when(start(config), lambda: '"logistic"' in (killed / "rows.jsonl").read_text())
+    assert "diagnostics" not in values(killed), "killed in evaluation"
+
+    assert start(config).wait() == 0
+    assert values(killed) == values(whole)
+    stages = [row["stage"] for row in rows.read(killed / "rows.jsonl")]
+    assert sorted(stages) == sorted(set(stages)), "nothing that was finished was done again"
+    shown = [
+        [
+            cell.text
+            for key, cell in zip(table.keys, table.lines[0][1], strict=True)
+            if key not in ("epoch", "memory", "loss_share")
+        ]
+        for table in (headline(collect(rows.read(folder / "rows.jsonl"))) for folder in (whole, killed))
+    ]
+    assert shown[0] == shown[1]

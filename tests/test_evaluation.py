@@ -1,0 +1,281 @@
+"""Evaluation of a real checkpoint, held against the suite's own parts and against NumPy and scikit-learn."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from sklearn import datasets
+from torch.nn import functional as F
+
+from emim_solo import rows
+from emim_solo.benchmark.plan import make_plan
+from emim_solo.errors import UsageError
+from emim_solo.evaluation import commands
+from emim_solo.evaluation.features import (
+    Checkpoint,
+    Features,
+    Split,
+    extract_features,
+    extract_views,
+    open_checkpoint,
+)
+from emim_solo.evaluation.knn import knn, knn_accuracy
+from emim_solo.evaluation.linear import linear, logistic
+from emim_solo.pretraining import pretrain
+from emim_solo.suite import load_suite
+
+
+@pytest.fixture(scope="module")
+def checkpoint(few_digits, tmp_path_factory) -> Checkpoint:
+    """One epoch of EMIM on a few digits."""
+    folder = tmp_path_factory.mktemp("trained")
+    settings = {
+        "dir": str(folder),
+        "pretrain": "pretrain/digits",
+        "only": "emim",
+        "max_epochs": 1,
+        "run": {
+            "data": {"train_path": str(few_digits / "train"), "val_path": str(few_digits / "val"), "num_workers": 0},
+            "optimizer": {"batch_size": 32},
+            "enable_progress_bar": False,
+            "accelerator": "cpu",
+        },
+    }
+    (run,) = make_plan(OmegaConf.create(settings)).runs
+    return open_checkpoint(pretrain(run.cfg, version="0")["checkpoint"])
+
+
+@pytest.fixture(scope="module")
+def features(checkpoint) -> Features:
+    return extract_features(checkpoint)
+
+
+@pytest.fixture(scope="module")
+def pixels() -> Features:
+    """scikit-learn's digits as they are: 64 features that a linear classifier does well on."""
+    data = datasets.load_digits()
+    images, labels = torch.tensor(data.data, dtype=torch.float32), torch.tensor(data.target)
+    train, val = Split(images[:1437], None, labels[:1437]), Split(images[1437:], None, labels[1437:])
+    return Features(train, val, [str(digit) for digit in range(10)])
+
+
+# -- features ----------------------------------------------------------------------------------------------------
+
+
+def test_features_are_the_frozen_models_in_the_order_of_the_images(checkpoint, features):
+    assert features.train.backbone.shape == (160, 512)
+    assert features.val.projector.shape == (60, 128)
+    assert features.classes == [str(digit) for digit in range(10)]
+    model = load_suite().load_checkpoint(checkpoint.path, checkpoint.cfg)
+    dataset = load_suite().evaluation_datasets(checkpoint.cfg)[1]
+    image, label = dataset[17]
+    with torch.no_grad():
+        out = model(image[None])
+    torch.testing.assert_close(features.val.backbone[17], out["feats"][0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(features.val.projector[17], out["z"][0], rtol=1e-4, atol=1e-5)
+    assert features.val.labels[17] == label
+
+
+def test_extraction_changes_nothing(checkpoint, features):
+    again = extract_features(checkpoint)
+    torch.testing.assert_close(again.train.backbone, features.train.backbone, rtol=0, atol=0)
+
+
+def test_features_come_back_from_disk(features, tmp_path):
+    features.save(tmp_path / "features" / "run.pt")
+    found = Features.load(tmp_path / "features" / "run.pt")
+    assert torch.equal(found.val.projector, features.val.projector)
+    assert found.classes == features.classes
+    assert [path.name for path in (tmp_path / "features").iterdir()] == ["run.pt"]
+
+
+def test_views_are_two_augmentations_of_the_same_images(checkpoint):
+    views = extract_views(checkpoint, limit=40, seed=3)
+    first, second = views["backbone"]
+    assert first.shape == second.shape == (40, 512)
+    assert not torch.equal(first, second)
+    nearest = torch.cdist(F.normalize(first), F.normalize(second)).argmin(dim=1)
+    chance = 1 / 40
+    assert (nearest == torch.arange(40)).float().mean() > 4 * chance, "pairs are not of the same image"
+    torch.testing.assert_close(extract_views(checkpoint, limit=40, seed=3)["projector"], views["projector"])
+    assert not torch.equal(extract_views(checkpoint, limit=40, seed=4)["backbone"][0], first)
+
+
+# -- k-NN --------------------------------------------------------------------------------------------------------
+
+
+def brute_force(train, train_labels, val, val_labels, k, distance, temperature=0.07):
+    """Weighted k-NN in NumPy, by its definition."""
+    correct = 0
+    for image, label in zip(val, val_labels, strict=True):
+        if distance == "cosine":
+            similarity = train @ image / np.linalg.norm(train, axis=1) / np.linalg.norm(image)
+            weight = np.exp(similarity / temperature)
+        else:
+            weight = similarity = 1 / (np.linalg.norm(train - image, axis=1) + 1e-5)
+        nearest = np.argsort(-similarity)[:k]
+        votes = np.bincount(train_labels[nearest], weights=weight[nearest], minlength=10)
+        correct += votes.argmax() == label
+    return 100 * correct / len(val)
+
+
+@pytest.mark.parametrize("distance", ["cosine", "euclidean"])
+@pytest.mark.parametrize("k", [1, 5, 20, 200])
+def test_knn_equals_brute_force(pixels, k, distance):
+    train, val = pixels.train, pixels.val
+    found = knn_accuracy(
+        train.backbone.double(), train.labels, val.backbone.double(), val.labels, k=k, distance=distance
+    )
+    arrays = (part.double().numpy() for part in (train.backbone, val.backbone))
+    one, other = arrays
+    expected = brute_force(one, train.labels.numpy(), other, val.labels.numpy(), k, distance)
+    assert found == pytest.approx(expected, abs=0.3), "ties aside"
+
+
+def test_knn_equals_the_suites_classifier(features):
+    train, val = features.train, features.val
+    for distance in ("cosine", "euclidean"):
+        classifier = load_suite().knn_classifier(k=5, temperature=0.07, distance=distance)
+        one, other = train.backbone, val.backbone
+        if distance == "cosine":
+            one, other = F.normalize(one), F.normalize(other)
+        classifier.update(train_features=one, train_targets=train.labels, test_features=other, test_targets=val.labels)
+        assert knn(features, ks=[5])[f"backbone_{distance}_k5"] == classifier.compute()[0]
+
+
+def test_cosine_ignores_the_length_of_features(pixels):
+    train, val = pixels.train, pixels.val
+    longer = train.backbone * torch.linspace(0.1, 10, len(train.backbone))[:, None]
+    plain, scaled = (
+        knn_accuracy(matrix, train.labels, val.backbone, val.labels, k=20) for matrix in (train.backbone, longer)
+    )
+    assert scaled == pytest.approx(plain, abs=0.3)
+
+
+def test_more_neighbours_than_training_images_lets_all_vote(features):
+    metrics = knn(features, ks=[160, 5000])
+    assert metrics["backbone_cosine_k5000"] == metrics["backbone_cosine_k160"]
+
+
+def test_knn_of_nan_features_is_nan(features):
+    broken = replace(features, train=replace(features.train, backbone=torch.full((160, 512), math.nan)))
+    metrics = knn(broken, ks=[1])
+    assert math.isnan(metrics["backbone_cosine_k1"])
+    assert math.isfinite(metrics["projector_cosine_k1"])
+    assert metrics["fewest_val_images"] == 6
+
+
+def test_knn_refuses_what_it_cannot_do(pixels):
+    train, val = pixels.train, pixels.val
+    few = val.labels < 7
+    with pytest.raises(UsageError, match="validation images of every class"):
+        knn_accuracy(train.backbone, train.labels, val.backbone[few], val.labels[few], k=1)
+    with pytest.raises(UsageError, match="k=0"):
+        knn_accuracy(train.backbone, train.labels, val.backbone, val.labels, k=0)
+
+
+# -- linear ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def quiet(checkpoint):
+    cfg = checkpoint.cfg.copy()
+    cfg.enable_progress_bar = False
+    return cfg
+
+
+def test_logistic_regression_agrees_with_the_suites_linear_evaluation(pixels, quiet):
+    trained, regression = linear(pixels, quiet, seed=0), logistic(pixels)
+    assert trained["acc1"] == pytest.approx(regression["backbone_acc1"], abs=1)
+    assert trained["acc1"] > 88
+    assert trained["acc5"] > trained["acc1"]
+
+
+def test_linear_evaluation_is_seeded(features, quiet):
+    settings = {"max_epochs": 3}
+    first, again = (linear(features, quiet, settings, seed=1) for _ in range(2))
+    assert first == again
+
+
+def test_linear_evaluation_takes_the_suites_schedules(features, quiet):
+    settings = {
+        "standardise": False,
+        "max_epochs": 2,
+        "optimizer": {"name": "adam", "lr": 0.01},
+        "scheduler": {"name": "warmup_cosine", "warmup_epochs": 1},
+    }
+    assert math.isfinite(linear(features, quiet, settings)["acc1"])
+
+
+def test_three_classes(features, quiet):
+    def first(split: Split) -> Split:
+        kept = split.labels < 3
+        return Split(split.backbone[kept], None, split.labels[kept])
+
+    three = Features(first(features.train), first(features.val), ["0", "1", "2"])
+    metrics = linear(three, quiet, {"max_epochs": 2})
+    assert metrics["acc5"] == 100
+    assert 0 <= knn(three, ks=[5])["backbone_cosine_k5"] <= 100
+
+
+def test_nan_features_give_nan(features, quiet):
+    broken = replace(features, val=replace(features.val, backbone=torch.full((60, 512), math.inf)))
+    assert math.isnan(linear(broken, quiet)["acc1"])
+    assert math.isnan(logistic(broken)["backbone_acc1"])
+
+
+# -- checkpoints and commands ------------------------------------------------------------------------------------
+
+
+def test_folders_that_hold_no_run(checkpoint, tmp_path):
+    with pytest.raises(UsageError, match=r"no args\.json"):
+        open_checkpoint(tmp_path)
+    arguments = json.loads((checkpoint.folder / "args.json").read_text())
+    (tmp_path / "args.json").write_text(json.dumps(arguments))
+    with pytest.raises(UsageError, match="no checkpoint"):
+        open_checkpoint(tmp_path)
+    (tmp_path / "x-ep=0.ckpt").write_bytes(checkpoint.path.read_bytes()[:5000])
+    with pytest.raises(UsageError, match="cut short"):
+        open_checkpoint(tmp_path).model()
+    (tmp_path / "args.json").write_text(json.dumps(arguments | {"method": "unheard_of"}))
+    with pytest.raises(UsageError, match="unheard_of"):
+        open_checkpoint(tmp_path)
+
+
+def test_knn_command_appends_a_row_beside_the_pretrainings(checkpoint, capsys):
+    commands.knn_main([str(checkpoint.folder), "-k", "1", "7", "--distance", "cosine"])
+    row = rows.read(checkpoint.folder.parent.parent / "rows.jsonl")[-1]
+    assert row["stage"] == "knn"
+    assert {"backbone_cosine_k1", "projector_cosine_k7"} <= row["metrics"].keys()
+    assert row["settings"]["ks"] == [1, 7]
+    assert "backbone_cosine_k7" in capsys.readouterr().out
+
+
+def test_linear_command_takes_the_suites_keys(checkpoint):
+    commands.linear_main([str(checkpoint.folder), "max_epochs=2", "optimizer.lr=0.1"])
+    row = rows.read(checkpoint.folder.parent.parent / "rows.jsonl")[-1]
+    assert row["stage"] == "linear"
+    assert row["settings"]["max_epochs"] == 2
+    assert {"acc1", "logistic_acc1"} <= row["metrics"].keys()
+
+
+def test_umap_command_leaves_pictures_of_one_run_and_of_many(checkpoint, tmp_path):
+    commands.umap_main([str(checkpoint.folder), "--output", str(tmp_path), "--limit", "30"])
+    made = {path.name for path in tmp_path.iterdir()}
+    assert {"val.png", "val.pdf", "val.csv", "train.png", "emim-val.png", "emim-train.pdf"} <= made
+    with pytest.raises(UsageError, match="named twice"):
+        commands.umap_main([str(checkpoint.folder)] * 2)
+
+
+def test_commands_check_every_folder_before_they_begin(checkpoint, tmp_path):
+    before = len(rows.read(checkpoint.folder.parent.parent / "rows.jsonl"))
+    with pytest.raises(UsageError, match=r"no args\.json"):
+        commands.knn_main([str(checkpoint.folder), str(tmp_path)])
+    assert len(rows.read(Path(checkpoint.folder.parent.parent) / "rows.jsonl")) == before
