@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     command, rest = arguments[0], arguments[1:]
     if command not in COMMANDS:
         _exit(f"unknown command '{command}': expected one of {', '.join(COMMANDS)}")
+    # torchmetrics 0.11, which the suite needs, says this at every start; setuptools<81 is among our dependencies.
+    warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
     try:
         COMMANDS[command](rest)
     except (UsageError, FloatingPointError) as error:
