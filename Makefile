@@ -24,11 +24,11 @@ lint: setup
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 test-main: setup
 	test -d '$(SOLO)/solo/data' || { echo "make test-main SOLO=<folder of a clone of solo-learn main>"; exit 2; }
-	PYTHONPATH='$(abspath $(SOLO))' EMIM_SOLO_CLONE='$(abspath $(SOLO))' $(BIN)/python -m pytest
+	PYTHONPATH='$(abspath $(SOLO))' OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 speed: setup
 	$(BIN)/python benchmarks/objective_speed.py
