@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from emim_solo.errors import UsageError
-from emim_solo.pretraining import prepare
+from emim_solo.pretraining import prepare, pretrain
 from emim_solo.suite import load_suite
 
 MakeCfg = Callable[..., DictConfig]
@@ -183,3 +183,16 @@ def test_unsupported_version(tmp_path: Path) -> None:
     assert done.returncode == 2, done.stderr
     assert "solo-learn 1.0.4" in done.stdout
     assert "expected main (1.0.6) or 1.0.2" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("backbone", "kwargs"),
+    [("resnet18", {}), ("vit_tiny", {"img_size": 32, "patch_size": 8}), ("convnext_tiny", {})],
+)
+def test_emim_trains_on_backbones_of_timm(backbone: str, kwargs: dict[str, int], make_cfg: MakeCfg) -> None:
+    if backbone == "convnext_tiny" and load_suite().generation != "main":
+        pytest.skip("solo-learn 1.0.2 has no ConvNeXt")
+    cfg = make_cfg(backbone={"name": backbone, "kwargs": kwargs}, optimizer__batch_size=80)
+    row = pretrain(prepare(cfg))
+    assert row["metrics"]["train_emim_loss_epoch"] > -5
+    assert torch.isfinite(torch.tensor(list(row["metrics"].values()))).all()
