@@ -278,7 +278,7 @@ def test_values_on_the_page_equal_the_rows(page, folder):
             assert int(cell["n"]) == np.isfinite(values).sum()
             assert cell["text"].startswith(f"{np.nanmean(values):.1f}")
             seen[cell["name"]].add(cell["metric"])
-    assert seen == dict.fromkeys(METHODS, set(STAGE_OF))
+    assert seen == {method: set(STAGE_OF) for method in METHODS}
 
 
 def test_hovering_shows_the_image_and_marks_it_in_every_panel(page, tmp_path):

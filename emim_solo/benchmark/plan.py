@@ -12,10 +12,10 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import MissingConfigException
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from emim_solo import configs, rows
+from emim_solo import configs, rows, suite
 from emim_solo.benchmark.terms import deviations, undeclared
 from emim_solo.errors import UsageError
 from emim_solo.evaluation.knn import DISTANCES, KS, TEMPERATURE
@@ -105,14 +105,14 @@ def make_plan(cfg: DictConfig) -> Plan:
     for seed in plain["seeds"]:
         for name in names:
             complete = prepare(_compose(name, seed, plain))
-            runs.append(Run(name, seed, complete, rows.config_hash(_container(complete))))
-    _check_terms({run.name: _container(run.cfg) for run in runs}, plain["deviations"])
+            runs.append(Run(name, seed, complete, rows.config_hash(suite.plain(complete))))
+    _check_terms({run.name: suite.plain(run.cfg) for run in runs}, plain["deviations"])
     settings = {stage: plain[stage] for stage in ("knn", "logistic", "linear", "diagnostics", "umap")}
     return Plan(Path(plain["dir"]), runs, settings)
 
 
 def _complete(cfg: DictConfig) -> dict[str, Any]:
-    given = _container(cfg)
+    given = suite.plain(cfg)
     unknown = sorted(given.keys() - DEFAULTS.keys() - {"hydra"})
     if unknown:
         raise UsageError(
@@ -121,7 +121,7 @@ def _complete(cfg: DictConfig) -> dict[str, Any]:
         )
     # A mapping of methods replaces the default one as a whole; all else is merged.
     base = {key: value for key, value in DEFAULTS.items() if key != "methods" or not given.get("methods")}
-    plain = _container(OmegaConf.merge(base, given))
+    plain = suite.plain(OmegaConf.merge(base, given))
     seeds = plain["seeds"]
     if isinstance(seeds, int):
         plain["seeds"] = seeds = [seeds]
@@ -209,9 +209,3 @@ def _check_terms(by_name: Mapping[str, Mapping[str, Any]], declared: Mapping[str
             f"unequal terms: {listed}. Make them the same for all methods, or declare them to have them printed with "
             f"the results: +deviations.{name}=[{keys[0]}]"
         )
-
-
-def _container(cfg: Any) -> dict[str, Any]:
-    plain = OmegaConf.to_container(cfg, resolve=True) if isinstance(cfg, (DictConfig, ListConfig)) else dict(cfg)
-    assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 import yaml
 from markupsafe import Markup, escape
 
@@ -353,8 +354,8 @@ def _shapes() -> list[list[list[float]] | None]:
             shapes.append(None)
             continue
         style = MarkerStyle(marker)
-        outline = style.get_path().transformed(style.get_transform()).to_polygons()[0]
-        radius = abs(outline).max()
+        outline = np.asarray(style.get_path().transformed(style.get_transform()).to_polygons()[0], dtype=float)
+        radius = np.abs(outline).max()
         shapes.append([[round(float(x / radius), 3), round(float(y / radius), 3)] for x, y in outline])
     return shapes
 

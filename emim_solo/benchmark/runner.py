@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from emim_solo.evaluation.knn import knn
 from emim_solo.evaluation.linear import linear, logistic
 from emim_solo.evaluation.umap import make_pictures
 from emim_solo.pretraining import pretrain
-from emim_solo.suite import load_suite
+from emim_solo.suite import load_suite, plain
 
 # Expected share of the time, until stages of a kind have been timed.
 _WEIGHTS = {
@@ -123,7 +124,7 @@ class Runner:
         """Pretrain and evaluate every run. What is wrong with one is noted and does not keep the others from being made."""
         for run in self.plan.runs:
             try:
-                self._stage(run, "pretrain", lambda run=run: self._pretrain(run))
+                self._stage(run, "pretrain", partial(self._pretrain, run))
                 if self._rows_of(run).get("pretrain", {}).get("failed"):
                     continue
                 self._evaluate(run)
@@ -188,11 +189,9 @@ class Runner:
 
     def _failed(self, run: Run, reason: str) -> dict[str, Any]:
         """The row of a run that diverged: its cells are flagged, and it is not tried again."""
-        plain = OmegaConf.to_container(run.cfg, resolve=True)
-        assert isinstance(plain, dict)
         row = rows.new_row(
             "pretrain",
-            config=plain,
+            config=plain(run.cfg),
             suite=load_suite().identity,
             device="gpu" if torch.cuda.is_available() else "cpu",
             epochs=0,
@@ -201,7 +200,7 @@ class Runner:
             metrics={},
             failed=reason,
         )
-        return {**row, "config": plain}
+        return {**row, "config": plain(run.cfg)}
 
     def _folder(self, run: Run) -> Path:
         return self.plan.folder / run.cfg.method / run.version
@@ -233,9 +232,7 @@ class Runner:
             return
         features = self._features(run)
         for stage, evaluate in work.items():
-            self._stage(
-                run, stage, lambda stage=stage, evaluate=evaluate: self._row(run, stage, lambda: evaluate(features))
-            )
+            self._stage(run, stage, partial(self._row, run, stage, partial(evaluate, features)))
 
     def _row(self, run: Run, stage: str, evaluate: Callable[[], Mapping[str, float]]) -> dict[str, Any]:
         start = time.perf_counter()
@@ -247,7 +244,8 @@ class Runner:
         """Diagnostics of both parts; their spectra go to a file, rows hold numbers only."""
         settings = self.plan.settings["diagnostics"]
         views = extract_views(self._checkpoint(run), limit=settings["images"], seed=run.seed)
-        metrics, spectra = {}, {}
+        metrics: dict[str, float] = {}
+        spectra: dict[str, list[float]] = {}
         for part, (first, second) in views.items():
             metrics |= {f"{part}_{name}": value for name, value in diagnose(first, second).items()}
             if torch.isfinite(first).all():
@@ -295,7 +293,7 @@ class Runner:
             self.problems.append(f"umap: {error}")
             return
         for run in runs:
-            rows.append(self.rows_file, self._row(run, "umap", lambda run=run: metrics[run.name]))
+            rows.append(self.rows_file, self._row(run, "umap", partial(metrics.__getitem__, run.name)))
         self._finished("umap", time.perf_counter() - start)
 
     def any_row(self) -> bool:

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from emim_solo import rows
 from emim_solo.errors import UsageError
 from emim_solo.evaluation.features import Checkpoint, Features, device_of, extract_features, open_checkpoint
-from emim_solo.suite import load_suite
+from emim_solo.suite import load_suite, plain
 
 
 def evaluation_row(
@@ -27,7 +27,7 @@ def evaluation_row(
     """The row of one evaluation of the run that was trained with ``cfg`` and lies in ``folder``."""
     return rows.new_row(
         stage,
-        config=OmegaConf.to_container(cfg, resolve=True),
+        config=plain(cfg),
         suite=load_suite().identity,
         device=str(device_of(cfg)),
         epochs=int(cfg.max_epochs),
@@ -90,10 +90,8 @@ def linear_main(arguments: Sequence[str]) -> None:
         "key=value after the folders sets max_epochs, optimizer.lr, scheduler.name and so on, as in scripts/linear."
     )
     given = parser.parse_args([argument for argument in arguments if not _is_setting(argument)])
-    settings = OmegaConf.to_container(
-        OmegaConf.merge(DEFAULTS, OmegaConf.from_dotlist([argument for argument in arguments if _is_setting(argument)]))
-    )
-    assert isinstance(settings, dict)
+    given_settings = OmegaConf.from_dotlist([argument for argument in arguments if _is_setting(argument)])
+    settings = plain(OmegaConf.merge(DEFAULTS, given_settings))
 
     def evaluate(checkpoint: Checkpoint, features: Features) -> Mapping[str, float]:
         regression = {"logistic_acc1": logistic(features)["backbone_acc1"]}

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import Callback, LightningModule
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
@@ -146,7 +146,7 @@ class Suite(ABC):
         """The suite's LinearModel on a frozen backbone; ``cfg`` is complete in the schema of linear evaluation."""
 
 
-def plain(cfg: DictConfig) -> dict[str, Any]:
+def plain(cfg: DictConfig | ListConfig) -> dict[str, Any]:
     """The config as dicts and lists, interpolations resolved."""
     container = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(container, dict)
