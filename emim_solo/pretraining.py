@@ -70,7 +70,7 @@ def prepare(cfg: DictConfig) -> DictConfig:
         )
     cfg.devices = _device_list(cfg)
     if cfg.data.get("embedded") == "digits":
-        write_digits(Path(cfg.data.train_path).parent)
+        _write_embedded(Path(cfg.data.train_path).absolute())
     check_folders(cfg)
     cfg = suite.complete(cfg)
     if cfg.data.format == "dali":
@@ -81,6 +81,12 @@ def prepare(cfg: DictConfig) -> DictConfig:
             "set num_crops so that they add up to 2"
         )
     return cfg
+
+
+def _write_embedded(train: Path) -> None:
+    """Write the digits where the config looks for them; a folder of the user's own is left alone."""
+    if train.name == "train" and not train.is_dir():
+        write_digits(train.parent)
 
 
 def _device_list(cfg: DictConfig) -> list[int]:
