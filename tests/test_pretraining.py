@@ -67,10 +67,14 @@ def test_momentum_method_and_lars_train(make_cfg: MakeCfg) -> None:
     assert torch.isfinite(torch.tensor(row["metrics"]["train_class_loss_epoch"]))
 
 
-def test_resumed_run_ends_with_the_metrics_of_an_uninterrupted_one(make_cfg: MakeCfg, tmp_path: Path) -> None:
-    whole = pretrain(prepare(make_cfg(max_epochs=3, checkpoint__dir=str(tmp_path / "whole"))), version="run")
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_resumed_run_ends_with_the_metrics_of_an_uninterrupted_one(
+    num_workers: int, make_cfg: MakeCfg, tmp_path: Path
+) -> None:
+    same = {"max_epochs": 3, "data__num_workers": num_workers}
+    whole = pretrain(prepare(make_cfg(**same, checkpoint__dir=str(tmp_path / "whole"))), version="run")
 
-    cfg = make_cfg(max_epochs=3, checkpoint__dir=str(tmp_path / "parts"))
+    cfg = make_cfg(**same, checkpoint__dir=str(tmp_path / "parts"))
     script = tmp_path / "killed.py"
     script.write_text(  # a real process, killed in the middle of its third epoch
         "import os, signal, sys\n"
