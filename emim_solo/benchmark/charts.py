@@ -47,6 +47,7 @@ def _style() -> Any:
     return matplotlib.rc_context(
         {
             "svg.fonttype": "none",
+            "svg.hashsalt": "emim-solo",  # the same chart has the same ids each time
             "font.family": "sans-serif",
             "font.size": 9.5,
             "text.color": INK,

@@ -35,7 +35,6 @@ DEFAULTS: dict[str, Any] = {
     "run": {},
     "deviations": {},
     "knn": {"ks": list(KS), "distances": list(DISTANCES), "temperature": TEMPERATURE},
-    "logistic": {},
     "linear": LINEAR_DEFAULTS,
     "diagnostics": {"images": 2048, "steps": 4},
     "umap": {"enabled": True, "images": 2000, "seed": 0},
@@ -107,7 +106,7 @@ def make_plan(cfg: DictConfig) -> Plan:
             complete = prepare(_compose(name, seed, plain))
             runs.append(Run(name, seed, complete, rows.config_hash(suite.plain(complete))))
     _check_terms({run.name: suite.plain(run.cfg) for run in runs}, plain["deviations"])
-    settings = {stage: plain[stage] for stage in ("knn", "logistic", "linear", "diagnostics", "umap")}
+    settings = {stage: plain[stage] for stage in ("knn", "linear", "diagnostics", "umap")}
     return Plan(Path(plain["dir"]), runs, settings)
 
 

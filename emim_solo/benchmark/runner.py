@@ -107,7 +107,7 @@ class Runner:
 
     def _settings(self, run: Run, stage: str) -> dict[str, Any]:
         """What else than the pretraining decides a stage's results; as JSON would give it back."""
-        settings = dict(self.plan.settings[stage])
+        settings = dict(self.plan.settings.get(stage, {}))  # the logistic regression has none
         if stage == "umap":
             settings["runs"] = [other.version for other in self._pictured()]
         if stage == "diagnostics":
