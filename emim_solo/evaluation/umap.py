@@ -282,6 +282,17 @@ def _seeded(seed: int) -> Iterator[None]:
         numba.set_num_threads(threads)
 
 
+@contextmanager
+def _torchs_threads_kept() -> Iterator[None]:
+    """Numba sets the number of threads of the whole process: what torch trains in it later would be rounded otherwise."""
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@_torchs_threads_kept()
 def make_pictures(
     features: Mapping[str, Features],
     cfg: DictConfig,
