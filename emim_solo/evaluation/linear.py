@@ -23,11 +23,12 @@ from emim_solo.suite import load_suite
 DEFAULTS: dict[str, Any] = {
     "standardise": True,
     "max_epochs": 100,
-    "optimizer": {"name": "sgd", "batch_size": 256, "lr": 0.03, "weight_decay": 0},
+    "optimizer": {"name": "sgd", "batch_size": 256, "lr": 0.3, "weight_decay": 1e-2},
     "scheduler": {"name": "step", "lr_decay_steps": [60, 80]},
 }
-"""As solo-learn's scripts/linear/imagenet-100/vicreg.yaml but for the rate (0.3 there; times batch_size / 256), on features
-standardised over the training images. A linear classifier loses nothing by that, and SGD gains much: features after a
+"""As solo-learn's scripts/linear/imagenet-100/vicreg.yaml, on features standardised over the training images and with a
+weight decay, without which 1,437 images are learnt by heart: on the digits it brings the classifier from 2.2 to within
+0.6 points of the logistic regression. A linear classifier loses nothing by that, and SGD gains much: features after a
 ReLU have a mean several times their spread, which makes the problem ill-conditioned. ``standardise: False`` is the
 suite's protocol."""
 
