@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import json
 import os
@@ -308,6 +309,9 @@ def _loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
     """CSV always, in the run's folder; wandb and tensorboard with one flag each."""
     place: dict[str, Any] = {"name": folder.parent.name, "version": folder.name}
     loggers: list[Logger] = [CSVLogger(str(folder.parent.parent), **place)]
+    for package in ("wandb", "tensorboard"):
+        if OmegaConf.select(cfg, f"{package}.enabled", default=False) and importlib.util.find_spec(package) is None:
+            raise UsageError(f"{package}.enabled=True, but it is not installed: pip install {package}")
     if OmegaConf.select(cfg, "wandb.enabled", default=False):
         from lightning.pytorch.loggers import WandbLogger
 
@@ -339,10 +343,14 @@ def _checkpoint_to_resume(cfg: DictConfig, base: Path) -> Path | None:
         return Path(cfg.resume_from_checkpoint)
     if not cfg.auto_resume.enabled:
         return None
-    from solo.utils.auto_resumer import AutoResumer
-
-    found, _ = AutoResumer(checkpoint_dir=base, max_hours=cfg.auto_resume.max_hours).find_checkpoint(cfg)
-    return last_checkpoint(Path(found).parent) if found is not None else None
+    found = load_suite().find_checkpoint(base, cfg)
+    if found is None:
+        return None
+    # The suite compares a few settings, the seed not among them: all of them must be this run's.
+    stored, ours = json.loads((Path(found).parent / "args.json").read_text()), plain(cfg)
+    if rows.config_hash({key: stored.get(key) for key in ours}) != rows.config_hash(ours):
+        return None
+    return last_checkpoint(Path(found).parent)
 
 
 def check_checkpoint(path: Path, cfg: DictConfig, model: LightningModule) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from emim_solo import rows
+from emim_solo import cli, rows
 from emim_solo.benchmark import plan, terms
 from emim_solo.benchmark.report import write_report
 from emim_solo.benchmark.results import collect, headline
@@ -229,6 +230,34 @@ def test_diverged_run_is_flagged_and_not_tried_again(settings, tmp_path, capsys)
     assert "NaN" in (tmp_path / "report.html").read_text()
     run_benchmark(small)
     assert len(rows.read(tmp_path / "rows.jsonl")) == 1
+
+
+def test_parallel_jobs_make_their_runs_and_leave_the_report_to_the_end(
+    finished, settings, tmp_path, monkeypatch, capsys
+):
+    folder = tmp_path / "parallel"
+    shutil.copytree(finished, folder)
+    for name in ("report.html", "table.md", "rows.jsonl"):
+        (folder / name).unlink()
+    for row in rows.read(finished / "rows.jsonl"):
+        if row["stage"] != "umap" and (row["name"], row["seed"], row["stage"]) != ("vicreg", 1, "knn"):
+            rows.append(folder / "rows.jsonl", row)
+    before = len(rows.read(folder / "rows.jsonl"))
+    config = OmegaConf.load(plan.configs.root() / "benchmark" / "digits.yaml")
+    given = OmegaConf.create({"defaults": config.defaults, "hydra": config.hydra})
+    OmegaConf.save(OmegaConf.merge(given, settings(folder, only=None)), tmp_path / "small.yaml")
+    arguments = ["benchmark", "--config-path", str(tmp_path), "--config-name", "small"]
+    monkeypatch.chdir(tmp_path)
+
+    cli.main([*arguments, "--multirun", "only=emim,vicreg"])
+    assert "without --multirun" in capsys.readouterr().out
+    assert not (folder / "report.html").exists()
+    assert [(row["name"], row["stage"]) for row in rows.read(folder / "rows.jsonl")[before:]] == [("vicreg", "knn")]
+
+    cli.main(arguments)
+    assert (folder / "report.html").is_file()
+    assert [row["stage"] for row in rows.read(folder / "rows.jsonl")[before + 1 :]] == ["umap", "umap"]
+    assert {path.name for path in tmp_path.iterdir()} == {"parallel", "small.yaml"}
 
 
 # -- kills -------------------------------------------------------------------------------------------------------

@@ -100,6 +100,16 @@ def test_resumed_run_ends_with_the_metrics_of_an_uninterrupted_one(
     assert (folder / "metrics.0.csv").is_file()
 
 
+def test_auto_resume_takes_the_run_of_the_same_config_only(make_cfg: MakeCfg) -> None:
+    first = pretrain(prepare(make_cfg(auto_resume={"enabled": True})))
+    again = pretrain(prepare(make_cfg(auto_resume={"enabled": True})))
+    assert again["checkpoint"] == first["checkpoint"]
+    assert "val_acc1" not in again["metrics"], "nothing was left to train"
+    other = pretrain(prepare(make_cfg(auto_resume={"enabled": True}, optimizer__lr=0.002)))
+    assert other["checkpoint"] != first["checkpoint"]
+    assert "val_acc1" in other["metrics"]
+
+
 def test_checkpoint_loads_into_the_same_embeddings(make_cfg: MakeCfg) -> None:
     suite = load_suite()
     cfg = prepare(make_cfg())

@@ -170,13 +170,14 @@ class Results:
     def baselines(self) -> list[str]:
         return [name for name in self.names if name != self.focus()]
 
-    def best(self, metric: Metric) -> str | None:
-        """The method with the highest mean, where highest is best."""
+    def best(self, metric: Metric) -> set[str]:
+        """The methods with the highest mean as it is shown, where highest is best."""
         means = {name: self.estimate(name, metric).mean for name in self.names}
         finite = {name: mean for name, mean in means.items() if math.isfinite(mean)}
         if not metric.best_is_highest or len(finite) < 2:
-            return None
-        return max(finite, key=lambda name: finite[name])
+            return set()
+        shown = {name: round(mean, metric.digits) for name, mean in finite.items()}
+        return {name for name, mean in shown.items() if mean == max(shown.values())}
 
     def shown(self, metrics: Sequence[Metric]) -> list[Metric]:
         """Those metrics that at least one run has."""
@@ -268,7 +269,7 @@ def headline(results: Results, metrics: Sequence[Metric] = HEADLINE) -> Table:
         cells = [Cell(str(len(results.seeds(name))))]
         for metric in shown:
             value = results.estimate(name, metric)
-            cells.append(Cell(show(value, metric.digits), value, _flag(value), results.best(metric) == name))
+            cells.append(Cell(show(value, metric.digits), value, _flag(value), name in results.best(metric)))
         lines.append((name, cells))
     return Table(["Method", "n", *map(head, shown)], lines, notes(results), ["n", *(metric.key for metric in shown)])
 

@@ -134,6 +134,11 @@ class CurrentSuite(Suite):
             keep_prev=cfg.checkpoint.keep_prev,
         )
 
+    def find_checkpoint(self, folder: Path, cfg: DictConfig) -> Path | None:
+        from solo.utils.auto_resumer import AutoResumer
+
+        return AutoResumer(checkpoint_dir=folder, max_hours=cfg.auto_resume.max_hours).find_checkpoint(cfg)[0]
+
     def auto_umap(self, cfg: DictConfig) -> Callback:
         try:
             from solo.utils.auto_umap import AutoUMAP

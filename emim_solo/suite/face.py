@@ -130,6 +130,10 @@ class Suite(ABC):
         """The suite's Checkpointer, writing ``<checkpoint.dir>/<method>/<version>/{args.json,*.ckpt}``."""
 
     @abstractmethod
+    def find_checkpoint(self, folder: Path, cfg: DictConfig) -> Path | None:
+        """A checkpoint below ``folder`` that the suite's AutoResumer takes for one of this run."""
+
+    @abstractmethod
     def auto_umap(self, cfg: DictConfig) -> Callback:
         """The suite's AutoUMAP callback."""
 

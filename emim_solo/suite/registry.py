@@ -16,6 +16,7 @@ from solo.methods import METHODS
 from solo.methods.base import BaseMethod
 from solo.methods.linear import LinearModel
 from solo.utils import classification_dataloader, pretrain_dataloader
+from solo.utils.auto_resumer import AutoResumer
 from solo.utils.checkpointer import Checkpointer
 from solo.utils.knn import WeightedKNNClassifier
 from torch import Tensor, nn
@@ -302,11 +303,20 @@ class RegistrySuite(Suite):
 
     def checkpointer(self, cfg: DictConfig) -> Callback:
         return CollectiveCheckpointer(
-            Namespace(**plain(cfg)),
+            self._arguments(cfg),
             logdir=Path(cfg.checkpoint.dir) / cfg.method,
             frequency=cfg.checkpoint.frequency,
             keep_previous_checkpoints=cfg.checkpoint.keep_prev,
         )
+
+    def find_checkpoint(self, folder: Path, cfg: DictConfig) -> Path | None:
+        resumer = AutoResumer(checkpoint_dir=folder, max_hours=cfg.auto_resume.max_hours)
+        return resumer.find_checkpoint(self._arguments(cfg))
+
+    def _arguments(self, cfg: DictConfig) -> Namespace:
+        """main's schema, which goes into args.json, and beside it the names that 1.0.2's AutoResumer compares."""
+        kwargs = self.constructor_kwargs(cfg)
+        return Namespace(**{name: kwargs.get(name) for name in AutoResumer.SHOULD_MATCH} | plain(cfg))
 
     def auto_umap(self, cfg: DictConfig) -> Callback:
         try:
