@@ -109,6 +109,8 @@ def test_undeclared_deviation_stops_the_benchmark(settings, tmp_path):
     methods = {"vicreg": {"config": "vicreg", "run": {"optimizer": {"lr": 0.7}, "max_epochs": 2}}}
     with pytest.raises(UsageError, match=r"vicreg: optimizer\.lr.*\+deviations\.vicreg=\[optimizer\.lr\]"):
         plan.make_plan(settings(tmp_path, methods=methods))
+    with pytest.raises(UsageError, match="unequal terms"):  # a parallel job that makes one of them only, too
+        plan.make_plan(settings(tmp_path, methods=methods, only="emim"))
     plan.make_plan(settings(tmp_path, methods=methods, deviations={"vicreg": ["optimizer.lr"]}))
     assert not list(tmp_path.iterdir()), "planning makes nothing"
 

@@ -101,11 +101,22 @@ def make_plan(cfg: DictConfig) -> Plan:
     plain = _complete(cfg)
     names = _chosen(plain)
     runs: list[Run] = []
+    by_name: dict[str, Mapping[str, Any]] = {}
     for seed in plain["seeds"]:
-        for name in names:
-            complete = prepare(_compose(name, seed, plain))
-            runs.append(Run(name, seed, complete, rows.config_hash(suite.plain(complete))))
-    _check_terms({run.name: suite.plain(run.cfg) for run in runs}, plain["deviations"])
+        # Those that another job makes are compared with too, once.
+        for name in plain["methods"]:
+            if name not in names and name in by_name:
+                continue
+            try:
+                complete = prepare(_compose(name, seed, plain))
+            except UsageError as error:
+                raise UsageError(
+                    f"{name}: {error} (keys of the pretraining go under run, on the command line as +run.KEY=VALUE)"
+                ) from error
+            by_name[name] = suite.plain(complete)
+            if name in names:
+                runs.append(Run(name, seed, complete, rows.config_hash(by_name[name])))
+    _check_terms(by_name, plain["deviations"])
     settings = {stage: plain[stage] for stage in ("knn", "linear", "diagnostics", "umap")}
     return Plan(Path(plain["dir"]), runs, settings)
 
@@ -116,7 +127,7 @@ def _complete(cfg: DictConfig) -> dict[str, Any]:
     if unknown:
         raise UsageError(
             f"benchmark config: unknown {', '.join(unknown)}; expected {', '.join(DEFAULTS)}. "
-            "Keys of the pretraining go under run, as in run.optimizer.lr=0.1"
+            "Keys of the pretraining go under run, as in +run.optimizer.lr=0.1"
         )
     # A mapping of methods replaces the default one as a whole; all else is merged.
     base = {key: value for key, value in DEFAULTS.items() if key != "methods" or not given.get("methods")}

@@ -110,8 +110,6 @@ class Runner:
         settings = dict(self.plan.settings.get(stage, {}))  # the logistic regression has none
         if stage == "umap":
             settings["runs"] = [other.version for other in self._pictured()]
-        if stage == "diagnostics":
-            settings["cost"] = self._is_timed(run)
         return dict(json.loads(json.dumps(settings)))
 
     def _is_timed(self, run: Run) -> bool:
@@ -311,9 +309,10 @@ class Runner:
             print(to_text(paired))
         print()
         spent = tqdm.format_interval(time.perf_counter() - self.start)
+        runs, pictures = len(self.plan.runs), self.plan.folder / "umap"
         print(
-            f"{len(self.plan.runs)} runs, {self.made} stages made in {spent}: rows '{self.rows_file}', tables "
-            f"'{written.markdown}' and '{written.latex}', pictures '{self.plan.folder / 'umap'}'"
+            f"{runs} run{'s' if runs > 1 else ''}, {self.made} stages made in {spent}: rows '{self.rows_file}', tables "
+            f"'{written.markdown}' and '{written.latex}'" + (f", pictures '{pictures}'" if pictures.is_dir() else "")
         )
         print(f"Report: {written.html.resolve()}")
 
