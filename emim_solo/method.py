@@ -12,6 +12,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
+from emim_solo.diagnostics import collapsed
 from emim_solo.errors import UsageError
 from emim_solo.objective import emim_loss_func, mutual_information, null_mutual_information
 
@@ -23,8 +24,10 @@ OBJECTIVE_DEFAULTS: dict[str, Any] = {
     "residual": "isotropic",
     "weight": 4.0,
     "noise_variance": 0.1,
+    "l2_normalise": True,
 }
 DEFAULTS = PROJECTOR_DEFAULTS | OBJECTIVE_DEFAULTS
+_IMAGES_TO_JUDGE_COLLAPSE = 256  # of the epoch's last batch; an SVD of them takes a tenth of a second
 
 
 def complete_method_kwargs(given: Mapping[str, Any], names_of_other_methods: set[str]) -> dict[str, Any]:
@@ -77,10 +80,12 @@ def _warn_of_collapse(settings: Mapping[str, Any]) -> None:
 class EMIMMethod(LightningModule):
     """What EMIM adds to a generation's ``BaseMethod``, which follows it in the class's bases.
 
-    The embeddings of two views go through a three-layer MLP projector (the shape of the suite's Barlow Twins) into
-    :func:`emim_solo.objective.emim_loss_func`. Logged: ``train_emim_loss`` (each step and epoch) and, at the trainer's
-    logging interval, the exact ``train_mi`` and ``train_mi_null`` (the same estimator on pairs rolled by one) in nats.
-    Read their difference: the estimator's small-sample bias is in both.
+    The features of two or more views, small crops among them, go through a three-layer MLP projector (the shape of the
+    suite's Barlow Twins) into :func:`emim_solo.objective.emim_loss_func`. Logged: ``train_emim_loss`` (each step and epoch) and, at the trainer's
+    logging interval, of the first two views the exact ``train_mi`` and ``train_mi_null`` (the same estimator on pairs
+    rolled by one) in nats.
+    Read their difference: the estimator's small-sample bias is in both. At the end of an epoch collapsed embeddings
+    are warned of, by the rule of :func:`emim_solo.diagnostics.collapsed`.
     """
 
     features_dim: int
@@ -91,12 +96,8 @@ class EMIMMethod(LightningModule):
 
     def add_emim(self, method_kwargs: Mapping[str, Any]) -> None:
         """Build the projector and keep the objective's settings; ``method_kwargs`` are complete."""
-        if self.num_large_crops != 2 or self.num_small_crops != 0:
-            raise UsageError(
-                f"EMIM compares two views of one size, got {self.num_large_crops} large and "
-                f"{self.num_small_crops} small crops: set num_crops in 'augmentations' so that they add up to 2, "
-                "all of one crop_size"
-            )
+        if self.num_large_crops < 2:
+            raise UsageError(f"EMIM takes 2 large crops or more, augmentations give {self.num_large_crops}")
         hidden, output = method_kwargs["proj_hidden_dim"], method_kwargs["proj_output_dim"]
         self.objective_kwargs = {name: method_kwargs[name] for name in OBJECTIVE_DEFAULTS}
         self.projector = nn.Sequential(
@@ -120,17 +121,17 @@ class EMIMMethod(LightningModule):
         out: dict[str, Any] = super().forward(X)
         return {**out, "z": self.projector(out["feats"])}
 
-    def embeddings(self, out: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        """Embeddings of the two views from the base training step's outputs."""
-        z1, z2 = out["z"]
-        return z1, z2
+    def embeddings(self, out: Mapping[str, Any]) -> list[Tensor]:
+        """Embeddings of the views, large crops first, from the base training step's outputs."""
+        embeddings: list[Tensor] = out["z"]
+        return embeddings
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """EMIM loss plus the online classifier's loss."""
         out: Any = super().training_step(batch, batch_idx)
-        z1, z2 = self.embeddings(out)
+        z1, z2, *more = self.embeddings(out)
 
-        emim_loss = emim_loss_func(z1, z2, **self.objective_kwargs)
+        emim_loss = emim_loss_func(z1, z2, *more, **self.objective_kwargs)
         self.log("train_emim_loss", emim_loss, on_epoch=True, sync_dist=True)
 
         # Exact MI costs two sets of factorisations: only on the steps whose metrics the trainer writes down.
@@ -141,4 +142,14 @@ class EMIMMethod(LightningModule):
                 self.log("train_mi", mutual_information(z1, z2, noise_variance=noise_variance))
                 self.log("train_mi_null", null_mutual_information(z1, z2, noise_variance=noise_variance))
 
+        self._latest = z1.detach()[:_IMAGES_TO_JUDGE_COLLAPSE]
         return emim_loss + out["loss"]
+
+    def on_train_epoch_end(self) -> None:
+        """Say so where training goes on without learning anything: the loss alone does not show a collapse."""
+        super().on_train_epoch_end()
+        if self.trainer.is_global_zero and collapsed(self._latest):  # type: ignore[attr-defined]
+            rank_zero_warn(
+                f"EMIM: the embeddings have collapsed to a point or a few directions at epoch {self.current_epoch}: "
+                "raise method_kwargs.noise_variance, lower weight or optimizer.lr"
+            )

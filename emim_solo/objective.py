@@ -19,14 +19,15 @@ The plug-in MI of N samples of INDEPENDENT d-dimensional embeddings is about d^2
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import combinations
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import mse_loss
+from torch.nn.functional import mse_loss, normalize
 
 __all__ = ["emim_loss_func", "gram", "log_det", "mutual_information", "null_mutual_information"]
 
@@ -68,7 +69,7 @@ def mutual_information(
     _check_choice("form", form, FORMS)
     _check_noise_variance(noise_variance)
     with _full_precision(z1):
-        views = _views(z1, z2, standardise)
+        views = _views((z1, z2), standardise)
         return _with_retry(lambda x: _mutual_information(x, form, noise_variance), views)
 
 
@@ -88,7 +89,7 @@ def null_mutual_information(
     _check_choice("form", form, FORMS)
     _check_noise_variance(noise_variance)
     with _full_precision(z1):
-        first, second = _views(z1, z2, standardise).unbind(1)
+        first, second = _views((z1, z2), standardise).unbind(1)
         views = torch.stack((first, second.roll(1, 0)), dim=1)
         return _with_retry(lambda x: _mutual_information(x, form, noise_variance), views)
 
@@ -96,21 +97,23 @@ def null_mutual_information(
 def emim_loss_func(
     z1: Tensor,
     z2: Tensor,
-    *,
+    *more: Tensor,
     objective: Literal["bound", "exact"] = "bound",
     marginal: Literal["exact", "series"] = "series",
     series_order: int = 2,
     residual: Literal["exact", "diagonal", "isotropic"] = "isotropic",
     weight: float = 4.0,
     noise_variance: float = 0.1,
+    l2_normalise: bool = True,
 ) -> Tensor:
     """EMIM's loss: the negative mutual information of two views, or a cheap bound, per dimension.
 
-    `objective="exact"` is -mutual_information / d, the theorem as it stands; `marginal`,
-    `series_order`, `residual` and `weight` play no part in it.
+    `objective="exact"` is -mutual_information / d, the theorem as it stands, the mean over all pairs of views;
+    `marginal`, `series_order`, `residual`, `weight` and `l2_normalise` play no part in it.
 
     `objective="bound"` is (-H(Z) + weight * H(Z|Z')) / d for exchangeable views, with the pooled
-    moments C = Cov(Z) and C- = Cov((Z - Z')/sqrt 2) = C - S. The constant d/2 log(2 pi e) that belongs to
+    moments C = Cov(Z) and C- = Cov((Z - Z')/sqrt 2) = C - S. Of more than two views C is the mean over the views
+    and S the mean over their pairs: the MI is still that of two views, from more pairs of every image. The constant d/2 log(2 pi e) that belongs to
     either entropy is left out. With marginal and residual "exact" and weight 1 it is the pooled MI, negated.
     With the marginal "exact" and weight 1 the residuals are ordered,
 
@@ -125,6 +128,7 @@ def emim_loss_func(
     Args:
         z1: N x d embeddings of the first view, of this process; standardised here over the global batch.
         z2: N x d embeddings of the second view, paired by row.
+        more: N x d embeddings of further views (multi-crop), paired by row.
         objective: "bound" or "exact".
         marginal: H(Z) = 1/2 log det(C + eI): "exact", or the "series" about a multiple of I.
         series_order: terms of the series, >= 2. Order 2 needs no factorisation and is concave everywhere.
@@ -135,6 +139,11 @@ def emim_loss_func(
             and v its mean.
         weight: on H(Z|Z'), >= 0; 1 is MI, more is the multi-view information bottleneck.
         noise_variance: variance e > 0 of the isotropic noise added to both views.
+        l2_normalise: take the second moments of the embeddings' directions: every standardised embedding is
+            scaled to length sqrt(d), and the features are centred again. A function of the embeddings, so by the
+            data-processing inequality their MI is no more than that of the embeddings themselves; no sample weighs
+            more than another by its length (the spatial sign covariance, whose eigenvectors are those of any
+            elliptical distribution: Visuri, Koivunen & Oja, 2000).
 
     Returns:
         The loss in nats per dimension, a 0-dim tensor: float64 if an input is, else float32.
@@ -151,23 +160,31 @@ def emim_loss_func(
     if not (weight >= 0 and math.isfinite(weight)):
         raise ValueError(f"weight must be a finite number of at least 0, got {weight!r}")
 
+    if not isinstance(l2_normalise, bool):
+        raise ValueError(f"l2_normalise must be true or false, got {l2_normalise!r}")
+
     def loss(views: Tensor) -> Tensor:
         if objective == "exact":
-            negative = -_mutual_information(views, "auto", noise_variance)
+            pairs = combinations(range(views.shape[1]), 2)
+            informations = [_mutual_information(views[:, pair], "auto", noise_variance) for pair in pairs]
+            negative = -torch.stack(informations).mean()
         else:
             entropy = _marginal_entropy(views, marginal, series_order, noise_variance)
             negative = weight * _residual_entropy(views, residual, noise_variance) - entropy
         return negative / views.shape[-1]
 
     with _full_precision(z1):
-        return _with_retry(loss, _views(z1, z2, standardise=True))
+        views = _views((z1, z2, *more), standardise=True)
+        if objective == "bound" and l2_normalise:
+            views = _directions(views)
+        return _with_retry(loss, views)
 
 
-# --- the terms, of `views`: N x 2 x d, centred ------------------------------------------------------
+# --- the terms, of `views`: N x K x d, centred ------------------------------------------------------
 
 
 def _mutual_information(views: Tensor, form: str, noise_variance: float) -> Tensor:
-    """MI in nats of centred views."""
+    """MI in nats of two centred views."""
     samples, _, dimension = views.shape
     if form == "pooled":
         marginal = _log_det(views.flatten(0, 1), noise_variance)
@@ -187,6 +204,13 @@ def _mutual_information(views: Tensor, form: str, noise_variance: float) -> Tens
     return (first + second - joint) / 2
 
 
+def _directions(views: Tensor) -> Tensor:
+    """Standardised views with every embedding scaled to length sqrt(d), centred again."""
+    # An embedding at the mean has no direction: under this length it is scaled by a constant, its gradient finite.
+    directions = normalize(views, dim=-1, eps=1e-3) * math.sqrt(views.shape[-1])
+    return directions - directions.mean(0)
+
+
 def _marginal_entropy(views: Tensor, marginal: str, order: int, noise_variance: float) -> Tensor:
     """H(Z) of the pooled views in nats, without its constant d/2 log(2 pi e)."""
     pooled = views.flatten(0, 1)
@@ -199,12 +223,18 @@ def _residual_entropy(views: Tensor, residual: str, noise_variance: float) -> Te
     """H(Z|Z') of exchangeable views in nats, or a bound from above, without the same constant."""
     dimension = views.shape[-1]
     if residual == "isotropic":
-        return dimension / 2 * torch.log(mse_loss(views[:, 0], views[:, 1]) + 2 * noise_variance)
+        return dimension / 2 * torch.log(2 * (_variances_of_differences(views).mean() + noise_variance))
     if residual == "diagonal":
-        variances = mse_loss(views[:, 0], views[:, 1], reduction="none").mean(0)
-        return torch.log(variances + 2 * noise_variance).sum() / 2
+        return torch.log(2 * (_variances_of_differences(views) + noise_variance)).sum() / 2
     conditional = _joint_log_det(views, noise_variance) - _log_det(views.flatten(0, 1), noise_variance)
     return (dimension * math.log(noise_variance) + conditional) / 2
+
+
+def _variances_of_differences(views: Tensor) -> Tensor:
+    """Diagonal of C - S: the variance among the views of an image, mean over the images, of each feature."""
+    if views.shape[1] == 2:  # the same number, twice as fast
+        return mse_loss(views[:, 0], views[:, 1], reduction="none").mean(0) / 2
+    return views.var(1).mean(0)
 
 
 def _log_det(embeddings: Tensor, noise_variance: float) -> Tensor:
@@ -250,10 +280,29 @@ def _series_log_det(embeddings: Tensor, noise_variance: float, order: int) -> Te
 
 
 def _joint_log_det(views: Tensor, noise_variance: float) -> Tensor:
-    """log det(I + joint covariance / e) of exchangeable views: their sum and difference are uncorrelated."""
-    first, second = views.unbind(1)
-    total, difference = (first + second) / math.sqrt(2), (first - second) / math.sqrt(2)
-    return _log_det(total, noise_variance) + _log_det(difference, noise_variance)
+    """log det(I + joint covariance / e) of two of K exchangeable views: sum and difference are uncorrelated.
+
+    An orthonormal rotation of the K views gives their scaled mean, of covariance C + (K - 1) S, and K - 1 differences,
+    each of covariance C - S; that of the sum of two views, C + S, is a mixture of the two.
+    """
+    count = views.shape[1]
+    mean, differences = _helmert(views)
+    total = mean * math.sqrt(2 / count)
+    if count > 2:  # rows are weighted so that the mean over all of them is C + S
+        of_differences = math.sqrt((count - 2) / (count * (count - 1)))
+        total = torch.cat((total, (differences * of_differences).flatten(0, 1))) * math.sqrt(count)
+    return _log_det(total, noise_variance) + _log_det(differences.flatten(0, 1), noise_variance)
+
+
+def _helmert(views: Tensor) -> tuple[Tensor, Tensor]:
+    """The K views of every sample rotated into sqrt(K) times their mean, N x d, and N x (K - 1) x d differences.
+
+    Difference j is that of view j + 1 to the mean of those before it, scaled: Helmert's contrasts.
+    """
+    count = views.shape[1]
+    total = views.cumsum(1)
+    j = torch.arange(1, count, dtype=views.dtype, device=views.device)[:, None]
+    return total[:, -1] / math.sqrt(count), (total[:, :-1] - j * views[:, 1:]) / (j * (j + 1)).sqrt()
 
 
 def _with_retry(compute: Callable[[Tensor], Tensor], views: Tensor) -> Tensor:
@@ -335,17 +384,19 @@ class _NotPositiveDefinite(FloatingPointError):
 # --- from two tensors to the views over all processes -----------------------------------------------
 
 
-def _views(z1: Tensor, z2: Tensor, standardise: bool) -> Tensor:
-    """Checked, gathered, centred and, if asked for, standardised: N_global x 2 x d, at least float32."""
-    for name, z in (("z1", z1), ("z2", z2)):
+def _views(embeddings: Sequence[Tensor], standardise: bool) -> Tensor:
+    """Checked, gathered, centred and, if asked for, standardised: N_global x K x d, at least float32."""
+    names = [f"z{number}" for number in range(1, len(embeddings) + 1)]
+    for name, z in zip(names, embeddings, strict=True):
         if not z.is_floating_point():
             raise TypeError(f"{name} must be of floating dtype, got {z.dtype}")
-    if z1.shape != z2.shape:
-        raise ValueError(f"z1 and z2 must have one shape, got {tuple(z1.shape)} and {tuple(z2.shape)}")
-    if z1.ndim != 2 or z1.shape[1] == 0:
-        raise ValueError(f"embeddings must be N x d with d >= 1, got shape {tuple(z1.shape)}")
-    dtype = torch.float64 if torch.float64 in (z1.dtype, z2.dtype) else torch.float32
-    views = torch.stack((z1.to(dtype), z2.to(dtype)), dim=1)
+    shapes = [tuple(z.shape) for z in embeddings]
+    if len(set(shapes)) > 1:
+        raise ValueError(f"{' and '.join(names)} must have one shape, got {' and '.join(map(str, shapes))}")
+    if len(shapes[0]) != 2 or shapes[0][1] == 0:
+        raise ValueError(f"embeddings must be N x d with d >= 1, got shape {shapes[0]}")
+    dtype = torch.float64 if any(z.dtype == torch.float64 for z in embeddings) else torch.float32
+    views = torch.stack([z.to(dtype) for z in embeddings], dim=1)
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         views = _gather(views)
     samples = views.shape[0]
@@ -372,8 +423,8 @@ def _check_finite(statistics: Tensor, views: Tensor) -> None:
     # One NaN, Inf or overflow shows in its feature's statistics: no pass over the embeddings is spent on it.
     if statistics.isfinite().all():
         return
-    counts = zip(("z1", "z2"), (~views.isfinite()).sum((0, 2)).tolist(), strict=True)
-    found = [f"{name} holds {count}" for name, count in counts if count]
+    counts = (~views.isfinite()).sum((0, 2)).tolist()
+    found = [f"z{number} holds {count}" for number, count in enumerate(counts, 1) if count]
     if not found:
         raise FloatingPointError(f"the embeddings are too large for {views.dtype}: their variance overflows")
     raise FloatingPointError(f"NaN or Inf among {views[:, 0].numel()} values: {' and '.join(found)}")

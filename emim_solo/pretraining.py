@@ -76,10 +76,12 @@ def prepare(cfg: DictConfig) -> DictConfig:
     cfg = suite.complete(cfg)
     if cfg.data.format == "dali":
         dali.complete_dali(cfg)
-    if cfg.data.num_large_crops != 2 and cfg.method not in _ANY_NUMBER_OF_CROPS:
+    large = cfg.data.num_large_crops
+    if large != 2 and cfg.method not in _ANY_NUMBER_OF_CROPS and not (cfg.method == "emim" and large > 2):
+        expected = "2 large crops or more" if cfg.method == "emim" else "2 large crops"
         raise UsageError(
-            f"{cfg.method} takes 2 large crops, augmentations give {cfg.data.num_large_crops}: "
-            "set num_crops so that they add up to 2"
+            f"{cfg.method} takes {expected}, augmentations give {large}: set num_crops so that those of the first "
+            "crop_size add up to that"
         )
     return cfg
 

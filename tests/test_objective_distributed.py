@@ -27,6 +27,8 @@ FUNCTIONS = {
         for marginal in ("exact", "series")
         for residual in ("exact", "diagonal", "isotropic")
     },
+    "four views": lambda z1, z2: emim_loss_func(z1, z2, z1 + z2, z1 - 2 * z2),
+    "four views exact": lambda z1, z2: emim_loss_func(z1, z2, z1 + z2, z1 - 2 * z2, residual="exact"),
     "series 4": partial(emim_loss_func, series_order=4),
     **{f"mi {form}": partial(mutual_information, form=form) for form in ("primal", "dual", "pooled")},
     "mi centred": partial(mutual_information, standardise=False),

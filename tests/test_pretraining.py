@@ -6,17 +6,20 @@ import csv
 import json
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from emim_solo import rows
 from emim_solo.errors import UsageError
+from emim_solo.objective import emim_loss_func
 from emim_solo.pretraining import last_checkpoint, prepare, pretrain
 from emim_solo.suite import dali, load_suite
 
@@ -42,6 +45,45 @@ def test_one_epoch_of_each_method_of_the_demo(method: str, make_cfg: MakeCfg) ->
     if method == "emim":
         assert {"train_emim_loss_step", "train_emim_loss_epoch", "train_mi", "train_mi_null"} <= logged
         assert row["metrics"]["train_mi"] > 0
+
+
+def test_emim_takes_every_view_of_multi_crop(make_cfg: MakeCfg) -> None:
+    cfg = make_cfg(max_epochs=1)
+    cfg.augmentations[0].num_crops = 3
+    cfg.augmentations.append(OmegaConf.merge(cfg.augmentations[0], {"crop_size": 16, "num_crops": 2}))
+    cfg = prepare(cfg)
+    assert (cfg.data.num_large_crops, cfg.data.num_small_crops) == (3, 2)
+    row = pretrain(cfg)
+    assert row["metrics"]["train_mi"] > 0
+    # One more step by hand: the loss is that of all five embeddings, and every one of them has a gradient.
+    suite = load_suite()
+    model = suite.build(cfg)
+    model.trainer = Trainer(logger=False, enable_checkpointing=False, log_every_n_steps=0)
+    model.log = model.log_dict = lambda *_, **__: None
+    taken: list[torch.Tensor] = []
+    handle = model.projector.register_forward_hook(lambda _, __, z: taken.append(z))
+    batch = next(iter(suite.train_loader(cfg)))
+    assert [tuple(view.shape[-2:]) for view in batch[1]] == [(32, 32)] * 3 + [(16, 16)] * 2
+    loss = model.training_step(batch, 0)
+    handle.remove()
+    assert len(taken) == 5
+    gradients = torch.autograd.grad(loss, taken)
+    expected = torch.autograd.grad(emim_loss_func(*taken, **model.objective_kwargs), taken)
+    for found, its in zip(gradients, expected, strict=True):
+        assert found.norm() > 0
+        torch.testing.assert_close(found, its)
+
+
+def test_collapsed_embeddings_are_warned_of(make_cfg: MakeCfg) -> None:
+    model = load_suite().build(prepare(make_cfg()))
+    model.trainer = Trainer(logger=False, enable_checkpointing=False)
+    spread = torch.randn(64, 16, generator=torch.Generator().manual_seed(0))
+    for embeddings, expected in ((spread, False), (spread[:, :1] * torch.ones(16) + 5, True), (0 * spread + 1, True)):
+        model._latest = embeddings
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            model.on_train_epoch_end()
+        assert any("have collapsed" in str(warning.message) for warning in caught) == expected
 
 
 def test_emim_loss_falls_while_training(make_cfg: MakeCfg) -> None:
@@ -272,10 +314,11 @@ def test_fewer_images_than_a_batch(make_cfg: MakeCfg) -> None:
     refused(make_cfg(optimizer__batch_size=256), "160 training images", "256")
 
 
-def test_more_than_two_views(make_cfg: MakeCfg) -> None:
-    cfg = make_cfg()
-    cfg.augmentations[0].num_crops = 3
-    refused(cfg, "2 large crops")
+def test_number_of_views_that_a_method_cannot_take(make_cfg: MakeCfg) -> None:
+    for method, count in (("emim", 1), ("vicreg", 3)):
+        cfg = make_cfg(method=method)
+        cfg.augmentations[0].num_crops = count
+        refused(cfg, f"{method} takes 2 large crops", f"give {count}")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there, asking for one is no error")

@@ -28,9 +28,9 @@ from emim_solo.benchmark.cost import measure
 from emim_solo.benchmark.plan import Plan, Run, make_plan
 from emim_solo.benchmark.report import ROWS, spectrum_file, write_report
 from emim_solo.benchmark.results import differences, headline, to_text
+from emim_solo.diagnostics import diagnose, spectrum
 from emim_solo.errors import UsageError
 from emim_solo.evaluation.commands import evaluation_row
-from emim_solo.evaluation.diagnostics import diagnose, spectrum
 from emim_solo.evaluation.features import Checkpoint, Features, extract_features, extract_views, open_checkpoint
 from emim_solo.evaluation.knn import knn
 from emim_solo.evaluation.linear import linear, logistic

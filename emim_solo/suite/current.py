@@ -17,7 +17,7 @@ from lightning.pytorch import Callback, LightningModule
 from omegaconf import DictConfig, OmegaConf
 from solo.methods import METHODS
 from solo.methods.base import BaseMethod
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from emim_solo.errors import UsageError
@@ -31,6 +31,11 @@ class EMIM(EMIMMethod, BaseMethod):
     def __init__(self, cfg: DictConfig) -> None:
         super().__init__(cfg)
         self.add_emim(cfg.method_kwargs)  # completed in place by the base class
+
+    def multicrop_forward(self, X: Tensor) -> dict[str, Any]:
+        """Features and embeddings of a small crop."""
+        out: dict[str, Any] = super().multicrop_forward(X)
+        return {**out, "z": self.projector(out["feats"])}
 
     @staticmethod
     def add_and_assert_specific_cfg(cfg: DictConfig) -> DictConfig:

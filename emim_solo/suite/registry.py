@@ -83,13 +83,15 @@ class EMIM(EMIMMethod, BaseMethod):
         parent_parser = BaseMethod.add_model_specific_args(parent_parser)
         group = parent_parser.add_argument_group("emim")
         for name, default in EMIM_DEFAULTS.items():
-            group.add_argument(f"--{name}", type=type(default), default=default)
+            if isinstance(default, bool):  # bool("False") is True
+                group.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, default=default)
+            else:
+                group.add_argument(f"--{name}", type=type(default), default=default)
         return parent_parser
 
-    def embeddings(self, out: Any) -> tuple[Tensor, Tensor]:
+    def embeddings(self, out: Any) -> list[Tensor]:
         """1.0.2's base training step returns features only."""
-        z1, z2 = (self.projector(features) for features in out["feats"])
-        return z1, z2
+        return [self.projector(features) for features in out["feats"]]
 
 
 class CosineKNNClassifier(WeightedKNNClassifier):
