@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from emim_solo.errors import UsageError
@@ -106,6 +106,15 @@ def test_every_epoch_has_the_label_counts_of_the_torchvision_loader(make_jpeg_cf
     assert seen.labels == [torchvision] * 3 == [Counter({0: 16, 1: 32, 2: 48})] * 3
     assert seen.shapes == {(BATCH, 3, 32, 32)}
     assert trainer.global_step == 3 * 96 // BATCH
+    assert torch.isfinite(trainer.callback_metrics["train_emim_loss"])
+
+
+@needs_dali
+def test_emim_takes_small_crops_from_dali(make_jpeg_cfg: Callable[..., DictConfig]) -> None:
+    cfg, seen = make_jpeg_cfg(data__format="dali", dali__device="cpu"), Seen()
+    cfg.augmentations.append(OmegaConf.merge(cfg.augmentations[0], {"crop_size": 24, "num_crops": 2}))
+    trainer = fit(cfg, seen)
+    assert seen.shapes == {(BATCH, 3, 32, 32), (BATCH, 3, 24, 24)}
     assert torch.isfinite(trainer.callback_metrics["train_emim_loss"])
 
 
