@@ -24,7 +24,6 @@ OBJECTIVE_DEFAULTS: dict[str, Any] = {
     "residual": "isotropic",
     "weight": 4.0,
     "noise_variance": 0.1,
-    "l2_normalise": True,
 }
 DEFAULTS = PROJECTOR_DEFAULTS | OBJECTIVE_DEFAULTS
 _IMAGES_TO_JUDGE_COLLAPSE = 256  # of the epoch's last batch; an SVD of them takes a tenth of a second

@@ -27,7 +27,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import mse_loss, normalize
+from torch.nn.functional import mse_loss
 
 __all__ = ["emim_loss_func", "gram", "log_det", "mutual_information", "null_mutual_information"]
 
@@ -104,12 +104,11 @@ def emim_loss_func(
     residual: Literal["exact", "diagonal", "isotropic"] = "isotropic",
     weight: float = 4.0,
     noise_variance: float = 0.1,
-    l2_normalise: bool = True,
 ) -> Tensor:
     """EMIM's loss: the negative mutual information of two views, or a cheap bound, per dimension.
 
     `objective="exact"` is -mutual_information / d, the theorem as it stands, the mean over all pairs of views;
-    `marginal`, `series_order`, `residual`, `weight` and `l2_normalise` play no part in it.
+    `marginal`, `series_order`, `residual` and `weight` play no part in it.
 
     `objective="bound"` is (-H(Z) + weight * H(Z|Z')) / d for exchangeable views, with the pooled
     moments C = Cov(Z) and C- = Cov((Z - Z')/sqrt 2) = C - S. Of more than two views C is the mean over the views
@@ -139,11 +138,6 @@ def emim_loss_func(
             and v its mean.
         weight: on H(Z|Z'), >= 0; 1 is MI, more is the multi-view information bottleneck.
         noise_variance: variance e > 0 of the isotropic noise added to both views.
-        l2_normalise: take the second moments of the embeddings' directions: every standardised embedding is
-            scaled to length sqrt(d), and the features are centred again. A function of the embeddings, so by the
-            data-processing inequality their MI is no more than that of the embeddings themselves; no sample weighs
-            more than another by its length (the spatial sign covariance, whose eigenvectors are those of any
-            elliptical distribution: Visuri, Koivunen & Oja, 2000).
 
     Returns:
         The loss in nats per dimension, a 0-dim tensor: float64 if an input is, else float32.
@@ -160,9 +154,6 @@ def emim_loss_func(
     if not (weight >= 0 and math.isfinite(weight)):
         raise ValueError(f"weight must be a finite number of at least 0, got {weight!r}")
 
-    if not isinstance(l2_normalise, bool):
-        raise ValueError(f"l2_normalise must be true or false, got {l2_normalise!r}")
-
     def loss(views: Tensor) -> Tensor:
         if objective == "exact":
             pairs = combinations(range(views.shape[1]), 2)
@@ -174,10 +165,7 @@ def emim_loss_func(
         return negative / views.shape[-1]
 
     with _full_precision(z1):
-        views = _views((z1, z2, *more), standardise=True)
-        if objective == "bound" and l2_normalise:
-            views = _directions(views)
-        return _with_retry(loss, views)
+        return _with_retry(loss, _views((z1, z2, *more), standardise=True))
 
 
 # --- the terms, of `views`: N x K x d, centred ------------------------------------------------------
@@ -202,13 +190,6 @@ def _mutual_information(views: Tensor, form: str, noise_variance: float) -> Tens
         second = log_det(moments[dimension:, dimension:])
         joint = log_det(moments)
     return (first + second - joint) / 2
-
-
-def _directions(views: Tensor) -> Tensor:
-    """Standardised views with every embedding scaled to length sqrt(d), centred again."""
-    # An embedding at the mean has no direction: under this length it is scaled by a constant, its gradient finite.
-    directions = normalize(views, dim=-1, eps=1e-3) * math.sqrt(views.shape[-1])
-    return directions - directions.mean(0)
 
 
 def _marginal_entropy(views: Tensor, marginal: str, order: int, noise_variance: float) -> Tensor:

@@ -105,6 +105,19 @@ def test_any_method_of_the_suite_runs_on_the_same_terms(settings, tmp_path):
     assert "noise_variance" not in simclr.method_kwargs
 
 
+def test_a_method_may_take_a_declared_share_of_the_epochs(settings, tmp_path):
+    methods = {"emim": {"config": "emim"}, "vicreg": {"config": "vicreg", "share_of_epochs": 0.4}}
+    with pytest.raises(UsageError, match=r"max_epochs"):
+        plan.make_plan(settings(tmp_path, methods=methods, max_epochs=6))
+    for epochs, expected in ((6, 3), (1, 1)):  # rounded up
+        cfg = settings(tmp_path, methods=methods, max_epochs=epochs, deviations={"vicreg": ["max_epochs"]})
+        found = {run.name: run.cfg.max_epochs for run in plan.make_plan(cfg).runs}
+        assert found == {"emim": epochs, "vicreg": expected}
+    methods["vicreg"]["share_of_epochs"] = 1.5
+    with pytest.raises(UsageError, match=r"share_of_epochs=1\.5: expected a number above 0 and at most 1"):
+        plan.make_plan(settings(tmp_path, methods=methods))
+
+
 def test_undeclared_deviation_stops_the_benchmark(settings, tmp_path):
     methods = {"vicreg": {"config": "vicreg", "run": {"optimizer": {"lr": 0.7}, "max_epochs": 2}}}
     with pytest.raises(UsageError, match=r"vicreg: optimizer\.lr.*\+deviations\.vicreg=\[optimizer\.lr\]"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -41,7 +42,7 @@ DEFAULTS: dict[str, Any] = {
 }
 """Every key of a benchmark's config; what each means is said in scripts/benchmark/digits.yaml."""
 
-_METHOD_KEYS = {"config", "method", "method_kwargs", "run"}
+_METHOD_KEYS = {"config", "method", "method_kwargs", "run", "share_of_epochs"}
 _SHARED_KWARGS = ("proj_hidden_dim", "proj_output_dim")
 
 
@@ -143,10 +144,20 @@ def _complete(cfg: DictConfig) -> dict[str, Any]:
         odd = sorted((entry or {}).keys() - _METHOD_KEYS)
         if odd:
             raise UsageError(f"methods.{name}: unknown {', '.join(odd)}; expected {', '.join(sorted(_METHOD_KEYS))}")
+        share = (entry or {}).get("share_of_epochs")
+        if share is not None and not (isinstance(share, int | float) and 0 < share <= 1):
+            raise UsageError(f"methods.{name}: share_of_epochs={share}: expected a number above 0 and at most 1")
     stray = sorted(plain["deviations"].keys() - plain["methods"].keys())
     if stray:
         raise UsageError(f"deviations: no method is named {', '.join(stray)}; there are {', '.join(plain['methods'])}")
     return plain
+
+
+def _epochs(max_epochs: int | None, share: float | None) -> dict[str, int]:
+    """Of one method: all of the benchmark's epochs, or its share of them, rounded up."""
+    if max_epochs is None:
+        return {}
+    return {"max_epochs": max_epochs if share is None else math.ceil(max_epochs * share)}
 
 
 def _chosen(plain: Mapping[str, Any]) -> list[str]:
@@ -183,7 +194,7 @@ def _compose(name: str, seed: int, plain: Mapping[str, Any]) -> DictConfig:
             plain["run"],
             entry.get("run") or {},
             {"method": method, "method_kwargs": entry.get("method_kwargs") or {}},
-            {} if plain["max_epochs"] is None else {"max_epochs": plain["max_epochs"]},
+            _epochs(plain["max_epochs"], entry.get("share_of_epochs")),
             {
                 "name": name,
                 "seed": seed,

@@ -83,10 +83,7 @@ class EMIM(EMIMMethod, BaseMethod):
         parent_parser = BaseMethod.add_model_specific_args(parent_parser)
         group = parent_parser.add_argument_group("emim")
         for name, default in EMIM_DEFAULTS.items():
-            if isinstance(default, bool):  # bool("False") is True
-                group.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, default=default)
-            else:
-                group.add_argument(f"--{name}", type=type(default), default=default)
+            group.add_argument(f"--{name}", type=type(default), default=default)
         return parent_parser
 
     def embeddings(self, out: Any) -> list[Tensor]:
