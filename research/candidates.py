@@ -1,0 +1,116 @@
+"""Losses that were tried for EMIM, all made of second moments: see docs/research.md for what became of them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from emim_solo.objective import emim_loss_func
+
+
+def standardised(z: Tensor) -> Tensor:
+    z = z - z.mean(0)
+    return z / (z.pow(2).mean(0) + 1e-8).sqrt()
+
+
+def family(
+    *embeddings: Tensor,
+    weight: float = 4.0,
+    noise: float = 0.1,
+    marginal_noise: float | None = None,
+    marginal: str = "series",
+    residual: str = "isotropic",
+    power: float = 1.0,
+    sphere: bool = False,
+    first_only: bool = False,
+) -> Tensor:
+    """(-H(Z) + weight H(Z|Z')) / d of K >= 2 exchangeable views, each N x d."""
+    z = torch.stack([standardised(view.float()) for view in embeddings])
+    if sphere:
+        z = torch.nn.functional.normalize(z, dim=-1) * math.sqrt(z.shape[-1])
+    views, samples, d = z.shape
+    e = noise if marginal_noise is None else marginal_noise
+    pooled = (z[:1] if first_only else z).flatten(0, 1)
+    c = pooled.T @ pooled / len(pooled)
+    eye = torch.eye(d)
+    if marginal == "series":
+        x = (c + e * eye) / (1 + e) - eye
+        h = -x.pow(2).sum() / 4
+    elif marginal == "renyi":
+        h = -d / 4 * torch.log(((c + e * eye) / (1 + e)).pow(2).sum() / d)
+    else:
+        h = torch.logdet(c + e * eye) / 2
+    within = z - z.mean(0)
+    if residual == "isotropic":
+        v = within.pow(2).sum(0).mean() / (views - 1)
+        r = d / 2 * torch.log(2 * (v + e * 0 + noise))
+    elif residual == "diagonal":
+        v = within.pow(2).sum(0).mean(0) / (views - 1)
+        r = (
+            torch.log(2 * (v.pow(power).mean() ** (1 / power) + noise)) * d / 2
+            if power > 1
+            else torch.log(2 * (v + noise)).sum() / 2
+        )
+    elif residual == "samples":  # power mean over the samples' own variances; power 0 is the mean of their logarithms
+        v = within.pow(2).sum(0).mean(1) / (views - 1)
+        r = (
+            d
+            / 2
+            * (
+                torch.log(2 * (v + noise)).mean()
+                if power == 0
+                else torch.log(2 * ((v + noise).pow(power).mean() ** (1 / power)))
+            )
+        )
+    elif residual == "spectrum":  # power mean over the eigenvalues of the residual covariance, power 2
+        flat = within.flatten(0, 1)
+        w = flat.T @ flat / (samples * (views - 1)) + noise * eye
+        r = d / 2 * torch.log(2 * (w.pow(2).sum() / d).sqrt())
+    elif residual == "predicted":  # the best linear prediction of one view from the other
+        s = (z.sum(0).T @ z.sum(0) / samples - views * c) / (views * (views - 1))
+        w = c + noise * eye - s @ torch.linalg.solve(c + noise * eye, s)
+        r = d / 2 * torch.log(w.diagonal().mean())
+    else:
+        raise ValueError(residual)
+    return (weight * r - h) / d
+
+
+def emim(*z: Tensor, l2_normalise: bool = False, **kwargs: Any) -> Tensor:
+    """The package's loss. It had an option l2_normalise for a while: `sphere` above is that, not centred again."""
+    if l2_normalise:
+        return family(*z, sphere=True, **kwargs)
+    return emim_loss_func(*z, **kwargs)
+
+
+class MovingAverage(torch.nn.Module):
+    """The default family with the pooled second moments averaged over steps, history detached.
+
+    The gradient of the series is taken at the average and applied to the batch's own moments, at full weight.
+    """
+
+    moments: Tensor
+
+    def __init__(self, history: float = 0.9, weight: float = 4.0, noise: float = 0.1, sphere: bool = True) -> None:
+        super().__init__()
+        self.history, self.weight, self.noise, self.sphere, self.steps = history, weight, noise, sphere, 0
+
+    def forward(self, *embeddings: Tensor) -> Tensor:
+        z = torch.stack([standardised(view.float()) for view in embeddings])
+        d = z.shape[-1]
+        if self.sphere:
+            z = torch.nn.functional.normalize(z, dim=-1) * math.sqrt(d)
+        pooled = z.flatten(0, 1)
+        c = pooled.T @ pooled / len(pooled)
+        self.steps += 1
+        history = min(self.history, 1 - 1 / self.steps)
+        self.moments = history * self.moments + (1 - history) * c.detach() if self.steps > 1 else c.detach()
+        x = (self.moments + self.noise * torch.eye(d)) / (1 + self.noise) - torch.eye(d)
+        h = -(x * c).sum() / (2 * (1 + self.noise))
+        v = (z - z.mean(0)).pow(2).sum(0).mean() / (len(z) - 1)
+        return (self.weight * d / 2 * torch.log(2 * (v + self.noise)) - h) / d
+
+
+LOSSES: dict[str, Any] = {"emim": emim, "family": family, "moving_average": MovingAverage}

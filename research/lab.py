@@ -1,0 +1,313 @@
+"""A laboratory: one small ResNet, one objective, CIFAR-10 as an image folder, a few minutes on one CPU core.
+
+    python research/lab.py TRIALS.yaml --data CIFAR10_FOLDER --rows ROWS.jsonl [--seeds 0 1 2] [--jobs 2] [--split test]
+
+For comparing objectives with each other, not for absolute numbers. CIFAR10_FOLDER holds train/<class>/* and
+test/<class>/*. Trains on the first `images` of a fixed shuffle of the training images and scores on the next 20,000
+("val"), or on the test images with `--split test`. A trial is a mapping in the YAML file, over the defaults in
+`SETTINGS`; every trial and seed is one line of ROWS.jsonl, and those that are there already are not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from itertools import combinations, pairwise
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import yaml
+from sklearn.linear_model import RidgeClassifier
+from torch import Tensor, nn
+
+SETTINGS: dict[str, Any] = {
+    "loss": "emim",  # a name of losses()
+    "kwargs": {},
+    "dim": 256,
+    "hidden": 512,
+    "layers": 3,
+    "images": 20000,
+    "validation_images": 20000,
+    "epochs": 24,
+    "batch": 256,
+    "lr": 1e-3,
+    "weight_decay": 1e-4,
+    "views": 2,  # of CROP x CROP pixels
+    "small_views": 0,  # of SMALL x SMALL pixels
+    "momentum": 0.0,  # of a target encoder for the second view; 0 for none
+    "predictor": 0,  # hidden width, 0 for none
+    "features_weight": 0.0,  # of the same loss on the backbone's features
+}
+CROP, SMALL = 24, 16
+JUDGED = 4096  # held-out images that MI and rank are measured on
+MEAN = torch.tensor([0.4914, 0.4822, 0.4465]).view(1, 3, 1, 1)
+STD = torch.tensor([0.247, 0.243, 0.261]).view(1, 3, 1, 1)
+
+
+def images_of(folder: Path) -> tuple[Tensor, Tensor]:
+    """All images of a folder as N x 3 x 32 x 32 bytes, and their labels; decoded once, kept beside the folder."""
+    from torchvision.datasets import ImageFolder
+
+    cache = folder.with_suffix(".npz")
+    if not cache.exists():
+        dataset = ImageFolder(str(folder))
+        np.savez(cache, x=np.stack([np.asarray(image) for image, _ in dataset]), y=np.array(dataset.targets))
+    stored = np.load(cache)
+    return torch.tensor(stored["x"]).permute(0, 3, 1, 2).contiguous(), torch.tensor(stored["y"]).long()
+
+
+def augment(x: Tensor, size: int = CROP, scale: tuple[float, float] = (0.2, 1.0)) -> Tensor:
+    """Random resized crop, flip, brightness, contrast, saturation, hue, grayscale: each image its own."""
+    n = x.shape[0]
+    side = torch.empty(n).uniform_(*scale).sqrt()
+    ratio = torch.empty(n).uniform_(math.log(3 / 4), math.log(4 / 3)).exp().sqrt()
+    width, height = (side * ratio).clamp(max=1), (side / ratio).clamp(max=1)
+    theta = torch.zeros(n, 2, 3)
+    theta[:, 0, 0] = width * ((torch.rand(n) < 0.5).float() * 2 - 1)
+    theta[:, 0, 2] = (torch.rand(n) * 2 - 1) * (1 - width)
+    theta[:, 1, 1] = height
+    theta[:, 1, 2] = (torch.rand(n) * 2 - 1) * (1 - height)
+    grid = F.affine_grid(theta, [n, 3, size, size], align_corners=False)
+    x = F.grid_sample(x, grid, align_corners=False, padding_mode="reflection")
+    jittered = (torch.rand(n, 1, 1, 1) < 0.8).float()
+    x = x * (1 + jittered * (torch.rand(n, 1, 1, 1) * 1.2 - 0.6))
+    # Contrast, saturation and hue are one 3 x 3 colour matrix and an offset for each image.
+    mean = x.mean((1, 2, 3), keepdim=True)
+    contrast = 1 + jittered * (torch.rand(n, 1, 1, 1) * 1.2 - 0.6)
+    saturation = (1 + jittered * (torch.rand(n, 1, 1, 1) * 1.2 - 0.6)).view(n, 1, 1)
+    angle = jittered.view(n) * (torch.rand(n) * 2 - 1) * 0.6
+    k = 1 / 3**0.5
+    cross = torch.tensor([[0, -k, k], [k, 0, -k], [-k, k, 0]])
+    hue = torch.eye(3) + angle.sin().view(n, 1, 1) * cross + (1 - angle.cos()).view(n, 1, 1) * (cross @ cross)
+    luma = torch.tensor([0.299, 0.587, 0.114]).expand(3, 3)
+    colour = hue @ (saturation * torch.eye(3) + (1 - saturation) * luma)
+    gray = torch.rand(n, 1, 1) < 0.2
+    colour = torch.where(gray, luma, colour)
+    offset = (1 - contrast) * mean
+    x = torch.einsum("nij,njhw->nihw", colour, x * contrast + offset)
+    return ((x.clamp(0, 1) - MEAN) / STD).contiguous(memory_format=torch.channels_last)
+
+
+class Block(nn.Module):
+    """A basic residual block."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(),
+            nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False),
+            nn.BatchNorm2d(outputs),
+        )
+        self.skip = nn.Sequential()
+        if inputs != outputs or stride != 1:
+            self.skip = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.body(x) + self.skip(x))
+
+
+def encoder(width: int = 16) -> tuple[nn.Module, int]:
+    """A ResNet of 0.3 million parameters, and the number of its features."""
+    w = width
+    stem = [nn.Conv2d(3, w, 3, 2, 1, bias=False), nn.BatchNorm2d(w), nn.ReLU()]
+    blocks = [Block(w, w, 1), Block(w, 2 * w, 2), Block(2 * w, 4 * w, 2), Block(4 * w, 8 * w, 1)]
+    net = nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return net.to(memory_format=torch.channels_last), 8 * w
+
+
+class Model(nn.Module):
+    """The network in bfloat16 where it is cheap, the embeddings in float32."""
+
+    def __init__(self, net: nn.Module, projector: nn.Module) -> None:
+        super().__init__()
+        self.net, self.projector = net, projector
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            self.h = self.net(x).float()
+        embeddings: Tensor = self.projector(self.h)
+        return embeddings
+
+
+def mlp(widths: Sequence[int]) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for inputs, outputs in pairwise(widths[:-1]):
+        layers += [nn.Linear(inputs, outputs), nn.BatchNorm1d(outputs), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(widths[-2], widths[-1]))
+
+
+@torch.no_grad()
+def features(net: nn.Module, images: Tensor) -> Tensor:
+    net.eval()
+    parts = []
+    for batch in images.split(500):
+        x = F.interpolate(batch.float() / 255, size=CROP, mode="bilinear", antialias=True)
+        parts.append(net(((x - MEAN) / STD).contiguous(memory_format=torch.channels_last)))
+    net.train()
+    return torch.cat(parts)
+
+
+def losses() -> dict[str, Any]:
+    """The suite's own baselines, EMIM, and what was tried for it."""
+    import candidates
+
+    from emim_solo.suite import load_suite
+
+    load_suite()
+    from solo.losses import barlow_loss_func, vicreg_loss_func
+
+    def over_pairs(loss: Any) -> Any:
+        """A loss of two views averaged over all pairs of views: what the suite does not have, as a control."""
+        return lambda *z, **kwargs: torch.stack([loss(a, b, **kwargs) for a, b in combinations(z, 2)]).mean()
+
+    suites = {"barlow_twins": barlow_loss_func, "vicreg": vicreg_loss_func}
+    return suites | {f"{name}_pairs": over_pairs(loss) for name, loss in suites.items()} | candidates.LOSSES
+
+
+def batches(count: int, size: int) -> Iterator[Tensor]:
+    order = torch.randperm(count)
+    yield from order[: count - count % size].split(size)
+
+
+def train(s: dict[str, Any], seed: int, images: Tensor) -> tuple[Model, dict[str, Any]]:
+    """Trains on the images with the settings `s`."""
+    torch.manual_seed(seed)
+    net, width = encoder()
+    projector = mlp([width, *[s["hidden"]] * (s["layers"] - 1), s["dim"]])
+    predictor = mlp([s["dim"], s["predictor"], s["dim"]]) if s["predictor"] else nn.Identity()
+    model = Model(net, projector)
+    target = copy.deepcopy(model).requires_grad_(False) if s["momentum"] else None
+    loss_func = losses()[s["loss"]]
+    loss_func = loss_func(**s["kwargs"]) if isinstance(loss_func, type) else loss_func
+    kwargs = {} if isinstance(loss_func, nn.Module) else s["kwargs"]
+    parameters = [*model.parameters(), *predictor.parameters()]
+    optimiser = torch.optim.AdamW(parameters, lr=s["lr"] * s["batch"] / 256, weight_decay=s["weight_decay"])
+    steps = len(images) // s["batch"]
+    total = s["epochs"] * steps
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimiser, lambda t: min((t + 1) / steps, 1) * 0.5 * (1 + math.cos(math.pi * t / total))
+    )
+    step, last = 0, 0.0
+    for _ in range(s["epochs"]):
+        last = 0.0
+        for index in batches(len(images), s["batch"]):
+            x = images[index].float() / 255
+            large = torch.cat([augment(x) for _ in range(s["views"])])
+            z = list(model(large).chunk(s["views"]))
+            h = model.h.chunk(s["views"])
+            if s["small_views"]:
+                small = torch.cat([augment(x, SMALL, (0.1, 0.4)) for _ in range(s["small_views"])])
+                z += model(small).chunk(s["small_views"])
+            if target is None:
+                loss = loss_func(*z, **kwargs)
+                if s["features_weight"]:
+                    loss = loss + s["features_weight"] * loss_func(*h, **kwargs)
+            else:
+                with torch.no_grad():
+                    t1, t2 = target(large).chunk(2)
+                z1, z2 = predictor(z[0]), predictor(z[1])
+                loss = (loss_func(z1, t2, **kwargs) + loss_func(z2, t1, **kwargs)) / 2
+            if not torch.isfinite(loss):
+                raise FloatingPointError(f"loss is {loss.item()} at step {step}")
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+            if target is not None:
+                tau = 1 - (1 - s["momentum"]) * (math.cos(math.pi * step / total) + 1) / 2
+                for old, new in zip(target.parameters(), model.parameters(), strict=True):
+                    old.lerp_(new, 1 - tau)
+            step, last = step + 1, last + loss.item()
+    return model, {"loss_last_epoch": round(last / steps, 4)}
+
+
+@torch.no_grad()
+def judge(model: Model, images: Tensor) -> dict[str, float]:
+    """What can be said of two views of held-out images without their labels, by the package's own measures."""
+    from emim_solo.diagnostics import diagnose
+
+    model.eval()
+    chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:JUDGED]
+    x = images[chosen].float() / 255
+    found = diagnose(model(augment(x)), model(augment(x)))
+    return {name: round(found[name], 3) for name in ("mi", "mi_null", "effective_rank", "spread", "collapsed")}
+
+
+def score(net: nn.Module, train_set: tuple[Tensor, Tensor], held_out: tuple[Tensor, Tensor]) -> dict[str, float]:
+    """Top-1 accuracy in percent of the suite's k-NN (k = 20, cosine) and of a ridge classifier on the features."""
+    from emim_solo.evaluation.knn import knn_accuracy
+
+    (x, y), (xt, yt) = (features(net, train_set[0]), train_set[1]), (features(net, held_out[0]), held_out[1])
+    knn = knn_accuracy(x, y, xt, yt, k=20)
+    mean, std = x.mean(0), x.std(0) + 1e-6
+    ridge = RidgeClassifier(alpha=10.0).fit(((x - mean) / std).numpy(), y.numpy())
+    return {"knn": round(knn, 2), "linear": round(100 * ridge.score(((xt - mean) / std).numpy(), yt.numpy()), 2)}
+
+
+def run(job: tuple[str, dict[str, Any], int, argparse.Namespace]) -> dict[str, Any]:
+    name, settings, seed, arguments = job
+    torch.set_num_threads(1)
+    started = time.time()
+    x, y = images_of(arguments.data / "train")
+    shuffled = torch.tensor(np.random.RandomState(0).permutation(len(y)))
+    chosen, rest, _ = shuffled.tensor_split((settings["images"], settings["images"] + settings["validation_images"]))
+    held_out = images_of(arguments.data / "test") if arguments.split == "test" else (x[rest], y[rest])
+    row: dict[str, Any] = {"trial": name, "seed": seed, "split": arguments.split}
+    try:
+        model, report = train(settings, seed, x[chosen])
+        row |= score(model.net, (x[chosen], y[chosen]), held_out) | report | judge(model, held_out[0])
+    except FloatingPointError as error:
+        row |= {"failed": str(error)}
+    return row | {"settings": settings, "seconds": round(time.time() - started)}
+
+
+def trials_of(path: Path) -> dict[str, dict[str, Any]]:
+    """Settings by name, the defaults filled in; a mistyped setting ends the program."""
+    trials = {name: trial or {} for name, trial in yaml.safe_load(path.read_text()).items()}
+    for name, trial in trials.items():
+        if unknown := sorted(trial.keys() - SETTINGS.keys()):
+            sys.exit(f"{path}: {name} has unknown settings {', '.join(unknown)}; there are {', '.join(SETTINGS)}")
+    return {name: SETTINGS | trial for name, trial in trials.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("trials", type=Path)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--rows", type=Path, required=True)
+    parser.add_argument("--only", nargs="+", help="names of trials; all otherwise")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--split", choices=("val", "test"), default="val")
+    parser.add_argument("--jobs", type=int, default=2, help="processes, of one thread each")
+    arguments = parser.parse_args()
+    trials = trials_of(arguments.trials)
+    lines = arguments.rows.read_text().splitlines() if arguments.rows.exists() else []
+    done = [(row["settings"], row["seed"], row["split"]) for row in map(json.loads, lines)]
+    jobs = [
+        (name, settings, seed, arguments)
+        for seed in arguments.seeds
+        for name, settings in trials.items()
+        if (settings, seed, arguments.split) not in done and name in (arguments.only or trials)
+    ]
+    for part in ("train", "test"):
+        images_of(arguments.data / part)
+    with get_context("spawn").Pool(arguments.jobs, maxtasksperchild=1) as pool, arguments.rows.open("a") as file:
+        for row in pool.imap_unordered(run, jobs, chunksize=1):
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            print({key: value for key, value in row.items() if key != "settings"}, flush=True)
+
+
+if __name__ == "__main__":
+    main()
