@@ -21,6 +21,7 @@ from emim_solo.suite import load_suite
 
 METHODS = {"emim": "emim", "barlow": "barlow_twins", "vicreg": "vicreg"}
 DATASETS = ("cifar", "imagenet-100", "imagenet", "custom", "digits")
+MULTICROP = ("cifar", "digits")
 CLASSES = 12
 
 
@@ -75,7 +76,10 @@ def test_every_dataset_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out
     for kind in ("pretrain", "linear"):
         for dataset in DATASETS:
-            assert f"{kind}/{dataset}: barlow.yaml, emim.yaml, vicreg.yaml" in printed
+            ours = "emim.yaml"
+            if kind == "pretrain" and dataset in MULTICROP:
+                ours += ", emim_multicrop.yaml"
+            assert f"{kind}/{dataset}: barlow.yaml, {ours}, vicreg.yaml" in printed
     assert "_base" not in printed
     assert "augmentations" not in printed
 
@@ -136,6 +140,29 @@ def test_pretraining_config_is_complete(dataset: str, name: str, augmentations: 
         assert done.method_kwargs[key] == value
     assert not done.wandb.enabled
     assert not OmegaConf.missing_keys(done)
+
+
+@pytest.mark.parametrize("dataset", MULTICROP)
+def test_multicrop_config_is_emims_with_no_more_pixels(dataset: str, folders: list[str]) -> None:
+    folder = configs.find(f"pretrain/{dataset}")
+    one, two = (opened(composed(folder, name, *folders)) for name in ("emim", "emim_multicrop"))
+    done = load_suite().complete(opened(OmegaConf.merge(two, {"devices": [0]})))
+    assert (done.data.num_large_crops, done.data.num_small_crops) == (2, 2)
+
+    def pixels(cfg: DictConfig) -> int:
+        return cfg.max_epochs * sum(view.num_crops * view.crop_size**2 for view in cfg.augmentations)
+
+    assert 0.8 * pixels(one) < pixels(two) <= pixels(one)
+    one, two = plain(one), plain(two)
+    for view in two["augmentations"]:  # the small crops differ from the large ones in size and scale only
+        kept = {key: value for key, value in view.items() if key not in ("rrc", "crop_size")}
+        assert kept == {key: value for key, value in one["augmentations"][0].items() if key in kept}
+    assert two["augmentations"][0] == one["augmentations"][0]
+    for cfg in (one, two):
+        for key in ("augmentations", "name", "max_epochs"):
+            del cfg[key]
+        del cfg["optimizer"]["batch_size"]
+    assert one == two
 
 
 @pytest.mark.parametrize("name", METHODS)
