@@ -204,18 +204,19 @@ def _residual_entropy(views: Tensor, residual: str, noise_variance: float) -> Te
     """H(Z|Z') of exchangeable views in nats, or a bound from above, without the same constant."""
     dimension = views.shape[-1]
     if residual == "isotropic":
-        return dimension / 2 * torch.log(2 * (_variances_of_differences(views).mean() + noise_variance))
+        return dimension / 2 * torch.log(2 * (_variance_of_differences(views, "mean") + noise_variance))
     if residual == "diagonal":
-        return torch.log(2 * (_variances_of_differences(views) + noise_variance)).sum() / 2
+        return torch.log(2 * (_variance_of_differences(views, "none").mean(0) + noise_variance)).sum() / 2
     conditional = _joint_log_det(views, noise_variance) - _log_det(views.flatten(0, 1), noise_variance)
     return (dimension * math.log(noise_variance) + conditional) / 2
 
 
-def _variances_of_differences(views: Tensor) -> Tensor:
-    """Diagonal of C - S: the variance among the views of an image, mean over the images, of each feature."""
+def _variance_of_differences(views: Tensor, reduction: Literal["none", "mean"]) -> Tensor:
+    """Variance among the views of each sample and feature, N x d, or its mean: C - S has the features' on its diagonal."""
     if views.shape[1] == 2:  # the same number, twice as fast
-        return mse_loss(views[:, 0], views[:, 1], reduction="none").mean(0) / 2
-    return views.var(1).mean(0)
+        return mse_loss(views[:, 0], views[:, 1], reduction=reduction) / 2
+    variance = views.var(1)
+    return variance.mean() if reduction == "mean" else variance
 
 
 def _log_det(embeddings: Tensor, noise_variance: float) -> Tensor:
