@@ -1,0 +1,94 @@
+"""The laboratory runs, goes on where it was, and its tables are those of the committed rows."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+RESEARCH = REPOSITORY / "research"
+RESULTS = REPOSITORY / "docs" / "results" / "cifar10-lab"
+
+
+def script(name: str, *arguments: object) -> str:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(RESEARCH / name), *map(str, arguments)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_the_laboratory_trains_scores_and_goes_on_where_it_was(digits: Path, tmp_path: Path) -> None:
+    data, rows, trials = tmp_path / "data", tmp_path / "rows.jsonl", tmp_path / "trials.yaml"
+    data.mkdir()
+    (data / "train").symlink_to(digits / "train")
+    (data / "test").symlink_to(digits / "val")
+    small = "images: 512, validation_images: 400, epochs: 2, batch: 64, lr: 4.0e-3, dim: 32, hidden: 64"
+    trials.write_text(f"multicrop: {{{small}, small_views: 2}}\nvicreg: {{{small}, loss: vicreg}}\n")
+    arguments = (trials, "--data", data, "--rows", rows, "--jobs", 1)
+    script("lab.py", *arguments, "--only", "multicrop")
+    script("lab.py", *arguments)
+    first, second = map(json.loads, rows.read_text().splitlines())
+    assert (first["trial"], second["trial"]) == ("multicrop", "vicreg")
+    for row in (first, second):
+        assert 30 < row["knn"] <= 100  # ten classes
+        assert 30 < row["linear"] <= 100
+        assert row["mi"] > row["mi_null"]
+    assert script("lab.py", *arguments) == ""  # nothing is left to do
+    assert len(rows.read_text().splitlines()) == 2
+    table = script("table.py", rows, "--split", "val", "--against", "multicrop")
+    assert f"| {first['knn'] - second['knn']:+.2f} |" in table
+
+
+@pytest.mark.parametrize("path", sorted((RESEARCH / "trials").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_committed_row_is_of_a_trial_with_those_settings(path: Path) -> None:
+    trials = json.loads(
+        subprocess.run(
+            [
+                *(sys.executable, "-W", "ignore", "-c"),
+                "import json, sys, pathlib, lab; print(json.dumps(lab.trials_of(pathlib.Path(sys.argv[1]))))",
+                str(path),
+            ],
+            cwd=RESEARCH,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+    )
+    rows = [json.loads(line) for line in (RESULTS / f"{path.stem}.jsonl").read_text().splitlines()]
+    assert {row["trial"] for row in rows} == trials.keys()
+    for row in rows:
+        assert row["settings"] == trials[row["trial"]], row["trial"]
+
+
+@pytest.mark.parametrize(
+    ("table", "arguments"),
+    [
+        ("search.md", ("search.jsonl", "--split", "val")),
+        ("stability.md", ("stability.jsonl", "--split", "val", "--unlabelled")),
+        ("test.md", ("test.jsonl", "--against", "emim")),
+    ],
+)
+def test_committed_tables_are_made_from_the_committed_rows(table: str, arguments: tuple[str, ...]) -> None:
+    assert (RESULTS / table).read_text() == script("table.py", RESULTS / arguments[0], *arguments[1:])
+
+
+def test_held_out_images_are_whole_classes_shares_and_in_one_part_only(digits: Path, tmp_path: Path) -> None:
+    script("hold_out.py", digits / "train", tmp_path / "split")
+    parts = {
+        name: {path.relative_to(tmp_path / "split" / name) for path in (tmp_path / "split" / name).glob("*/*")}
+        for name in ("train", "val")
+    }
+    assert not parts["train"] & parts["val"]
+    assert parts["train"] | parts["val"] == {
+        path.relative_to(digits / "train") for path in (digits / "train").glob("*/*")
+    }
+    for label in map(str, range(10)):
+        held_out = sum(path.parent.name == label for path in parts["val"])
+        assert held_out / sum(path.parent.name == label for part in parts.values() for path in part) == pytest.approx(
+            0.2, abs=0.02
+        )
