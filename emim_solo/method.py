@@ -80,11 +80,11 @@ class EMIMMethod(LightningModule):
     """What EMIM adds to a generation's ``BaseMethod``, which follows it in the class's bases.
 
     The features of two or more views, small crops among them, go through a three-layer MLP projector (the shape of the
-    suite's Barlow Twins) into :func:`emim_solo.objective.emim_loss_func`. Logged: ``train_emim_loss`` (each step and epoch) and, at the trainer's
-    logging interval, of the first two views the exact ``train_mi`` and ``train_mi_null`` (the same estimator on pairs
-    rolled by one) in nats.
-    Read their difference: the estimator's small-sample bias is in both. At the end of an epoch collapsed embeddings
-    are warned of, by the rule of :func:`emim_solo.diagnostics.collapsed`.
+    suite's Barlow Twins) into :func:`emim_solo.objective.emim_loss_func`. Logged: ``train_emim_loss`` (each step and
+    epoch) and, at the trainer's logging interval, of the first two views the exact ``train_mi`` and ``train_mi_null``
+    (the same estimator on pairs rolled by one) in nats. Read their difference: the estimator's small-sample bias is in
+    both. At the end of an epoch collapsed embeddings are warned of, by the rule of
+    :func:`emim_solo.diagnostics.collapsed`.
     """
 
     features_dim: int

@@ -112,8 +112,9 @@ def emim_loss_func(
 
     `objective="bound"` is (-H(Z) + weight * H(Z|Z')) / d for exchangeable views, with the pooled
     moments C = Cov(Z) and C- = Cov((Z - Z')/sqrt 2) = C - S. Of more than two views C is the mean over the views
-    and S the mean over their pairs: the MI is still that of two views, from more pairs of every image. The constant d/2 log(2 pi e) that belongs to
-    either entropy is left out. With marginal and residual "exact" and weight 1 it is the pooled MI, negated.
+    and S the mean over their pairs: the MI is still that of two views, from more pairs of every image. The
+    constant d/2 log(2 pi e) that belongs to either entropy is left out. With marginal and residual "exact" and
+    weight 1 it is the pooled MI, negated.
     With the marginal "exact" and weight 1 the residuals are ordered,
 
         MI with "isotropic"  <=  MI with "diagonal"  <=  pooled MI,
@@ -212,7 +213,7 @@ def _residual_entropy(views: Tensor, residual: str, noise_variance: float) -> Te
 
 
 def _variance_of_differences(views: Tensor, reduction: Literal["none", "mean"]) -> Tensor:
-    """Variance among the views of each sample and feature, N x d, or its mean: C - S has the features' on its diagonal."""
+    """Variance among the views of each sample and feature, N x d, or its mean; its mean over samples is diag(C - S)."""
     if views.shape[1] == 2:  # the same number, twice as fast
         return mse_loss(views[:, 0], views[:, 1], reduction=reduction) / 2
     variance = views.var(1)
