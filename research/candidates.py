@@ -113,4 +113,17 @@ class MovingAverage(torch.nn.Module):
         return (self.weight * d / 2 * torch.log(2 * (v + self.noise)) - h) / d
 
 
-LOSSES: dict[str, Any] = {"emim": emim, "family": family, "moving_average": MovingAverage}
+class Scheduled(torch.nn.Module):
+    """The package's loss with options that go from one value to another over the steps, along half a cosine."""
+
+    def __init__(self, steps: int, **ends: tuple[float, float]) -> None:
+        super().__init__()
+        self.total, self.ends, self.steps = steps, ends, 0
+
+    def forward(self, *embeddings: Tensor) -> Tensor:
+        gone = (1 - math.cos(math.pi * self.steps / self.total)) / 2
+        self.steps += 1
+        return emim_loss_func(*embeddings, **{name: a + (b - a) * gone for name, (a, b) in self.ends.items()})  # type: ignore[arg-type]
+
+
+LOSSES: dict[str, Any] = {"emim": emim, "family": family, "moving_average": MovingAverage, "scheduled": Scheduled}

@@ -41,6 +41,7 @@ SETTINGS: dict[str, Any] = {
     "batch": 256,
     "lr": 1e-3,
     "weight_decay": 1e-4,
+    "optimiser": "adamw",  # or "lars", as the suite's configs for CIFAR have it
     "views": 2,  # of CROP x CROP pixels
     "small_views": 0,  # of SMALL x SMALL pixels
     "momentum": 0.0,  # of a target encoder for the second view; 0 for none
@@ -175,6 +176,18 @@ def losses() -> dict[str, Any]:
     return suites | {f"{name}_pairs": over_pairs(loss) for name, loss in suites.items()} | candidates.LOSSES
 
 
+def optimiser_of(parameters: list[nn.Parameter], s: dict[str, Any]) -> tuple[Any, torch.optim.Optimizer]:
+    """What steps, and what a schedule of the learning rate is put on."""
+    rate = s["lr"] * s["batch"] / 256
+    if s["optimiser"] == "adamw":
+        adamw = torch.optim.AdamW(parameters, lr=rate, weight_decay=s["weight_decay"])
+        return adamw, adamw
+    from solo.utils.lars import LARSWrapper  # of 1.0.2, with the values of the suite's configs for CIFAR
+
+    sgd = torch.optim.SGD(parameters, lr=rate, momentum=0.9, weight_decay=s["weight_decay"])
+    return LARSWrapper(sgd, eta=0.02, clip=True, exclude_bias_n_norm=True), sgd
+
+
 def batches(count: int, size: int) -> Iterator[Tensor]:
     order = torch.randperm(count)
     yield from order[: count - count % size].split(size)
@@ -192,11 +205,11 @@ def train(s: dict[str, Any], seed: int, images: Tensor) -> tuple[Model, dict[str
     loss_func = loss_func(**s["kwargs"]) if isinstance(loss_func, type) else loss_func
     kwargs = {} if isinstance(loss_func, nn.Module) else s["kwargs"]
     parameters = [*model.parameters(), *predictor.parameters()]
-    optimiser = torch.optim.AdamW(parameters, lr=s["lr"] * s["batch"] / 256, weight_decay=s["weight_decay"])
+    optimiser, scheduled = optimiser_of(parameters, s)
     steps = len(images) // s["batch"]
     total = s["epochs"] * steps
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda t: min((t + 1) / steps, 1) * 0.5 * (1 + math.cos(math.pi * t / total))
+        scheduled, lambda t: min((t + 1) / steps, 1) * 0.5 * (1 + math.cos(math.pi * t / total))
     )
     step, last = 0, 0.0
     for _ in range(s["epochs"]):
