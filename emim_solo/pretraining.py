@@ -83,6 +83,13 @@ def prepare(cfg: DictConfig) -> DictConfig:
             f"{cfg.method} takes {expected}, augmentations give {large}: set num_crops so that those of the first "
             "crop_size add up to that"
         )
+    small = cfg.data.num_small_crops
+    if small and not suite.uses_small_crops(cfg.method):
+        able = ", ".join(name for name in sorted(suite.methods()) if suite.uses_small_crops(name))
+        raise UsageError(
+            f"{cfg.method} has no use for small crops in solo-learn {suite.version}, augmentations give {small}: leave out "
+            f"those of the second crop_size, or take one of {able}"
+        )
     return cfg
 
 

@@ -321,6 +321,44 @@ def test_number_of_views_that_a_method_cannot_take(make_cfg: MakeCfg) -> None:
         refused(cfg, f"{method} takes 2 large crops", f"give {count}")
 
 
+def with_small_crops(cfg: DictConfig) -> DictConfig:
+    cfg.augmentations[0].num_crops = 2
+    cfg.augmentations.append(OmegaConf.merge(cfg.augmentations[0], {"crop_size": 16, "num_crops": 2}))
+    return cfg
+
+
+@pytest.mark.parametrize("method", ["vicreg", "barlow_twins", "byol", "simclr", "emim"])
+def test_small_crops_are_refused_for_methods_whose_loss_leaves_them_out(method: str, make_cfg: MakeCfg) -> None:
+    """The suite's own training step is asked: does a small crop change its loss?"""
+    suite = load_suite()
+    cfg = with_small_crops(make_cfg(method=method, knn_eval__enabled=False, momentum={"base_tau": 0.9, "final_tau": 1}))
+    if method == "byol":
+        cfg.method_kwargs.pred_hidden_dim = 8
+    if method == "simclr":
+        cfg.method_kwargs.temperature = 0.2
+    given = cfg.copy()
+    given.devices = [0]
+    completed = suite.complete(given)
+    model = suite.build(completed)
+    model.trainer = Trainer(logger=False, enable_checkpointing=False, log_every_n_steps=0)
+    model.log = model.log_dict = lambda *_, **__: None
+    indices, views, labels = next(iter(suite.train_loader(completed)))
+    views = [view.requires_grad_() for view in views]
+    try:
+        loss = model.training_step([indices, views, labels], 0)
+    except ValueError:  # 1.0.2: too many values to unpack
+        used = False
+    else:
+        gradients = torch.autograd.grad(loss, views, allow_unused=True)
+        used = all(gradient is not None and bool(gradient.any()) for gradient in gradients[2:])
+        assert used or all(gradient is None for gradient in gradients[2:])
+    assert used == (method not in ("vicreg", "barlow_twins"))
+    if used:
+        assert prepare(cfg).data.num_small_crops == 2
+    else:
+        refused(cfg, f"{method} has no use for small crops", "byol, emim, simclr")
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there, asking for one is no error")
 def test_gpu_asked_for_and_not_there(make_cfg: MakeCfg) -> None:
     refused(make_cfg(accelerator="gpu"), "accelerator=gpu", "accelerator=cpu")

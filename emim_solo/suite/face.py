@@ -52,6 +52,10 @@ class Suite(ABC):
         return {name: method for name, method in self.registry().items() if name not in ("base", "linear")}
 
     @abstractmethod
+    def uses_small_crops(self, method: str) -> bool:
+        """Whether the loss of a method takes the crops of a smaller ``crop_size`` (multi-crop)."""
+
+    @abstractmethod
     def complete(self, cfg: DictConfig) -> DictConfig:
         """Every default filled in and checked, learning rates scaled by batch size and devices.
 

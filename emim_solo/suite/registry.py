@@ -130,6 +130,9 @@ class RegistrySuite(Suite):
     def registry(self) -> dict[str, Any]:
         return METHODS
 
+    def uses_small_crops(self, method: str) -> bool:
+        return method in ("byol", "emim", "simclr")  # the others unpack the features of two crops
+
     # -- config -------------------------------------------------------------------------------------------------
 
     def complete(self, cfg: DictConfig) -> DictConfig:
