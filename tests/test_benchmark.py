@@ -86,6 +86,16 @@ def test_a_declared_key_covers_what_is_below_it():
 # -- plan --------------------------------------------------------------------------------------------------------
 
 
+def test_a_view_that_the_others_lack_is_one_deviation():
+    one, two = {"crop_size": 32, "rrc": {"enabled": True}}, {"crop_size": 16, "rrc": {"enabled": True}}
+    configs = {name: {"augmentations": [one]} for name in "ab"} | {"c": {"augmentations": [one, two]}}
+    found = terms.deviations(configs)
+    assert found == {"a": {}, "b": {}, "c": {"augmentations.1": (terms.PRESENT, terms.ABSENT)}}
+    assert terms.undeclared(found, {"c": ["augmentations"]}) == {}
+    configs["c"] = {"augmentations": [one | {"solarization": 0.1}]}  # one key more in a view that they all have
+    assert terms.deviations(configs)["c"] == {"augmentations.0.solarization": (0.1, terms.ABSENT)}
+
+
 def test_plan_is_methods_by_seeds_on_equal_terms(settings, tmp_path):
     made = plan.make_plan(settings(tmp_path, run={"optimizer": {"lr": 0.05}}))
     assert [(run.name, run.seed) for run in made.runs] == [("emim", 0), ("vicreg", 0), ("emim", 1), ("vicreg", 1)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -22,7 +23,7 @@ TERMS = (
 )
 """Keys of solo-learn's config, each with everything below it."""
 
-ABSENT = "absent"
+ABSENT, PRESENT = "absent", "present"
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -55,7 +56,8 @@ def deviations(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, 
 
     Returns:
         By method, by dotted key: its own value and the common one. The common value is the most frequent, the
-        first method's in a tie. Methods without a deviation have an empty entry.
+        first method's in a tie. Methods without a deviation have an empty entry. An item that the others' lists
+        lack, say the small crops of ``augmentations``, is one deviation: ``PRESENT`` against ``ABSENT``.
     """
     own = {name: terms(config) for name, config in configs.items()}
     found: dict[str, dict[str, tuple[Any, Any]]] = {name: {} for name in configs}
@@ -66,7 +68,19 @@ def deviations(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, 
         for name, value in values.items():
             if repr(value) != common_text:
                 found[name][key] = (value, common)
-    return found
+    return {name: _with_whole_items(found[name], own[name]) for name in own}
+
+
+def _with_whole_items(found: Mapping[str, tuple[Any, Any]], own: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    whole: dict[str, tuple[Any, Any]] = {}
+    for key, (value, common) in found.items():
+        item = re.match(r".*?\.\d+(?=\.)", key)
+        leaves = [leaf for leaf in own if item and _below(leaf, item[0])]
+        if item and leaves and all(leaf in found and found[leaf][1] == ABSENT for leaf in leaves):
+            whole[item[0]] = (PRESENT, ABSENT)
+        else:
+            whole[key] = (value, common)
+    return whole
 
 
 def undeclared(
