@@ -123,7 +123,8 @@ class Scheduled(torch.nn.Module):
     def forward(self, *embeddings: Tensor) -> Tensor:
         gone = (1 - math.cos(math.pi * self.steps / self.total)) / 2
         self.steps += 1
-        return emim_loss_func(*embeddings, **{name: a + (b - a) * gone for name, (a, b) in self.ends.items()})  # type: ignore[arg-type]
+        options: dict[str, Any] = {name: a + (b - a) * gone for name, (a, b) in self.ends.items()}
+        return emim_loss_func(*embeddings, **options)
 
 
 LOSSES: dict[str, Any] = {"emim": emim, "family": family, "moving_average": MovingAverage, "scheduled": Scheduled}

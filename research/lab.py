@@ -182,6 +182,8 @@ def optimiser_of(parameters: list[nn.Parameter], s: dict[str, Any]) -> tuple[Any
     if s["optimiser"] == "adamw":
         adamw = torch.optim.AdamW(parameters, lr=rate, weight_decay=s["weight_decay"])
         return adamw, adamw
+    if s["optimiser"] != "lars":
+        raise ValueError(f"optimiser is 'adamw' or 'lars', got {s['optimiser']!r}")
     from solo.utils.lars import LARSWrapper  # of 1.0.2, with the values of the suite's configs for CIFAR
 
     sgd = torch.optim.SGD(parameters, lr=rate, momentum=0.9, weight_decay=s["weight_decay"])

@@ -3,7 +3,6 @@ its values are from."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from functools import cache
@@ -15,11 +14,12 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from emim_solo import configs
+from emim_solo import configs, rows
 from emim_solo.errors import UsageError
 from emim_solo.method import OBJECTIVE_DEFAULTS, PROJECTOR_DEFAULTS
 from emim_solo.suite import load_suite
 
+REPOSITORY = Path(__file__).resolve().parent.parent
 METHODS = {"emim": "emim", "barlow": "barlow_twins", "vicreg": "vicreg"}
 DATASETS = ("cifar", "imagenet-100", "imagenet", "custom", "digits")
 MULTICROP = ("cifar", "digits")
@@ -162,7 +162,9 @@ def test_multicrop_config_is_emims_with_no_more_pixels(dataset: str, folders: li
     for cfg in (one, two):
         for key in ("augmentations", "name", "max_epochs"):
             del cfg[key]
-        del cfg["optimizer"]["batch_size"], cfg["optimizer"]["lr"]
+        del cfg["optimizer"]["batch_size"]
+        if dataset == "digits":  # searched by itself: held to the rows of the search below
+            del cfg["optimizer"]["lr"]
     assert one == two
 
 
@@ -302,9 +304,9 @@ def test_every_value_names_its_source(path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def suite_scripts() -> Path:
+    load_suite()  # 1.0.2 imports only after it
     import solo
 
-    load_suite()
     assert solo.__file__ is not None
     scripts = Path(solo.__file__).resolve().parent.parent / "scripts" / "pretrain"
     if not scripts.is_dir():
@@ -372,26 +374,28 @@ def test_values_said_to_be_the_suites_are(path: Path, suite_scripts: Path) -> No
 
 
 def test_the_papers_values_are_the_papers() -> None:
-    """Barlow Twins (arXiv 2103.03230): lambda 0.0051. VICReg (arXiv 2105.04906): 25, 25, 1. Searched on the digits."""
+    """Barlow Twins (arXiv 2103.03230): lambda 0.0051. VICReg (arXiv 2105.04906): 25, 25, 1.
+
+    On the digits lambda and the weight of invariance were searched, see below.
+    """
     for dataset in DATASETS:
-        if dataset == "digits":
-            continue
         folder = configs.find(f"pretrain/{dataset}")
-        assert plain(composed(folder, "barlow"))["method_kwargs"]["lamb"] == 0.0051
         vicreg = plain(composed(folder, "vicreg"))["method_kwargs"]
-        assert [vicreg[f"{term}_loss_weight"] for term in ("sim", "var", "cov")] == [25.0, 25.0, 1.0]
+        assert [vicreg[f"{term}_loss_weight"] for term in ("var", "cov")] == [25.0, 1.0]
+        if dataset != "digits":
+            assert plain(composed(folder, "barlow"))["method_kwargs"]["lamb"] == 0.0051
+            assert vicreg["sim_loss_weight"] == 25.0
 
 
 def test_the_digits_recipes_are_those_that_the_search_ended_with() -> None:
     """From the committed rows of the search: the best mean of 20-NN and linear accuracy of every method."""
     scores: dict[str, dict[str, float]] = {}
-    rows = Path(__file__).parent.parent / "docs" / "results" / "digits" / "search.jsonl"
-    for row in map(json.loads, rows.read_text().splitlines()):
+    for row in rows.read(REPOSITORY / "docs" / "results" / "digits" / "search.jsonl"):
         if row["stage"] in ("knn", "linear"):
             key = "backbone_cosine_k20" if row["stage"] == "knn" else "acc1"
             scores.setdefault(row["name"], {})[row["stage"]] = row["metrics"][key]
     assert len(scores) == 20
-    search = yaml.safe_load((Path(__file__).parent.parent / "research" / "digits-search.yaml").read_text())["methods"]
+    search = yaml.safe_load((REPOSITORY / "research" / "digits-search.yaml").read_text())["methods"]
     for config in (*METHODS, "emim_multicrop"):
         trials = {name: trial for name, trial in search.items() if trial["config"] == config}
         assert len(trials) == 5

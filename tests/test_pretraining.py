@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
@@ -47,19 +47,29 @@ def test_one_epoch_of_each_method_of_the_demo(method: str, make_cfg: MakeCfg) ->
         assert row["metrics"]["train_mi"] > 0
 
 
-def test_emim_takes_every_view_of_multi_crop(make_cfg: MakeCfg) -> None:
-    cfg = make_cfg(max_epochs=1)
-    cfg.augmentations[0].num_crops = 3
+def with_small_crops(cfg: DictConfig, large: int = 2) -> DictConfig:
+    """The config with two crops of half the size beside the large ones."""
+    cfg.augmentations[0].num_crops = large
     cfg.augmentations.append(OmegaConf.merge(cfg.augmentations[0], {"crop_size": 16, "num_crops": 2}))
-    cfg = prepare(cfg)
+    return cfg
+
+
+def built_to_step(cfg: DictConfig) -> LightningModule:
+    """A model whose ``training_step`` can be called by hand: logging needs a running trainer."""
+    model = load_suite().build(cfg)
+    model.trainer = Trainer(logger=False, enable_checkpointing=False, log_every_n_steps=0)
+    model.log = model.log_dict = lambda *_, **__: None
+    return model
+
+
+def test_emim_takes_every_view_of_multi_crop(make_cfg: MakeCfg) -> None:
+    cfg = prepare(with_small_crops(make_cfg(max_epochs=1), large=3))
     assert (cfg.data.num_large_crops, cfg.data.num_small_crops) == (3, 2)
     row = pretrain(cfg)
     assert row["metrics"]["train_mi"] > 0
     # One more step by hand: the loss is that of all five embeddings, and every one of them has a gradient.
     suite = load_suite()
-    model = suite.build(cfg)
-    model.trainer = Trainer(logger=False, enable_checkpointing=False, log_every_n_steps=0)
-    model.log = model.log_dict = lambda *_, **__: None
+    model = built_to_step(cfg)
     taken: list[torch.Tensor] = []
     handle = model.projector.register_forward_hook(lambda _, __, z: taken.append(z))
     batch = next(iter(suite.train_loader(cfg)))
@@ -321,12 +331,6 @@ def test_number_of_views_that_a_method_cannot_take(make_cfg: MakeCfg) -> None:
         refused(cfg, f"{method} takes 2 large crops", f"give {count}")
 
 
-def with_small_crops(cfg: DictConfig) -> DictConfig:
-    cfg.augmentations[0].num_crops = 2
-    cfg.augmentations.append(OmegaConf.merge(cfg.augmentations[0], {"crop_size": 16, "num_crops": 2}))
-    return cfg
-
-
 @pytest.mark.parametrize("method", ["vicreg", "barlow_twins", "byol", "simclr", "emim"])
 def test_small_crops_are_refused_for_methods_whose_loss_leaves_them_out(method: str, make_cfg: MakeCfg) -> None:
     """The suite's own training step is asked: does a small crop change its loss?"""
@@ -339,14 +343,14 @@ def test_small_crops_are_refused_for_methods_whose_loss_leaves_them_out(method: 
     given = cfg.copy()
     given.devices = [0]
     completed = suite.complete(given)
-    model = suite.build(completed)
-    model.trainer = Trainer(logger=False, enable_checkpointing=False, log_every_n_steps=0)
-    model.log = model.log_dict = lambda *_, **__: None
+    model = built_to_step(completed)
     indices, views, labels = next(iter(suite.train_loader(completed)))
     views = [view.requires_grad_() for view in views]
     try:
         loss = model.training_step([indices, views, labels], 0)
-    except ValueError:  # 1.0.2: too many values to unpack
+    except ValueError as error:
+        if "too many values to unpack" not in str(error):  # what 1.0.2 says of a third crop
+            raise
         used = False
     else:
         gradients = torch.autograd.grad(loss, views, allow_unused=True)

@@ -62,7 +62,7 @@ class CurrentSuite(Suite):
 
     def uses_small_crops(self, method: str) -> bool:
         # The base class gives a small crop features and no embedding; the others never look at it.
-        return bool(self.methods()[method].multicrop_forward is not BaseMethod.multicrop_forward)
+        return self.methods()[method].multicrop_forward is not BaseMethod.multicrop_forward
 
     def complete(self, cfg: DictConfig) -> DictConfig:
         from solo.args.pretrain import parse_cfg
