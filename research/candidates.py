@@ -41,6 +41,10 @@ def family(
         h = -x.pow(2).sum() / 4
     elif marginal == "renyi":
         h = -d / 4 * torch.log(((c + e * eye) / (1 + e)).pow(2).sum() / d)
+    elif marginal == "unbiased":  # the series with tr C^2 from pairs of different images only, a U-statistic
+        own = torch.einsum("ind,jnd->nij", z, z).pow(2).sum() / len(pooled) ** 2
+        square = (c.pow(2).sum() - own) * samples / (samples - 1)
+        h = -(square - 2 * c.trace() + d) / (4 * (1 + e) ** 2)
     else:
         h = torch.logdet(c + e * eye) / 2
     within = z - z.mean(0)
