@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -38,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         _exit(f"unknown command '{command}': expected one of {', '.join(COMMANDS)}")
     # torchmetrics 0.11, which the suite needs, says this at every start; setuptools<81 is among our dependencies.
     warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
+    if not sys.stdout.isatty():  # in a log file Lightning's bars leave a line at each step: one every 1000, and the last, will do
+        os.environ.setdefault("TQDM_MINITERS", "1000")
     try:
         COMMANDS[command](rest)
     except (UsageError, FloatingPointError) as error:
