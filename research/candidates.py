@@ -11,9 +11,10 @@ from torch import Tensor
 from emim_solo.objective import emim_loss_func
 
 
-def standardised(z: Tensor) -> Tensor:
+def standardised(z: Tensor, scale: str = "features") -> Tensor:
     z = z - z.mean(0)
-    return z / (z.pow(2).mean(0) + 1e-8).sqrt()
+    variances = z.pow(2).mean(0)
+    return z / ((variances.mean() if scale == "total" else variances) + 1e-8).sqrt()
 
 
 def family(
@@ -26,9 +27,10 @@ def family(
     power: float = 1.0,
     sphere: bool = False,
     first_only: bool = False,
+    scale: str = "features",  # what has variance 1: each of the "features", or their mean, "total"
 ) -> Tensor:
     """(-H(Z) + weight H(Z|Z')) / d of K >= 2 exchangeable views, each N x d."""
-    z = torch.stack([standardised(view.float()) for view in embeddings])
+    z = torch.stack([standardised(view.float(), scale) for view in embeddings])
     if sphere:
         z = torch.nn.functional.normalize(z, dim=-1) * math.sqrt(z.shape[-1])
     views, samples, d = z.shape
@@ -41,6 +43,9 @@ def family(
         h = -x.pow(2).sum() / 4
     elif marginal == "renyi":
         h = -d / 4 * torch.log(((c + e * eye) / (1 + e)).pow(2).sum() / d)
+    elif marginal == "views":  # the series of each view's own moments, not of the pooled ones
+        own_moments = torch.einsum("kni,knj->kij", z, z) / samples
+        h = -((own_moments - eye) / (1 + e)).pow(2).sum() / (4 * views)
     elif marginal == "unbiased":  # the series with tr C^2 from pairs of different images only, a U-statistic
         own = torch.einsum("ind,jnd->nij", z, z).pow(2).sum() / len(pooled) ** 2
         square = (c.pow(2).sum() - own) * samples / (samples - 1)
