@@ -41,6 +41,7 @@ SETTINGS: dict[str, Any] = {
     "batch": 256,
     "lr": 1e-3,
     "weight_decay": 1e-4,
+    "clip": 0.0,  # of the gradient's norm; 0 for none
     "optimiser": "adamw",  # or "lars", as the suite's configs for CIFAR have it
     "views": 2,  # of CROP x CROP pixels
     "small_views": 0,  # of SMALL x SMALL pixels
@@ -237,6 +238,8 @@ def train(s: dict[str, Any], seed: int, images: Tensor) -> tuple[Model, dict[str
                 raise FloatingPointError(f"loss is {loss.item()} at step {step}")
             optimiser.zero_grad()
             loss.backward()
+            if s["clip"]:
+                nn.utils.clip_grad_norm_(parameters, s["clip"])
             optimiser.step()
             schedule.step()
             if target is not None:
