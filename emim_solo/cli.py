@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         _exit(f"unknown command '{command}': expected one of {', '.join(COMMANDS)}")
     # torchmetrics 0.11, which the suite needs, says this at every start; setuptools<81 is among our dependencies.
     warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
-    if not sys.stdout.isatty():  # in a log file Lightning's bars leave a line at each step: one every 1000, and the last, will do
+    if not sys.stdout.isatty():  # a log file keeps every state of Lightning's bars: one in a thousand will do
         os.environ.setdefault("TQDM_MINITERS", "1000")
     try:
         COMMANDS[command](rest)

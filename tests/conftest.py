@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lightning.pytorch import LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from emim_solo.data import write_digits
+from emim_solo.suite import load_suite
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -89,6 +91,19 @@ def make_cfg(few_digits: Path, tmp_path: Path) -> Callable[..., DictConfig]:
         return cfg
 
     return make
+
+
+@pytest.fixture
+def built_to_step() -> Callable[[DictConfig], LightningModule]:
+    """Builds a model whose ``training_step`` can be called by hand: logging needs a running trainer."""
+
+    def build(cfg: DictConfig) -> LightningModule:
+        model: LightningModule = load_suite().build(cfg)
+        model.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, log_every_n_steps=0)
+        model.log = model.log_dict = lambda *_, **__: None  # type: ignore[method-assign, assignment]
+        return model
+
+    return build
 
 
 @pytest.fixture

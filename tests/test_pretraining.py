@@ -54,15 +54,9 @@ def with_small_crops(cfg: DictConfig, large: int = 2) -> DictConfig:
     return cfg
 
 
-def built_to_step(cfg: DictConfig) -> LightningModule:
-    """A model whose ``training_step`` can be called by hand: logging needs a running trainer."""
-    model = load_suite().build(cfg)
-    model.trainer = Trainer(logger=False, enable_checkpointing=False, log_every_n_steps=0)
-    model.log = model.log_dict = lambda *_, **__: None
-    return model
-
-
-def test_emim_takes_every_view_of_multi_crop(make_cfg: MakeCfg) -> None:
+def test_emim_takes_every_view_of_multi_crop(
+    make_cfg: MakeCfg, built_to_step: Callable[[DictConfig], LightningModule]
+) -> None:
     cfg = prepare(with_small_crops(make_cfg(max_epochs=1), large=3))
     assert (cfg.data.num_large_crops, cfg.data.num_small_crops) == (3, 2)
     row = pretrain(cfg)
@@ -332,7 +326,9 @@ def test_number_of_views_that_a_method_cannot_take(make_cfg: MakeCfg) -> None:
 
 
 @pytest.mark.parametrize("method", ["vicreg", "barlow_twins", "byol", "simclr", "emim"])
-def test_small_crops_are_refused_for_methods_whose_loss_leaves_them_out(method: str, make_cfg: MakeCfg) -> None:
+def test_small_crops_are_refused_for_methods_whose_loss_leaves_them_out(
+    method: str, make_cfg: MakeCfg, built_to_step: Callable[[DictConfig], LightningModule]
+) -> None:
     """The suite's own training step is asked: does a small crop change its loss?"""
     suite = load_suite()
     cfg = with_small_crops(make_cfg(method=method, knn_eval__enabled=False, momentum={"base_tau": 0.9, "final_tau": 1}))

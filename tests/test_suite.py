@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch import LightningModule
 from omegaconf import DictConfig
 from torch import nn
 
 from emim_solo.errors import UsageError
+from emim_solo.objective import emim_loss_func
 from emim_solo.pretraining import prepare, pretrain
 from emim_solo.suite import load_suite
 
@@ -37,17 +39,13 @@ def test_projector_has_the_shape_of_the_suites_barlow_twins(make_cfg: MakeCfg) -
     assert [group["name"] for group in ours.learnable_params if "name" in group][-1] == "projector"
 
 
-def test_training_loss_is_the_loss_of_the_embeddings(make_cfg: MakeCfg) -> None:
+def test_training_loss_is_the_loss_of_the_embeddings(
+    make_cfg: MakeCfg, built_to_step: Callable[[DictConfig], LightningModule]
+) -> None:
     """One real batch: the training step's loss is the objective of the projected views plus the classifier's loss."""
-    from lightning.pytorch import Trainer
-
-    from emim_solo.objective import emim_loss_func
-
     suite = load_suite()
     cfg = prepare(make_cfg(knn_eval__enabled=False))
-    model = suite.build(cfg).train()
-    model.trainer = Trainer(accelerator="cpu", logger=False, log_every_n_steps=0, barebones=False)
-    model.log = model.log_dict = lambda *args, **kwargs: None  # logging needs a running trainer
+    model = built_to_step(cfg).train()
     indices, views, labels = next(iter(suite.train_loader(cfg)))
     state = {name: value.clone() for name, value in model.state_dict().items()}
     loss = model.training_step([indices, views, labels], 0)
