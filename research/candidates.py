@@ -55,7 +55,7 @@ def family(
     within = z - z.mean(0)
     if residual == "isotropic":
         v = within.pow(2).sum(0).mean() / (views - 1)
-        r = d / 2 * torch.log(2 * (v + e * 0 + noise))
+        r = d / 2 * torch.log(2 * (v + noise))
     elif residual == "diagonal":
         v = within.pow(2).sum(0).mean(0) / (views - 1)
         r = (
