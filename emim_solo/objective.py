@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import combinations
+from numbers import Real
 from typing import Any, Literal
 
 import torch
@@ -152,7 +153,7 @@ def emim_loss_func(
     _check_noise_variance(noise_variance)
     if not isinstance(series_order, int) or isinstance(series_order, bool) or series_order < 2:
         raise ValueError(f"series_order must be an integer of at least 2, got {series_order!r}")
-    if not (weight >= 0 and math.isfinite(weight)):
+    if not (isinstance(weight, Real) and weight >= 0 and math.isfinite(weight)):
         raise ValueError(f"weight must be a finite number of at least 0, got {weight!r}")
 
     def loss(views: Tensor) -> Tensor:
@@ -461,5 +462,5 @@ def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
 
 
 def _check_noise_variance(noise_variance: float) -> None:
-    if not (noise_variance > 0 and math.isfinite(noise_variance)):
+    if not (isinstance(noise_variance, Real) and noise_variance > 0 and math.isfinite(noise_variance)):
         raise ValueError(f"noise_variance must be a finite number above 0, got {noise_variance!r}")

@@ -19,6 +19,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader
@@ -65,6 +66,7 @@ def prepare(cfg: DictConfig) -> DictConfig:
     missing = [key for key in _REQUIRED if OmegaConf.select(cfg, key) is None]
     if missing:
         raise UsageError(f"config lacks {', '.join(missing)}: see 'emim-solo configs' for complete ones")
+    suite.check_values(cfg)
     if cfg.method not in suite.methods():
         raise UsageError(
             f"unknown method '{cfg.method}': solo-learn {suite.version} has {', '.join(sorted(suite.methods()))}"
@@ -108,8 +110,8 @@ def _device_list(cfg: DictConfig) -> list[int]:
         if devices in ("auto", "-1"):
             devices = torch.cuda.device_count() if on_gpu else 1
         elif "," in devices:
-            devices = [int(index) for index in devices.split(",") if index]
-        else:
+            devices = [index for index in devices.split(",") if index]
+        elif devices.isdecimal():
             devices = int(devices)
     if isinstance(devices, int):
         if devices == -1:
@@ -117,7 +119,10 @@ def _device_list(cfg: DictConfig) -> list[int]:
         if devices < 1:
             raise UsageError(f"devices={devices}: expected a positive number or a list of device indices")
         return list(range(devices))
-    return list(devices)
+    try:
+        return [int(index) for index in devices]
+    except (TypeError, ValueError):
+        raise UsageError(f"devices={devices}: expected a number, 'auto' or a list of device indices") from None
 
 
 def _on_gpu(cfg: DictConfig) -> bool:
@@ -248,7 +253,11 @@ def pretrain(cfg: DictConfig, version: str | None = None) -> dict[str, Any]:
     if OmegaConf.select(cfg, "auto_umap.enabled", default=False):
         callbacks.append(suite.auto_umap(cfg))
 
-    trainer = Trainer(**_trainer_kwargs(cfg), logger=_loggers(cfg, folder), callbacks=callbacks)
+    loggers = _loggers(cfg, folder)
+    try:
+        trainer = Trainer(**_trainer_kwargs(cfg), logger=loggers, callbacks=callbacks)
+    except (TypeError, ValueError, MisconfigurationException) as error:
+        raise UsageError(f"Lightning's Trainer, which takes the config's other keys: {error}") from error
     trainer.fit(model, datamodule=data, ckpt_path=str(resumed) if resumed is not None else None)
 
     row = rows.new_row(

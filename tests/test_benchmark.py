@@ -152,6 +152,7 @@ def test_undeclared_deviation_stops_the_benchmark(settings, tmp_path):
         ({"deviations": {"byol": ["optimizer"]}}, "no method is named byol"),
         ({"pretrain": "pretrain/absent"}, "no config folder"),
         ({"run": {"data": {"train_path": "absent"}}}, "no folder 'absent'"),
+        ({"linear": {"optimizer": {"lr": "oops"}}}, r"linear: optimizer\.lr=oops: expected a number"),
     ],
 )
 def test_mistakes_in_the_config_are_named(settings, tmp_path, changes, message):

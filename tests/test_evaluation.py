@@ -258,6 +258,14 @@ def test_knn_command_appends_a_row_beside_the_pretrainings(checkpoint, capsys):
     assert "backbone_cosine_k7" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("setting", "expected"), [("optimizer.lr=oops", "a number of at least 0"), ("scheduler.name=slow", "warmup_cosine")]
+)
+def test_linear_command_refuses_bad_values_before_features_are_computed(setting, expected, checkpoint):
+    with pytest.raises(UsageError, match=f"{setting}: expected .*{expected}"):
+        commands.linear_main([str(checkpoint.folder), setting])
+
+
 def test_linear_command_takes_the_suites_keys(checkpoint):
     commands.linear_main([str(checkpoint.folder), "max_epochs=2", "optimizer.lr=0.1"])
     row = rows.read(checkpoint.folder.parent.parent / "rows.jsonl")[-1]

@@ -265,6 +265,39 @@ def test_missing_config_keys_are_named(make_cfg: MakeCfg) -> None:
     refused(cfg, "augmentations", "optimizer.lr")
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("seed", "oops", "whole number of at least 0"),
+        ("max_epochs", 0, "whole number of at least 1"),
+        ("data.num_workers", "two", "whole number of at least 0"),
+        ("devices", "oops", "a number, 'auto' or a list"),
+        ("optimizer.batch_size", 2.5, "whole number of at least 1"),
+        ("optimizer.lr", "oops", "number of at least 0"),
+        ("optimizer.classifier_lr", True, "number of at least 0"),
+        ("optimizer.weight_decay", float("inf"), "number of at least 0"),
+        ("scheduler.min_lr", -0.1, "number of at least 0"),
+        ("optimizer.name", "sgdd", "sgd, lars, adam, adamw"),
+        ("scheduler.name", "warmup", "warmup_cosine"),
+        ("checkpoint.frequency", 0, "whole number of at least 1"),
+    ],
+)
+def test_values_that_are_no_numbers_or_unknown(key: str, value: Any, expected: str, make_cfg: MakeCfg) -> None:
+    refused(make_cfg(**{key.replace(".", "__"): value}), f"{key}={value}", expected)
+
+
+def test_what_lightning_refuses_is_one_error(make_cfg: MakeCfg) -> None:
+    refused(make_cfg(precision=7), "Trainer", "Precision 7")
+
+
+@pytest.mark.parametrize("name", ["optimizer", "scheduler"])
+def test_names_that_are_taken_are_built_by_the_suite(name: str, make_cfg: MakeCfg, built_to_step: Any) -> None:
+    suite = load_suite()
+    for value in getattr(suite, f"{name}s"):
+        cfg = make_cfg(**{f"{name}__name": value}, scheduler__lr_decay_steps=[1])
+        assert built_to_step(prepare(cfg)).configure_optimizers()
+
+
 def test_typo_in_method_kwargs_names_the_nearest(make_cfg: MakeCfg) -> None:
     refused(make_cfg(method_kwargs__noise_varience=0.1), "noise_varience", "'noise_variance'")
 
@@ -278,6 +311,8 @@ def test_typo_in_method_kwargs_names_the_nearest(make_cfg: MakeCfg) -> None:
         ("marginal", "exakt", "exact"),
         ("proj_output_dim", 0, "proj_output_dim"),
         ("proj_hidden_dim", "wide", "proj_hidden_dim"),
+        ("weight", "heavy", "weight must be a finite number"),
+        ("noise_variance", "loud", "noise_variance must be a finite number"),
     ],
 )
 def test_bad_values_of_method_kwargs(key: str, value: Any, part: str, make_cfg: MakeCfg) -> None:

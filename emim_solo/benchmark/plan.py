@@ -119,6 +119,10 @@ def make_plan(cfg: DictConfig) -> Plan:
                 runs.append(Run(name, seed, complete, rows.config_hash(by_name[name])))
     _check_terms(by_name, plain["deviations"])
     settings = {stage: plain[stage] for stage in ("knn", "linear", "diagnostics", "umap")}
+    try:
+        suite.load_suite().check_values(OmegaConf.create(settings["linear"]))
+    except UsageError as error:
+        raise UsageError(f"linear: {error}") from error
     return Plan(Path(plain["dir"]), runs, settings)
 
 

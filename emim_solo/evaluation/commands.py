@@ -91,7 +91,10 @@ def linear_main(arguments: Sequence[str]) -> None:
     )
     given = parser.parse_args([argument for argument in arguments if not _is_setting(argument)])
     given_settings = OmegaConf.from_dotlist([argument for argument in arguments if _is_setting(argument)])
-    settings = plain(OmegaConf.merge(DEFAULTS, given_settings))
+    merged = OmegaConf.merge(DEFAULTS, given_settings)
+    assert isinstance(merged, DictConfig)
+    load_suite().check_values(merged)
+    settings = plain(merged)
 
     def evaluate(checkpoint: Checkpoint, features: Features) -> Mapping[str, float]:
         regression = {"logistic_acc1": logistic(features)["backbone_acc1"]}

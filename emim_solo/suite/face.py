@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,21 @@ from emim_solo.errors import UsageError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+# Numbers and the smallest that make sense, whole where the smallest is written so.
+_NUMBERS: dict[str, float] = {
+    "seed": 0,
+    "max_epochs": 1,
+    "num_nodes": 1,
+    "data.num_workers": 0,
+    "optimizer.batch_size": 1,
+    "optimizer.lr": 0.0,
+    "optimizer.classifier_lr": 0.0,
+    "optimizer.weight_decay": 0.0,
+    "scheduler.warmup_epochs": 0.0,
+    "scheduler.warmup_start_lr": 0.0,
+    "scheduler.min_lr": 0.0,
+    "checkpoint.frequency": 1,
+}
 # The suite's own evaluation crops: none up to STL-10's 96 pixels, 224 out of 256 on ImageNet.
 _LARGEST_UNCROPPED = 96
 
@@ -27,6 +43,8 @@ class Suite(ABC):
     """Models, data and callbacks of solo-learn, all configured by the YAML schema of solo-learn main."""
 
     generation: ClassVar[str]
+    optimizers: ClassVar[tuple[str, ...]] = ("sgd", "lars", "adam", "adamw")
+    schedulers: ClassVar[tuple[str, ...]] = ("warmup_cosine", "step", "none")
 
     def __init__(self, version: str) -> None:
         self.version = version
@@ -54,6 +72,23 @@ class Suite(ABC):
     @abstractmethod
     def uses_small_crops(self, method: str) -> bool:
         """Whether the loss of a method takes the crops of a smaller ``crop_size`` (multi-crop)."""
+
+    def check_values(self, cfg: DictConfig) -> None:
+        """Check numbers and names, those that are there, which the suite meets only after the images were read.
+
+        Raises:
+            UsageError: a value is no number or too small, or the suite has no such optimizer or scheduler.
+        """
+        for key, smallest in _NUMBERS.items():
+            value = OmegaConf.select(cfg, key)
+            whole = isinstance(smallest, int)
+            right = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+            if value is not None and not (right and smallest <= value < math.inf):
+                kind = "whole number" if whole else "number"
+                raise UsageError(f"{key}={value}: expected a {kind} of at least {smallest:g}")
+        for key, names in (("optimizer.name", self.optimizers), ("scheduler.name", self.schedulers)):
+            if (name := OmegaConf.select(cfg, key)) is not None and name not in names:
+                raise UsageError(f"{key}={name}: expected one of {', '.join(names)} in solo-learn {self.version}")
 
     @abstractmethod
     def complete(self, cfg: DictConfig) -> DictConfig:

@@ -123,6 +123,7 @@ class CollectiveCheckpointer(Checkpointer):
 
 class RegistrySuite(Suite):
     generation = "1.0.2"
+    schedulers = ("warmup_cosine", "cosine", "step", "none")
 
     def emim_class(self) -> type[LightningModule]:
         return EMIM
