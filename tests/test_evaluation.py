@@ -204,6 +204,12 @@ def test_linear_evaluation_is_seeded(features, quiet):
     assert first == again
 
 
+def test_linear_evaluation_leaves_no_bars_in_a_log_file(features, quiet, capsys):
+    loud = OmegaConf.merge(quiet, {"enable_progress_bar": True})
+    linear(features, loud, {"max_epochs": 2})
+    assert "Epoch" not in "".join(capsys.readouterr())
+
+
 def test_linear_evaluation_takes_the_suites_schedules(features, quiet):
     settings = {
         "standardise": False,

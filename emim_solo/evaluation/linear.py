@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 import warnings
 from typing import Any
 
@@ -84,7 +85,8 @@ def linear(features: Features, cfg: DictConfig, settings: Any = None, *, seed: i
     trainer = quiet_trainer(
         max_epochs=complete.max_epochs,
         accelerator="gpu" if device_of(cfg).type == "cuda" else "cpu",
-        enable_progress_bar=bool(cfg.get("enable_progress_bar", True)),
+        # Thousands of bars of a fraction of a second: worth watching, not keeping in a log file.
+        enable_progress_bar=bool(cfg.get("enable_progress_bar", True)) and sys.stdout.isatty(),
         num_sanity_val_steps=0,
         check_val_every_n_epoch=complete.max_epochs,
     )
