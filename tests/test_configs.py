@@ -172,9 +172,9 @@ def test_multicrop_config_is_emims_with_no_more_pixels(dataset: str, folders: li
 @pytest.mark.parametrize("dataset", DATASETS)
 def test_linear_config_is_complete(dataset: str, name: str, folders: list[str]) -> None:
     suite = load_suite()
-    cfg = opened(
-        composed(configs.find(f"linear/{dataset}"), name, "pretrained_feature_extractor=somewhere.ckpt", *folders)
-    )
+    checkpoint = 'pretrained_feature_extractor="emim-ep=99.ckpt"'  # as README and the file's head tell to quote it
+    cfg = opened(composed(configs.find(f"linear/{dataset}"), name, checkpoint, *folders))
+    assert cfg.pretrained_feature_extractor == "emim-ep=99.ckpt"
     assert cfg.pretrain_method == METHODS[name]
     lr = cfg.optimizer.lr
     if suite.generation == "main":
