@@ -71,6 +71,7 @@ def test_every_committed_row_is_of_a_trial_with_those_settings(path: Path) -> No
         ("search.md", ("search.jsonl", "--split", "val")),
         ("stability.md", ("stability.jsonl", "--split", "val", "--unlabelled")),
         ("test.md", ("test.jsonl", "--against", "emim")),
+        ("ablation.md", ("ablation.jsonl", "--split", "val", "--unlabelled", "--against", "default")),
     ],
 )
 def test_committed_tables_are_made_from_the_committed_rows(table: str, arguments: tuple[str, ...]) -> None:
