@@ -66,13 +66,20 @@ def complete_method_kwargs(given: Mapping[str, Any], names_of_other_methods: set
 
 
 def _warn_of_collapse(settings: Mapping[str, Any]) -> None:
-    """Above a weight, full collapse has the lower loss with the exact residual: see ``emim_loss_func``."""
-    noise = settings["noise_variance"]
+    """Above a weight full collapse has the lower loss with an exact entropy: see ``emim_loss_func``."""
+    if settings["objective"] != "bound":
+        return
+    noise, weight = settings["noise_variance"], settings["weight"]
     limit = math.log(1 + 1 / noise) / math.log((2 + noise) / (1 + noise))
-    if settings["objective"] == "bound" and settings["residual"] == "exact" and settings["weight"] > limit:
+    if settings["residual"] == "exact" and weight > limit:
         rank_zero_warn(
-            f"EMIM with residual=exact, noise_variance={noise} and weight={settings['weight']} can collapse: above "
+            f"EMIM with residual=exact, noise_variance={noise} and weight={weight} can collapse: above "
             f"weight {limit:.2f} constant embeddings have the lower loss; take residual=isotropic or a smaller weight"
+        )
+    elif settings["residual"] != "exact" and settings["marginal"] == "exact" and weight > 1:
+        rank_zero_warn(
+            f"EMIM with marginal=exact and weight={weight} can collapse: above weight 1 constant embeddings have "
+            "a lower loss than views that do not agree yet; take marginal=series or weight=1"
         )
 
 

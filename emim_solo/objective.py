@@ -124,7 +124,9 @@ def emim_loss_func(
 
     The residual "exact" is for weights near 1: it knows that agreeing views still share their noise, and
     above log(1 + 1/e) / log((2 + e) / (1 + e)) (3.7 for e = 0.1; less with the series) full collapse has the
-    lower loss. The bounds have no such limit.
+    lower loss than agreement. The bounds have no such limit, but with the marginal "exact" and a weight above 1
+    it has a lower loss than independent views, from which training starts, and weight 4 did end there
+    (docs/research.md): a weight above 1 asks for the series.
 
     Args:
         z1: N x d embeddings of the first view, of this process; standardised here over the global batch.

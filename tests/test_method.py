@@ -41,3 +41,22 @@ def test_warning_exactly_where_collapse_has_the_lower_loss() -> None:
                 warnings.simplefilter("always")
                 complete_method_kwargs(settings, set())
             assert bool(lower) == any("can collapse" in str(warning.message) for warning in caught), (noise, weight)
+
+
+@pytest.mark.parametrize("residual", ["isotropic", "diagonal"])
+def test_warning_exactly_where_collapse_has_a_lower_loss_than_independence(residual: str) -> None:
+    """The oracle is the loss itself, of collapsed embeddings and of views that are white and share nothing."""
+    torch.manual_seed(0)
+    noise = torch.randn(512, 8, dtype=torch.float64)
+    z1, z2 = torch.linalg.qr(noise - noise.mean(0))[0].split(4, dim=1)
+    collapsed = torch.zeros_like(z1)
+    for marginal in ("exact", "series"):
+        for weight in (0.5, 0.9, 1.1, 2.0, 4.0):
+            settings = {"marginal": marginal, "residual": residual, "weight": weight}
+            lower = emim_loss_func(collapsed, collapsed, **settings) < emim_loss_func(z1, z2, **settings)
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                complete_method_kwargs(settings, set())
+            warned = any("can collapse" in str(warning.message) for warning in caught)
+            assert warned == (marginal == "exact" and bool(lower)), (marginal, weight)
+            assert bool(lower) == (weight > 1) or marginal == "series"
