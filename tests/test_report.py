@@ -72,6 +72,10 @@ def test_differences_are_paired_by_seed(folder):
     ).confidence_interval()
     assert cell.estimate.interval == pytest.approx((low, high))
     assert dict(table.lines)["emim − vicreg"][table.keys.index("linear")].estimate.n == 2, "one seed of vicreg is NaN"
+    shown = f"{(low + high) / 2:+.1f} ± {(high - low) / 2:.1f}".replace("-", "−")
+    assert f"| emim − barlow_twins | 3 | {shown} |" in (folder / "differences.md").read_text()
+    latex = shown.replace("±", r"$\pm$").replace("−", "$-$")
+    assert rf"emim $-$ barlow\_twins & 3 & {latex} &" in (folder / "differences.tex").read_text()
 
 
 def test_one_seed_prints_no_interval(tmp_path):

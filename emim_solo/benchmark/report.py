@@ -57,7 +57,9 @@ class Written:
 
 
 def write_report(folder: Path) -> Written:
-    """Make ``report.html``, ``table.md`` and ``table.tex`` in the folder of a benchmark.
+    """Make ``report.html``, ``table.{md,tex}`` and ``differences.{md,tex}`` in the folder of a benchmark.
+
+    The last two are the differences paired by seed; one method has none.
 
     Args:
         folder: holds ``rows.jsonl``; curves, spectra and layouts that the stages left there are shown if present.
@@ -73,6 +75,10 @@ def write_report(folder: Path) -> Written:
     written = Written(folder / REPORT, folder / "table.md", folder / "table.tex", results)
     written.markdown.write_text(to_markdown(table), encoding="utf-8")
     written.latex.write_text(to_latex(table), encoding="utf-8")
+    paired = differences(results)
+    if paired.lines:
+        (folder / "differences.md").write_text(to_markdown(paired), encoding="utf-8")
+        (folder / "differences.tex").write_text(to_latex(paired), encoding="utf-8")
     written.html.write_text(render(folder, results, table), encoding="utf-8")
     return written
 
