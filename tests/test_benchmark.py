@@ -90,8 +90,10 @@ def test_a_view_that_the_others_lack_is_one_deviation():
     one, two = {"crop_size": 32, "rrc": {"enabled": True}}, {"crop_size": 16, "rrc": {"enabled": True}}
     configs = {name: {"augmentations": [one]} for name in "ab"} | {"c": {"augmentations": [one, two]}}
     found = terms.deviations(configs)
-    assert found == {"a": {}, "b": {}, "c": {"augmentations.1": (terms.PRESENT, terms.ABSENT)}}
+    assert found == {"a": {}, "b": {}, "c": {"augmentations.1": ("crop_size 16", terms.ABSENT)}}
     assert terms.undeclared(found, {"c": ["augmentations"]}) == {}
+    configs["c"] = {"augmentations": [one, {"solarization": 0.1}]}
+    assert terms.deviations(configs)["c"] == {"augmentations.1": (terms.PRESENT, terms.ABSENT)}
     configs["c"] = {"augmentations": [one | {"solarization": 0.1}]}  # one key more in a view that they all have
     assert terms.deviations(configs)["c"] == {"augmentations.0.solarization": (0.1, terms.ABSENT)}
 

@@ -24,6 +24,7 @@ TERMS = (
 """Keys of solo-learn's config, each with everything below it."""
 
 ABSENT, PRESENT = "absent", "present"
+_SIZES = ("num_crops", "crop_size")
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -57,7 +58,8 @@ def deviations(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, 
     Returns:
         By method, by dotted key: its own value and the common one. The common value is the most frequent, the
         first method's in a tie. Methods without a deviation have an empty entry. An item that the others' lists
-        lack, say the small crops of ``augmentations``, is one deviation: ``PRESENT`` against ``ABSENT``.
+        lack, say the small crops of ``augmentations``, is one deviation: its number and size of crops, ``PRESENT``
+        where it has none, against ``ABSENT``.
     """
     own = {name: terms(config) for name, config in configs.items()}
     found: dict[str, dict[str, tuple[Any, Any]]] = {name: {} for name in configs}
@@ -77,7 +79,8 @@ def _with_whole_items(found: Mapping[str, tuple[Any, Any]], own: Mapping[str, An
         item = re.match(r".*?\.\d+(?=\.)", key)
         leaves = [leaf for leaf in own if item and _below(leaf, item[0])]
         if item and leaves and all(leaf in found and found[leaf][1] == ABSENT for leaf in leaves):
-            whole[item[0]] = (PRESENT, ABSENT)
+            sizes = (f"{name} {own[key]}" for name in _SIZES if (key := f"{item[0]}.{name}") in own)
+            whole[item[0]] = (" ".join(sizes) or PRESENT, ABSENT)
         else:
             whole[key] = (value, common)
     return whole
