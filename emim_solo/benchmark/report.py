@@ -79,11 +79,11 @@ def write_report(folder: Path) -> Written:
     if paired.lines:
         (folder / "differences.md").write_text(to_markdown(paired), encoding="utf-8")
         (folder / "differences.tex").write_text(to_latex(paired), encoding="utf-8")
-    written.html.write_text(render(folder, results, table), encoding="utf-8")
+    written.html.write_text(render(folder, results, table, paired), encoding="utf-8")
     return written
 
 
-def render(folder: Path, results: Results, table: Table) -> str:
+def render(folder: Path, results: Results, table: Table, paired: Table) -> str:
     """The HTML of the report."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("emim_solo.benchmark"), autoescape=True, undefined=jinja2.StrictUndefined
@@ -108,7 +108,7 @@ def render(folder: Path, results: Results, table: Table) -> str:
         "position": {name: position for position, name in enumerate(results.names)},
         "flags": {name: _flags(results, name) for name in results.names},
         "headline": table,
-        "differences": differences(results),
+        "differences": paired,
         "focus": results.focus(),
         "several_seeds": len(results.all_seeds()) > 1,
         "accuracy_charts": _accuracy_charts(results),
