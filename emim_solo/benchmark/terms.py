@@ -79,7 +79,8 @@ def _with_whole_items(found: Mapping[str, tuple[Any, Any]], own: Mapping[str, An
         item = re.match(r".*?\.\d+(?=\.)", key)
         leaves = [leaf for leaf in own if item and _below(leaf, item[0])]
         if item and leaves and all(leaf in found and found[leaf][1] == ABSENT for leaf in leaves):
-            sizes = (f"{name} {own[key]}" for name in _SIZES if (key := f"{item[0]}.{name}") in own)
+            below = {leaf.removeprefix(f"{item[0]}."): own[leaf] for leaf in leaves}
+            sizes = [f"{name} {below[name]}" for name in _SIZES if name in below]
             whole[item[0]] = (" ".join(sizes) or PRESENT, ABSENT)
         else:
             whole[key] = (value, common)
