@@ -31,6 +31,8 @@ def install() -> None:
         _step_schedules(model)
     _modernise_momentum(base.BaseMomentumMethod)
     _run_closure_before_lars(importlib.import_module("solo.utils.lars").LARSWrapper)
+    _tell_clippings_apart(importlib.import_module("solo.methods.dino").DINO)
+    _put_back_cholesky(importlib.import_module("solo.utils.whitening"))
     _only_update_knn(importlib.import_module("solo.utils.knn").WeightedKNNClassifier)
     try:
         auto_umap = importlib.import_module("solo.utils.auto_umap")
@@ -147,6 +149,26 @@ def _run_closure_before_lars(wrapper: Any) -> None:
         return loss
 
     wrapper.step = step_after_closure
+
+
+def _tell_clippings_apart(dino: Any) -> None:
+    """DINO has a ``clip_gradients(clip)`` of its own, and Lightning 2 calls one of that name with an optimizer."""
+    clip_gradients = dino.clip_gradients
+
+    def clip_own_or_any(self: Any, clip: Any, *args: Any, **kwargs: Any) -> None:
+        if isinstance(clip, torch.optim.Optimizer):
+            lightning.pytorch.LightningModule.clip_gradients(self, clip, *args, **kwargs)
+        else:
+            clip_gradients(self, clip)
+
+    dino.clip_gradients = clip_own_or_any
+
+
+def _put_back_cholesky(module: Any) -> None:
+    """W-MSE whitens with ``torch.cholesky``, which is ``torch.linalg.cholesky`` now: there, and nowhere else."""
+    namespace = ModuleType("torch")
+    namespace.__dict__.update(vars(torch), cholesky=torch.linalg.cholesky)
+    module.torch = namespace
 
 
 def _only_update_knn(metric: Any) -> None:

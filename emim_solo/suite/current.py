@@ -16,21 +16,25 @@ import torch
 from lightning.pytorch import Callback, LightningModule
 from omegaconf import DictConfig, OmegaConf
 from solo.methods import METHODS
-from solo.methods.base import BaseMethod
+from solo.methods.base import BaseMethod, BaseMomentumMethod
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from emim_solo.errors import UsageError
 from emim_solo.method import EMIMMethod, complete_method_kwargs
 from emim_solo.suite.face import Suite, allow_few_classes, give_small_image_stem, open_copy, plain
+from emim_solo.suite.mended import LabelsOptional
+from emim_solo.suite.needs import check_method
 
 
-class EMIM(EMIMMethod, BaseMethod):
+class EMIM(EMIMMethod, LabelsOptional, BaseMethod):
     """EMIM on main's ``BaseMethod(cfg)``."""
 
     def __init__(self, cfg: DictConfig) -> None:
         super().__init__(cfg)
         self.add_emim(cfg.method_kwargs)  # completed in place by the base class
+        if OmegaConf.select(cfg, "data.no_labels", default=False):
+            self.without_labels()  # main_pretrain.py builds this class as it is
 
     def multicrop_forward(self, X: Tensor) -> dict[str, Any]:
         """Features and embeddings of a small crop."""
@@ -46,9 +50,12 @@ class EMIM(EMIMMethod, BaseMethod):
 
 
 def _names_of_other_methods() -> set[str]:
+    return set().union(*(_names_read_by(method) for name, method in METHODS.items() if name != "emim"))
+
+
+def _names_read_by(method: type) -> set[str]:
     """main has no list of what its methods read from ``method_kwargs``: their source is the list."""
-    sources = (inspect.getsource(sys.modules[method.__module__]) for name, method in METHODS.items() if name != "emim")
-    return set(re.findall(r"method_kwargs\.(\w+)", "\n".join(sources)))
+    return set(re.findall(r"method_kwargs\.(\w+)", inspect.getsource(sys.modules[method.__module__])))
 
 
 class CurrentSuite(Suite):
@@ -68,20 +75,31 @@ class CurrentSuite(Suite):
         from solo.args.pretrain import parse_cfg
 
         cfg = parse_cfg(open_copy(cfg))
-        return self.methods()[cfg.method].add_and_assert_specific_cfg(cfg)
+        method = self.methods()[cfg.method]
+        if issubclass(method, BaseMomentumMethod) and OmegaConf.select(cfg, "momentum") is None:
+            cfg.momentum = {}  # every key has a default, and the section none
+        cfg = method.add_and_assert_specific_cfg(cfg)
+        if cfg.backbone.name.startswith("vit"):  # timm's own default is 224 pixels, whatever the crops are
+            cfg.backbone.kwargs = {"img_size": cfg.augmentations[0].crop_size} | plain(cfg.backbone.kwargs)
+        if method is not EMIM and (missing := sorted(_names_read_by(method) - set(cfg.method_kwargs))):
+            names = ", ".join(f"method_kwargs.{name}" for name in missing)
+            raise UsageError(
+                f"{cfg.method} needs {names}: solo-learn main has no default for them; its "
+                f"scripts/pretrain/cifar have a config of each method to take them from"
+            )
+        check_method(cfg)
+        return cfg
 
     def constructor_kwargs(self, cfg: DictConfig) -> dict[str, Any]:
         return {"cfg": open_copy(cfg)}
 
-    def build(self, cfg: DictConfig) -> LightningModule:
+    def _finish(self, model: Any, cfg: DictConfig) -> None:
         from solo.utils.misc import make_contiguous
 
-        model = self.methods()[cfg.method](**self.constructor_kwargs(cfg))
         self._fit_stem(model, cfg)
         make_contiguous(model)
         if not cfg.performance.disable_channel_last:
-            model = model.to(memory_format=torch.channels_last)
-        return model
+            model.to(memory_format=torch.channels_last)
 
     def _fit_stem(self, model: Any, cfg: DictConfig) -> None:
         if not OmegaConf.select(cfg, "backbone.small_image_stem", default=False):

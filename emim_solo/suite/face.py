@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from emim_solo.errors import UsageError
+from emim_solo.suite.mended import mended
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -102,9 +104,37 @@ class Suite(ABC):
     def constructor_kwargs(self, cfg: DictConfig) -> dict[str, Any]:
         """What the class of ``cfg.method`` (and its ``load_from_checkpoint``) takes; ``cfg`` is complete."""
 
-    @abstractmethod
     def build(self, cfg: DictConfig) -> LightningModule:
-        """The method ``cfg.method``, freshly initialised; ``cfg`` is complete."""
+        """The method ``cfg.method``, freshly initialised, with what goes wrong in the suite's mended.
+
+        Args:
+            cfg: complete.
+
+        Raises:
+            UsageError: the method's class takes no such ``method_kwargs``, backbone or momentum.
+        """
+        allow_few_classes(importlib.import_module("solo.methods.base"))  # of the momentum classifier
+        method = mended(self.methods()[cfg.method])
+        try:
+            model: Any = method(**self.constructor_kwargs(cfg))
+        except UsageError:
+            raise
+        except (AssertionError, AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise UsageError(
+                f"{cfg.method} of solo-learn {self.version} cannot be built ({type(error).__name__}: "
+                f"{str(error).splitlines()[0] if str(error) else 'its own check'}): look at method_kwargs, backbone.kwargs "
+                "and momentum"
+            ) from error
+        if cfg.data.no_labels:
+            model.without_labels()
+        if cfg.data.val_path is None:
+            model.knn_eval = False  # it would keep the features of every step, and never be asked
+        self._finish(model, cfg)
+        return model
+
+    @abstractmethod
+    def _finish(self, model: Any, cfg: DictConfig) -> None:
+        """What this generation's class does not take from ``cfg``."""
 
     def load_checkpoint(self, path: Path, cfg: DictConfig) -> LightningModule:
         """The method ``cfg.method`` with the weights of a checkpoint, in evaluation mode, on the CPU."""

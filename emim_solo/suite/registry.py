@@ -27,6 +27,8 @@ from emim_solo.errors import UsageError
 from emim_solo.method import DEFAULTS as EMIM_DEFAULTS
 from emim_solo.method import EMIMMethod, complete_method_kwargs
 from emim_solo.suite.face import IMAGENET_MEAN, IMAGENET_STD, Suite, allow_few_classes, open_copy, plain
+from emim_solo.suite.mended import LabelsOptional
+from emim_solo.suite.needs import check_method
 
 _ONLY_MAIN = "solo-learn main has it, 1.0.2 (installed) does not"
 
@@ -69,7 +71,7 @@ _LINEAR_DEFAULTS: dict[str, Any] = {
 }
 
 
-class EMIM(EMIMMethod, BaseMethod):
+class EMIM(EMIMMethod, LabelsOptional, BaseMethod):
     """EMIM on 1.0.2's ``BaseMethod(**kwargs)``."""
 
     def __init__(self, **kwargs: Any) -> None:
@@ -162,6 +164,7 @@ class RegistrySuite(Suite):
         else:
             own = self._method_defaults(cfg.method)
             cfg.method_kwargs = own | {name: value for name, value in given.items() if name in own}
+        check_method(cfg)
         return cfg
 
     def _complete_common(self, cfg: DictConfig, defaults: dict[str, Any]) -> DictConfig:
@@ -204,12 +207,10 @@ class RegistrySuite(Suite):
 
     # -- models -------------------------------------------------------------------------------------------------
 
-    def build(self, cfg: DictConfig) -> LightningModule:
-        model = self.methods()[cfg.method](**self.constructor_kwargs(cfg))
+    def _finish(self, model: Any, cfg: DictConfig) -> None:
         model.scheduler_interval = cfg.scheduler.interval
         if cfg.knn_eval.enabled:  # 1.0.2 itself offers Euclidean distance only
             model.knn = self.knn_classifier(cfg.knn_eval.k, 0.07, cfg.knn_eval.distance_func)
-        return model
 
     def constructor_kwargs(self, cfg: DictConfig) -> dict[str, Any]:
         values = plain(cfg)
