@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,15 @@ def check_folders(cfg: DictConfig) -> None:
             continue
         if not any(entry.is_dir() for entry in folder.iterdir()):
             raise UsageError(f"data.{key}: '{folder}' has no class folders: expected '{folder}/<class>/<image>'")
+
+
+def why_no_accuracy(data: Mapping[str, Any]) -> str | None:
+    """Why accuracies of a run would say nothing, or None where they would; ``data`` is of its completed config."""
+    if data.get("no_labels"):
+        return "images without labels"
+    if data.get("val_path") is None:
+        return "no validation images (data.val_path)"
+    return "a single class" if data.get("num_classes") == 1 else None
 
 
 def check_dataset(dataset: Any, name: str) -> None:

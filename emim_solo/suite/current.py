@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,9 @@ class CurrentSuite(Suite):
 
     def registry(self) -> dict[str, Any]:
         return METHODS
+
+    def optimizer_makers(self) -> dict[str, Callable[..., Any]]:
+        return dict(BaseMethod._OPTIMIZERS)
 
     def uses_small_crops(self, method: str) -> bool:
         # The base class gives a small crop features and no embedding; the others never look at it.
@@ -142,11 +146,6 @@ class CurrentSuite(Suite):
             frequency=cfg.checkpoint.frequency,
             keep_prev=cfg.checkpoint.keep_prev,
         )
-
-    def find_checkpoint(self, folder: Path, cfg: DictConfig) -> Path | None:
-        from solo.utils.auto_resumer import AutoResumer
-
-        return AutoResumer(checkpoint_dir=folder, max_hours=cfg.auto_resume.max_hours).find_checkpoint(cfg)[0]
 
     def auto_umap(self, cfg: DictConfig) -> Callback:
         try:

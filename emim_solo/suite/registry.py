@@ -6,9 +6,11 @@ import argparse
 import importlib
 import os
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 from solo.args.utils import N_CLASSES_PER_DATASET
@@ -16,9 +18,9 @@ from solo.methods import METHODS
 from solo.methods.base import BaseMethod
 from solo.methods.linear import LinearModel
 from solo.utils import classification_dataloader, pretrain_dataloader
-from solo.utils.auto_resumer import AutoResumer
 from solo.utils.checkpointer import Checkpointer
 from solo.utils.knn import WeightedKNNClassifier
+from solo.utils.lars import LARSWrapper
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
@@ -123,6 +125,7 @@ class CollectiveCheckpointer(Checkpointer):
 
 class RegistrySuite(Suite):
     generation = "1.0.2"
+    linear_optimizers = ("sgd", "lars", "adam")
     schedulers = ("warmup_cosine", "cosine", "step", "none")
 
     def emim_class(self) -> type[LightningModule]:
@@ -130,6 +133,9 @@ class RegistrySuite(Suite):
 
     def registry(self) -> dict[str, Any]:
         return METHODS
+
+    def optimizer_makers(self) -> dict[str, Callable[..., Any]]:
+        return {"sgd": torch.optim.SGD, "lars": _lars, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
     def uses_small_crops(self, method: str) -> bool:
         return method in ("byol", "emim", "simclr")  # the others unpack the features of two crops
@@ -306,20 +312,11 @@ class RegistrySuite(Suite):
 
     def checkpointer(self, cfg: DictConfig) -> Callback:
         return CollectiveCheckpointer(
-            self._arguments(cfg),
+            Namespace(**plain(cfg)),
             logdir=Path(cfg.checkpoint.dir) / cfg.method,
             frequency=cfg.checkpoint.frequency,
             keep_previous_checkpoints=cfg.checkpoint.keep_prev,
         )
-
-    def find_checkpoint(self, folder: Path, cfg: DictConfig) -> Path | None:
-        resumer = AutoResumer(checkpoint_dir=folder, max_hours=cfg.auto_resume.max_hours)
-        return resumer.find_checkpoint(self._arguments(cfg))
-
-    def _arguments(self, cfg: DictConfig) -> Namespace:
-        """main's schema, which goes into args.json, and beside it the names that 1.0.2's AutoResumer compares."""
-        kwargs = self.constructor_kwargs(cfg)
-        return Namespace(**{name: kwargs.get(name) for name in AutoResumer.SHOULD_MATCH} | plain(cfg))
 
     def auto_umap(self, cfg: DictConfig) -> Callback:
         try:
@@ -342,18 +339,42 @@ class RegistrySuite(Suite):
         for name in ("finetune", "auto_augment", "label_smoothing", "mixup", "cutmix"):
             if cfg[name]:
                 raise UsageError(f"{name}={cfg[name]}: {_ONLY_MAIN}; leave it out")
+        fixed = (
+            {"optimizer.kwargs.eta": 1e-3, "optimizer.kwargs.clip_lr": False} if cfg.optimizer.name == "lars" else {}
+        )
+        for key, value in fixed.items():
+            if OmegaConf.select(cfg, key) != value:
+                raise UsageError(f"{key}: 1.0.2's LinearModel has {value} built in; leave it out")
         return cfg
 
     def linear_model(self, backbone: nn.Module, cfg: DictConfig) -> LightningModule:
         allow_few_classes(importlib.import_module("solo.methods.linear"))
         kwargs = self._optimizer_kwargs(plain(cfg))
-        for name in ("eta_lars", "grad_clip_lars"):  # fixed in 1.0.2's LinearModel
+        for name in ("eta_lars", "grad_clip_lars"):  # fixed in 1.0.2's LinearModel, as complete_linear makes sure of
             kwargs.pop(name, None)
         if kwargs["scheduler"] == "warmup_cosine" and cfg.scheduler.warmup_epochs == 0:
             kwargs["scheduler"] = "cosine"  # 1.0.2's LinearModel always warms up for 10 epochs
         model = LinearModel(backbone, num_classes=cfg.data.num_classes, max_epochs=cfg.max_epochs, **kwargs)
         model.scheduler_interval = cfg.scheduler.interval
         return model
+
+
+def _lars(
+    params: Any,
+    lr: float,
+    weight_decay: float,
+    momentum: float = 0.0,
+    dampening: float = 0.0,
+    nesterov: bool = False,
+    eta: float = 1e-3,
+    clip_lr: bool = False,
+    exclude_bias_n_norm: bool = False,
+) -> LARSWrapper:
+    """main's LARS, of which 1.0.2 makes SGD and a wrapper."""
+    sgd = torch.optim.SGD(
+        params, lr=lr, weight_decay=weight_decay, momentum=momentum, dampening=dampening, nesterov=nesterov
+    )
+    return LARSWrapper(sgd, eta=eta, clip=clip_lr, exclude_bias_n_norm=exclude_bias_n_norm)
 
 
 def view_kwargs(cfg: DictConfig, view: DictConfig) -> dict[str, Any]:
