@@ -405,6 +405,21 @@ def test_gradcheck_of_mutual_information(function, form, standardise):
     assert torch.autograd.gradcheck(partial(function, form=form, standardise=standardise), (z1, z2))
 
 
+@pytest.mark.parametrize("kwargs", FAMILY, ids=name_of)
+@pytest.mark.parametrize("size", [(7, 2), (3, 4)])
+def test_second_derivatives_of_the_losses(kwargs, size):
+    """Against finite differences of the gradient; above order 2 that is the series', whose scale moves with the views."""
+    views = [z.requires_grad_() for z in several(2 if size[0] > size[1] else 3, *size)]
+    assert torch.autograd.gradgradcheck(partial(emim_loss_func, **kwargs), views, atol=1e-4)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("standardise", [True, False])
+def test_second_derivatives_of_mutual_information(form, standardise):
+    z1, z2 = (z.requires_grad_() for z in pair(5, 3))
+    assert torch.autograd.gradgradcheck(partial(mutual_information, form=form, standardise=standardise), (z1, z2))
+
+
 @pytest.mark.parametrize("stack", [(), (3,)])
 def test_closed_form_gradients_are_autograds(stack):
     generator = torch.Generator().manual_seed(0)

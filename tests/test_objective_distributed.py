@@ -60,6 +60,13 @@ def value_and_gradients(network: nn.Module, function, z1: Tensor, z2: Tensor) ->
     return [value.detach(), z1.grad, z2.grad, *(p.grad.clone() for p in network.parameters())]
 
 
+def gradient_of_penalty(function, z1: Tensor, z2: Tensor, scale: float = 1) -> Tensor:
+    """Of the summed squares of the gradient in z1, by z1: a second derivative."""
+    z1 = z1.clone().requires_grad_()
+    (grad,) = torch.autograd.grad(function(z1, z2), z1, create_graph=True)
+    return torch.autograd.grad((scale * grad).square().sum(), z1)[0]
+
+
 def refusals(rank: int) -> dict[str, str]:
     """Bad input on one process only: every process must say so and none may hang."""
     z = torch.randn(4, 3, generator=torch.Generator().manual_seed(rank))
@@ -84,6 +91,7 @@ def work(rank: int, folder: str) -> None:
             network = nn.parallel.DistributedDataParallel(model(size[1]))
             for function_name, function in FUNCTIONS.items():
                 results[name, function_name] = value_and_gradients(network, function, z1, z2)
+            results[name, "second"] = [gradient_of_penalty(FUNCTIONS[f], z1, z2) for f in ("default", "exact")]
         one_sample_each = torch.eye(2, 3)[[rank]]
         results["one sample each"] = mutual_information(one_sample_each, one_sample_each)
         results["refusals"] = refusals(rank)
@@ -123,6 +131,16 @@ def test_two_processes_give_the_loss_and_gradient_of_one(two_processes, size, fu
         for mine, its in zip(parameters, expected[3:], strict=True):
             assert its.norm() > 1e-6
             close(mine, its)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_two_processes_give_the_second_derivative_of_one(two_processes, size):
+    for number, function in enumerate(("default", "exact")):
+        # A process's gradient is scaled by their number, see above: the penalty is of that.
+        expected = gradient_of_penalty(FUNCTIONS[function], *inputs(SIZES[size]), scale=WORLD)
+        for rank, results in enumerate(two_processes):
+            mine = results[size, "second"][number]
+            torch.testing.assert_close(mine, expected.chunk(WORLD)[rank], rtol=1e-6, atol=1e-12)
 
 
 def test_one_sample_on_each_process_is_a_batch_of_two(two_processes):
