@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import json
-import os
 import random
 import re
 import resource
@@ -281,23 +280,19 @@ def _data(cfg: DictConfig, suite: Suite) -> LightningDataModule:
     """Training and validation images, checked. With DALI, too, torchvision loads the validation images."""
     train_loader: DataLoader | None = None
     val_loader: DataLoader | None = None
-    with_dali = cfg.data.format == "dali"
-    try:
-        if not with_dali:
-            train_loader = suite.train_loader(cfg)
-        if cfg.data.val_path is not None and not cfg.data.no_labels:
-            val_loader = suite.evaluation_loaders(cfg)[1]
-    except FileNotFoundError as error:  # torchvision's, for a class folder without images
-        raise UsageError(f"{error}: every class folder needs at least one image; add some or remove it") from error
-    if val_loader is not None:
+    if cfg.data.val_path is not None and not cfg.data.no_labels:
+        val_loader = suite.evaluation_loaders(cfg)[1]
+        assert val_loader is not None
         check_dataset(val_loader.dataset, "data.val_path")
-    if train_loader is not None:
-        check_dataset(train_loader.dataset, "data.train_path")
-        if val_loader is not None:
-            check_same_classes(train_loader.dataset, val_loader.dataset)
-        images = len(train_loader.dataset)  # type: ignore[arg-type]
+    if cfg.data.format == "dali":
+        train: Any = dali.check_training_images(cfg)
     else:
-        images = sum(len(files) for _, _, files in os.walk(cfg.data.train_path))
+        train_loader = suite.train_loader(cfg)
+        train = train_loader.dataset
+        check_dataset(train, "data.train_path")
+    if val_loader is not None:
+        check_same_classes(train, val_loader.dataset)
+    images = len(train)
     batch, processes = cfg.optimizer.batch_size, len(cfg.devices) * cfg.num_nodes
     if images < batch * processes:
         raise UsageError(

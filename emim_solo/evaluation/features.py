@@ -138,6 +138,7 @@ def extract_features(checkpoint: Checkpoint) -> Features:
     """Features of all training and validation images of a run, as the suite shows them in evaluation."""
     model = checkpoint.model()
     train, val = load_suite().evaluation_loaders(checkpoint.cfg)
+    assert val is not None  # open_checkpoint has refused a run without them
     name = checkpoint.cfg.name
     return Features(
         extract(model, train, f"{name}: training images"),
