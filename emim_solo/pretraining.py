@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-import os
 import random
 import resource
 import sys
@@ -24,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader
 
 from emim_solo import checkpoints, files, rows
-from emim_solo.data import check_dataset, check_folders, check_same_classes, write_digits
+from emim_solo.data import check_dataset, check_folders, check_same_classes, expand_home, write_digits
 from emim_solo.errors import UsageError
 from emim_solo.stopping import Stopped
 from emim_solo.suite import Suite, dali, load_suite, plain
@@ -45,7 +44,6 @@ _REQUIRED = (
     "scheduler.name",
     "max_epochs",
 )
-_PATHS = ("data.train_path", "data.val_path", "checkpoint.dir", "auto_umap.dir", "resume_from_checkpoint")
 _ANY_NUMBER_OF_CROPS = ("wmse", "mae")  # as in the suite's main_pretrain.py
 _RESULTS = "emim_solo"  # of a checkpoint: the results of its run so far
 
@@ -68,9 +66,7 @@ def prepare(cfg: DictConfig) -> DictConfig:
     missing = [key for key in _REQUIRED if OmegaConf.select(cfg, key) is None]
     if missing:
         raise UsageError(f"config lacks {', '.join(missing)}: see 'emim-solo configs' for complete ones")
-    for key in _PATHS:
-        if (path := OmegaConf.select(cfg, key)) is not None:
-            OmegaConf.update(cfg, key, os.path.expanduser(path))
+    expand_home(cfg)
     files.check_name("name", cfg.name)
     suite.check_values(cfg)
     if cfg.optimizer.batch_size < 2:
@@ -384,23 +380,19 @@ def _data(cfg: DictConfig, suite: Suite) -> LightningDataModule:
     """Training and validation images, checked. With DALI, too, torchvision loads the validation images."""
     train_loader: DataLoader | None = None
     val_loader: DataLoader | None = None
-    with_dali = cfg.data.format == "dali"
-    try:
-        if not with_dali:
-            train_loader = suite.train_loader(cfg)
-        if cfg.data.val_path is not None and not cfg.data.no_labels:
-            val_loader = suite.evaluation_loaders(cfg)[1]
-    except FileNotFoundError as error:  # torchvision's, for a class folder without images
-        raise UsageError(f"{error}: every class folder needs at least one image; add some or remove it") from error
-    if val_loader is not None:
+    if cfg.data.val_path is not None and not cfg.data.no_labels:
+        val_loader = suite.evaluation_loaders(cfg)[1]
+        assert val_loader is not None
         check_dataset(val_loader.dataset, "data.val_path")
-    if train_loader is not None:
-        check_dataset(train_loader.dataset, "data.train_path")
-        if val_loader is not None:
-            check_same_classes(train_loader.dataset, val_loader.dataset)
-        images = len(train_loader.dataset)  # type: ignore[arg-type]
+    if cfg.data.format == "dali":
+        train: Any = dali.check_training_images(cfg)
     else:
-        images = sum(len(files) for _, _, files in os.walk(cfg.data.train_path))
+        train_loader = suite.train_loader(cfg)
+        train = train_loader.dataset
+        check_dataset(train, "data.train_path")
+    if val_loader is not None:
+        check_same_classes(train, val_loader.dataset)
+    images = len(train)
     batch, processes = cfg.optimizer.batch_size, len(cfg.devices) * cfg.num_nodes
     if images < batch * processes:
         raise UsageError(

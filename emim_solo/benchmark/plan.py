@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from emim_solo import configs, files, rows, suite
 from emim_solo.benchmark.terms import deviations, undeclared
+from emim_solo.data import expand_home
 from emim_solo.errors import UsageError
 from emim_solo.evaluation.knn import DISTANCES, KS, TEMPERATURE
 from emim_solo.evaluation.linear import DEFAULTS as LINEAR_DEFAULTS
@@ -136,7 +137,10 @@ def _complete(cfg: DictConfig) -> dict[str, Any]:
         )
     # A mapping of methods replaces the default one as a whole; all else is merged.
     base = {key: value for key, value in DEFAULTS.items() if key != "methods" or not given.get("methods")}
-    plain = suite.plain(OmegaConf.merge(base, given))
+    merged = OmegaConf.merge(base, given)
+    assert isinstance(merged, DictConfig)
+    expand_home(merged)
+    plain = suite.plain(merged)
     seeds = plain["seeds"]
     if isinstance(seeds, int):
         plain["seeds"] = seeds = [seeds]

@@ -316,8 +316,10 @@ def _umap(folder: Path, results: Results) -> dict[str, Any] | None:
     caption = (
         f"Features of the backbone{_of_seed(first)} in one aligned UMAP layout: an image keeps its place from panel to panel "
         "as far as the methods agree on its neighbours. Distances between far clusters mean little. "
-        "Trustworthiness: how far neighbours here are neighbours in the features. Silhouette: how far classes are apart here."
+        "Trustworthiness: how far neighbours here are neighbours in the features."
     )
+    if first["classes"]:
+        caption += " Silhouette: how far classes are apart here."
     data = {"splits": splits, "colours": class_colours(), "shapes": _shapes()}
     return {"splits": list(splits), "caption": caption, "data": data}
 

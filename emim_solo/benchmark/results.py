@@ -377,6 +377,9 @@ def _cell_text(cell: Cell) -> str:
     return cell.text if not cell.flag or cell.flag in cell.text or cell.text == "NaN" else f"{cell.text} ({cell.flag})"
 
 
+_MARKDOWN = str.maketrans({mark: f"\\{mark}" for mark in "\\|`*<$"})
+
+
 def to_markdown(table: Table) -> str:
     """A Markdown table, best means in bold, notes below."""
 
@@ -387,7 +390,7 @@ def to_markdown(table: Table) -> str:
     lines = [
         f"| {' | '.join(table.heads)} |",
         f"| --- |{' ---: |' * (len(table.heads) - 1)}",
-        *(f"| {' | '.join([name, *map(shown, cells)])} |" for name, cells in table.lines),
+        *(f"| {' | '.join([name.translate(_MARKDOWN), *map(shown, cells)])} |" for name, cells in table.lines),
     ]
     return "\n".join([*lines, "", *(f"- {note}" for note in table.notes)]).rstrip() + "\n"
 

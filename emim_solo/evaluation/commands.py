@@ -127,8 +127,8 @@ def umap_main(arguments: Sequence[str]) -> None:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(arguments)
     checkpoints = [open_checkpoint(folder) for folder in given.folders]
-    output = files.writable_folder(given.output.expanduser(), "--output")
     names = _distinct_names(checkpoints)
+    output = files.writable_folder(given.output.expanduser(), "--output")
     features = dict(zip(names, map(extract_features, checkpoints), strict=True))
     metrics = make_pictures(features, checkpoints[0].cfg, output, seed=given.seed, limit=given.limit)
     for name, found in metrics.items():

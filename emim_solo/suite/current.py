@@ -23,7 +23,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from emim_solo.errors import UsageError
 from emim_solo.method import EMIMMethod, complete_method_kwargs
-from emim_solo.suite.face import Suite, allow_few_classes, give_small_image_stem, open_copy, plain
+from emim_solo.suite.face import Suite, allow_few_classes, count_classes, give_small_image_stem, open_copy, plain
+from emim_solo.suite.folders import reading_folders
 
 
 class EMIM(EMIMMethod, BaseMethod):
@@ -71,7 +72,7 @@ class CurrentSuite(Suite):
     def complete(self, cfg: DictConfig) -> DictConfig:
         from solo.args.pretrain import parse_cfg
 
-        cfg = parse_cfg(open_copy(cfg))
+        cfg = count_classes(parse_cfg(open_copy(cfg)))
         return self.methods()[cfg.method].add_and_assert_specific_cfg(cfg)
 
     def constructor_kwargs(self, cfg: DictConfig) -> dict[str, Any]:
@@ -107,14 +108,15 @@ class CurrentSuite(Suite):
             suite_data.NCropAugmentation(suite_data.build_transform_pipeline(cfg.data.dataset, view), view.num_crops)
             for view in cfg.augmentations
         ]
-        dataset = suite_data.prepare_datasets(
-            cfg.data.dataset,
-            suite_data.FullTransformPipeline(views),
-            train_data_path=cfg.data.train_path,
-            data_format=cfg.data.format,
-            no_labels=cfg.data.no_labels,
-            data_fraction=cfg.data.fraction,
-        )
+        with reading_folders(suite_data, labelled=not cfg.data.no_labels):
+            dataset = suite_data.prepare_datasets(
+                cfg.data.dataset,
+                suite_data.FullTransformPipeline(views),
+                train_data_path=cfg.data.train_path,
+                data_format=cfg.data.format,
+                no_labels=cfg.data.no_labels,
+                data_fraction=cfg.data.fraction,
+            )
         return suite_data.prepare_dataloader(
             dataset, batch_size=cfg.optimizer.batch_size, num_workers=cfg.data.num_workers
         )
@@ -124,18 +126,19 @@ class CurrentSuite(Suite):
 
         return prepare_transforms(dataset)[1]
 
-    def evaluation_datasets(self, cfg: DictConfig) -> tuple[Dataset, Dataset]:
-        from solo.data.classification_dataloader import prepare_datasets
+    def _prepare_evaluation(self, cfg: DictConfig, val_path: str) -> tuple[Dataset, Dataset]:
+        from solo.data import classification_dataloader as suite_data
 
         transform = self.evaluation_transform(cfg)
-        return prepare_datasets(
-            cfg.data.dataset,
-            transform,
-            transform,
-            train_data_path=cfg.data.train_path,
-            val_data_path=cfg.data.val_path,
-            data_format="image_folder" if cfg.data.format == "dali" else cfg.data.format,
-        )
+        with reading_folders(suite_data, labelled=not cfg.data.get("no_labels", False)):
+            return suite_data.prepare_datasets(
+                cfg.data.dataset,
+                transform,
+                transform,
+                train_data_path=cfg.data.train_path,
+                val_data_path=val_path,
+                data_format="image_folder" if cfg.data.format == "dali" else cfg.data.format,
+            )
 
     def checkpointer(self, cfg: DictConfig) -> Callback:
         from solo.utils.checkpointer import Checkpointer
@@ -165,7 +168,7 @@ class CurrentSuite(Suite):
         from solo.args.linear import parse_cfg
         from solo.methods.linear import LinearModel
 
-        return LinearModel.add_and_assert_specific_cfg(parse_cfg(open_copy(cfg)))
+        return LinearModel.add_and_assert_specific_cfg(count_classes(parse_cfg(open_copy(cfg))))
 
     def linear_model(self, backbone: nn.Module, cfg: DictConfig) -> LightningModule:
         from solo.methods import linear

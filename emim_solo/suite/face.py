@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
+from emim_solo.data import class_folders
 from emim_solo.errors import UsageError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -172,9 +173,17 @@ class Suite(ABC):
     def train_loader(self, cfg: DictConfig) -> DataLoader:
         """Batches of (indices, views, labels), shuffled, the last incomplete batch dropped."""
 
+    def evaluation_datasets(self, cfg: DictConfig) -> tuple[Dataset, Dataset | None]:
+        """Train and validation images, both as :meth:`evaluation_transform` shows them.
+
+        Without labels each has the label -1 and ``classes`` is empty. Without ``data.val_path`` there are no second ones.
+        """
+        train, val = self._prepare_evaluation(cfg, cfg.data.val_path or cfg.data.train_path)
+        return train, val if cfg.data.val_path is not None else None
+
     @abstractmethod
-    def evaluation_datasets(self, cfg: DictConfig) -> tuple[Dataset, Dataset]:
-        """Train and validation images, both as :meth:`evaluation_transform` shows them."""
+    def _prepare_evaluation(self, cfg: DictConfig, val_path: str) -> tuple[Dataset, Dataset]:
+        """The suite's own ``prepare_datasets`` of its evaluation."""
 
     @abstractmethod
     def suite_evaluation_transform(self, dataset: str) -> Any:
@@ -199,10 +208,12 @@ class Suite(ABC):
             ]
         )
 
-    def evaluation_loaders(self, cfg: DictConfig) -> tuple[DataLoader, DataLoader]:
+    def evaluation_loaders(self, cfg: DictConfig) -> tuple[DataLoader, DataLoader | None]:
         """All train and validation images in order: the suite's own loaders shuffle and drop the last batch."""
         train, val = (
-            DataLoader(
+            None
+            if dataset is None
+            else DataLoader(
                 dataset,
                 batch_size=cfg.optimizer.batch_size,
                 num_workers=cfg.data.num_workers,
@@ -210,6 +221,7 @@ class Suite(ABC):
             )
             for dataset in self.evaluation_datasets(cfg)
         )
+        assert train is not None
         return train, val
 
     # -- callbacks and evaluation -------------------------------------------------------------------------------
@@ -246,6 +258,14 @@ def open_copy(cfg: DictConfig) -> DictConfig:
     """A copy that takes new keys: completing a config writes defaults into it."""
     cfg = cfg.copy()
     OmegaConf.set_struct(cfg, False)
+    return cfg
+
+
+def count_classes(cfg: DictConfig) -> DictConfig:
+    """Set ``data.num_classes`` of a ``custom`` folder to what is read as a class: the suite counts every folder in it."""
+    if cfg.data.dataset == "custom":
+        labelled = not cfg.data.get("no_labels", False)
+        cfg.data.num_classes = max(1, len(class_folders(cfg.data.train_path))) if labelled else 1
     return cfg
 
 

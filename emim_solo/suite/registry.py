@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +27,16 @@ from torch.utils.data import DataLoader, Dataset
 from emim_solo.errors import UsageError
 from emim_solo.method import DEFAULTS as EMIM_DEFAULTS
 from emim_solo.method import EMIMMethod, complete_method_kwargs
-from emim_solo.suite.face import IMAGENET_MEAN, IMAGENET_STD, Suite, allow_few_classes, open_copy, plain
+from emim_solo.suite.face import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Suite,
+    allow_few_classes,
+    count_classes,
+    open_copy,
+    plain,
+)
+from emim_solo.suite.folders import reading_folders
 
 _ONLY_MAIN = "solo-learn main has it, 1.0.2 (installed) does not"
 
@@ -178,9 +186,8 @@ class RegistrySuite(Suite):
             raise UsageError(f"data.format=h5 and data.fraction: {_ONLY_MAIN}; use the whole image folder")
         if cfg.optimizer.exclude_bias_n_norm_wd:
             raise UsageError(f"optimizer.exclude_bias_n_norm_wd=True: {_ONLY_MAIN}; leave it out")
-        cfg.data.num_classes = N_CLASSES_PER_DATASET.get(cfg.data.dataset) or max(
-            1, sum(entry.is_dir() for entry in os.scandir(cfg.data.train_path))
-        )
+        cfg.data.num_classes = N_CLASSES_PER_DATASET.get(cfg.data.dataset, 1)
+        count_classes(cfg)
         cfg.optimizer.lr *= self._batch_scale(cfg)
         extra = {
             "sgd": {"momentum": 0.9},
@@ -283,13 +290,14 @@ class RegistrySuite(Suite):
             views, num_crops_per_aug=[view.num_crops for view in cfg.augmentations]
         )
         train_path = Path(cfg.data.train_path).absolute()
-        dataset = pretrain_dataloader.prepare_datasets(
-            cfg.data.dataset,
-            transform,
-            data_dir=train_path.parent,
-            train_dir=train_path.name,
-            no_labels=cfg.data.no_labels,
-        )
+        with reading_folders(pretrain_dataloader, labelled=not cfg.data.no_labels):
+            dataset = pretrain_dataloader.prepare_datasets(
+                cfg.data.dataset,
+                transform,
+                data_dir=train_path.parent,
+                train_dir=train_path.name,
+                no_labels=cfg.data.no_labels,
+            )
         return pretrain_dataloader.prepare_dataloader(
             dataset, batch_size=cfg.optimizer.batch_size, num_workers=cfg.data.num_workers
         )
@@ -297,16 +305,17 @@ class RegistrySuite(Suite):
     def suite_evaluation_transform(self, dataset: str) -> Any:
         return classification_dataloader.prepare_transforms(dataset)[1]
 
-    def evaluation_datasets(self, cfg: DictConfig) -> tuple[Dataset, Dataset]:
+    def _prepare_evaluation(self, cfg: DictConfig, val_path: str) -> tuple[Dataset, Dataset]:
         transform = self.evaluation_transform(cfg)
-        return classification_dataloader.prepare_datasets(
-            cfg.data.dataset,
-            transform,
-            transform,
-            data_dir=Path("/"),  # joined with absolute folders: the folders themselves
-            train_dir=Path(cfg.data.train_path).absolute(),
-            val_dir=Path(cfg.data.val_path).absolute(),
-        )
+        with reading_folders(classification_dataloader, labelled=not cfg.data.get("no_labels", False)):
+            return classification_dataloader.prepare_datasets(
+                cfg.data.dataset,
+                transform,
+                transform,
+                data_dir=Path("/"),  # joined with absolute folders: the folders themselves
+                train_dir=Path(cfg.data.train_path).absolute(),
+                val_dir=Path(val_path).absolute(),
+            )
 
     # -- callbacks and evaluation -------------------------------------------------------------------------------
 
