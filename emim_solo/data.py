@@ -121,7 +121,7 @@ def find_images(folder: str | os.PathLike[str], *, labelled: bool) -> Images:
     labels = [label if labelled else -1 for label, own in enumerate(by_class.values()) for _ in own]
     if others:
         _say_once(f"'{folder}': {len(paths)} images; passed over: {others}")
-    return Images(paths, labels, classes)
+    return Images(paths, labels, [_readable(name) for name in classes])
 
 
 def class_folders(folder: str | os.PathLike[str], name: str = "") -> list[str]:
@@ -180,7 +180,12 @@ def _say_once(line: str) -> None:
     from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
     if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
-        print(line, flush=True)
+        print(_readable(line), flush=True)
+
+
+def _readable(name: str) -> str:
+    """A name from an old archive may be no UTF-8, which can be opened and not be written."""
+    return os.fsencode(name).decode(errors="replace")
 
 
 def expand_home(cfg: DictConfig) -> None:

@@ -334,7 +334,10 @@ class _LogDet(Function):
     @staticmethod
     def forward(matrices: Tensor, with_inverse: bool) -> tuple[Tensor, Tensor | None]:
         factor, info = torch.linalg.cholesky_ex(matrices)
-        factor.diagonal(dim1=-2, dim2=-1).masked_fill_((info != 0)[..., None], math.nan)
+        if not _can_look(info):
+            factor.diagonal(dim1=-2, dim2=-1).masked_fill_((info != 0)[..., None], math.nan)
+        elif info.any():
+            raise _NotPositiveDefinite
         inverse = torch.cholesky_inverse(factor) if with_inverse else None
         return 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1), inverse
 
@@ -402,8 +405,6 @@ def log_det(matrices: Tensor) -> Tensor:
             `mutual_information` gives NaN.
     """
     result: Tensor = _LogDet.apply(matrices, torch.is_grad_enabled())[0]
-    if _can_look(result) and result.isnan().any():
-        raise _NotPositiveDefinite
     return result
 
 
@@ -448,12 +449,12 @@ def _views(embeddings: Sequence[Tensor], standardise: bool) -> Tensor:
     std = inverse_std.reciprocal()
     # The mean of a constant feature is rounded, so what centring leaves is no signal, whatever its size.
     constant = std <= 2 * smallest_std + 16 * torch.finfo(dtype).eps * mean.abs()
-    # Batch normalisation makes zeros, not NaN, of a feature whose variance overflows.
-    factor = (~constant).to(dtype).masked_fill(std.isinf(), math.nan)
     if _can_look(std):
         _check_finite(std, views)
-        if factor.all():  # spares a pass over the embeddings
+        if not constant.any():  # spares a pass over the embeddings
             return scaled.view_as(views)
+    # Batch normalisation makes zeros, not NaN, of a feature whose variance overflows.
+    factor = (~constant).to(dtype).masked_fill(std.isinf(), math.nan)
     return (scaled * factor).view_as(views)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import warnings
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from emim_solo.data import IMAGE_SUFFIXES, check_images, expand_home, find_images, load_rgb, write_digits
 from emim_solo.errors import UsageError
+from emim_solo.evaluation.thumbnails import write_sprite_sheet
 from emim_solo.pretraining import prepare
 from emim_solo.suite import load_suite
 
@@ -105,6 +107,22 @@ def test_class_folders_are_those_with_a_name_of_their_own(messy: Path, capsys: p
         *(("1.JPG", 0), ("2.jpeg", 0), ("3.tif", 1), ("4.webp", 1))
     ]
     assert "1 outside the class folders" in capsys.readouterr().out
+
+
+def test_names_that_are_no_utf8_are_read_and_can_be_written(tmp_path: Path, solid_image: SolidImage) -> None:
+    for name in (os.fsdecode(b"M\xfcller"), "other"):
+        solid_image(tmp_path / name / os.fsdecode(b"\xe4.png"))
+    found = find_images(tmp_path, labelled=True)
+    assert found.classes == ["M\ufffdller", "other"]
+    assert [load_rgb(path).size for path in found.paths] == [(32, 32)] * 2
+
+
+def test_folder_that_cannot_be_listed_is_named(tmp_path: Path, solid_image: SolidImage) -> None:
+    """A file in its place stands for whatever may keep a folder from being listed: rights do not hold for root."""
+    file = solid_image(tmp_path / "images.png")
+    for labelled in (False, True):
+        with pytest.raises(UsageError, match=f"cannot list folder '{file}'"):
+            find_images(file, labelled=labelled)
 
 
 def test_links_are_followed_and_end(messy: Path, tmp_path: Path, solid_image: SolidImage) -> None:
@@ -311,6 +329,32 @@ def test_image_is_shown_upright(suffix: str, deep: bool, tmp_path: Path) -> None
     flat = GREY[..., None].repeat(3, -1) / 257 if image.mode.startswith("I") else RED
     assert shown.shape == (40, 30, 3)
     np.testing.assert_allclose(shown, np.rot90(flat, -1), atol=8)
+
+
+def test_training_evaluation_and_thumbnails_show_the_same_side_up(
+    tmp_path: Path, make_cfg: Callable[..., DictConfig]
+) -> None:
+    image = Image.new("RGB", (40, 40), "red")
+    image.paste("blue", (0, 20, 40, 40))
+    exif = Image.Exif()
+    exif[0x0112] = 3  # stored upside down: blue belongs on top
+    for number in range(4):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        image.save(tmp_path / "images" / f"{number}.jpg", exif=exif, quality=100, subsampling=0)
+    view = {**PLAIN_VIEW, "rrc": {"enabled": True, "crop_min_scale": 1.0, "crop_max_scale": 1.0}}
+    data = {"train_path": str(tmp_path / "images"), "val_path": None, "no_labels": True}
+    cfg = prepare(make_cfg(data=data, augmentations=[view], optimizer__batch_size=4))
+    suite = load_suite()
+    ((_, (trained, *_), _),) = suite.train_loader(cfg)
+    loader, _ = suite.evaluation_loaders(cfg)
+    ((evaluated, _),) = loader
+    for shown in (*trained, *evaluated):
+        red, _, blue = shown[:, :12].mean(dim=(1, 2))
+        assert blue > red + 1
+    write_sprite_sheet(loader.dataset, [0], tmp_path / "sheet.webp", side=32)
+    sheet = np.asarray(Image.open(tmp_path / "sheet.webp").convert("RGB"), dtype=float)
+    red, _, blue = sheet[:12].mean(axis=(0, 1))
+    assert blue > red + 100
 
 
 def test_dark_images_of_many_bits_are_said_to_be_dark(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
