@@ -2,9 +2,10 @@
 
     python benchmarks/objective_speed.py [--threads 1] [--repeats 5] [--sizes 256x128 256x2048] [--output speed.json]
 
-All losses take turns within every repeat, so that a busy machine slows them alike; the figure is the median. Peak
-memory is what a first call adds to the process (CPU, each in a fork of its own) or to the allocator (CUDA).
-The default sizes take a few minutes on one core, nearly all of it in the suite's losses at width 8192.
+All losses take turns within every repeat, so that a busy machine slows them alike; the figure is the median, on a GPU
+between two events of its own clock. Peak memory is what a first call adds to the process (CPU, each in a fork of its
+own) or to the allocator (CUDA). The default sizes take some ten minutes on one core, nearly all of it in the suite's
+losses at width 8192 and in factorisations of 4096 x 4096. Where there is a GPU, a section of it follows.
 """
 
 from __future__ import annotations
@@ -52,14 +53,23 @@ def embeddings(size: tuple[int, int], device: str) -> tuple[Tensor, Tensor]:
 
 def seconds(loss: Loss, z1: Tensor, z2: Tensor, calls: int = 1) -> float:
     """Of one forward and backward pass, the mean over `calls`."""
-    synchronise = torch.cuda.synchronize if z1.is_cuda else lambda: None
-    synchronise()
-    start = time.perf_counter()
-    for _ in range(calls):
+
+    def step() -> None:
         z1.grad = z2.grad = None
         loss(z1, z2).backward()
-    synchronise()
-    return (time.perf_counter() - start) / calls
+
+    if z1.is_cuda:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(calls):
+            step()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3 / calls
+    begin = time.perf_counter()
+    for _ in range(calls):
+        step()
+    return (time.perf_counter() - begin) / calls
 
 
 def median_seconds(all_losses: dict[str, Loss], size: tuple[int, int], device: str, repeats: int) -> dict[str, Any]:
@@ -101,26 +111,18 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(samples), int(dimension)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    default_sizes = [(256, 128), (256, 2048), (1024, 2048), (256, 8192)]
-    parser.add_argument("--sizes", type=parse_size, nargs="+", default=default_sizes, metavar="NxD")
-    parser.add_argument("--output", type=Path, help="JSON of the raw figures")
-    args = parser.parse_args()
-
-    torch.set_num_threads(args.threads)
+def section(device: str, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Prints a device's table and returns its rows."""
     all_losses = losses()
     # Memory first: threads that a timing has started do not survive a fork.
-    peaks = {size: {name: peak_mib(f, size, args.device) for name, f in all_losses.items()} for size in args.sizes}
-    processor = torch.cuda.get_device_name() if args.device == "cuda" else platform.processor() or platform.machine()
-    print(f"torch {torch.__version__}, {processor}, {args.threads} thread(s), float32, median of {args.repeats}")
+    peaks = {size: {name: peak_mib(f, size, device) for name, f in all_losses.items()} for size in args.sizes}
+    on_cpu = f"{platform.processor() or platform.machine()}, {args.threads} thread(s)"
+    processor = torch.cuda.get_device_name() if device == "cuda" else on_cpu
+    print(f"torch {torch.__version__}, {processor}, float32, median of {args.repeats}")
     print(f"{'N x d':>12}  {'loss':<22}{'ms':>10}{'x barlow':>10}{'x vicreg':>10}{'peak MiB':>10}  x: times faster")
     rows = []
     for size in args.sizes:
-        measured = median_seconds(all_losses, size, args.device, args.repeats)
+        measured = median_seconds(all_losses, size, device, args.repeats)
         barlow, vicreg = (measured[f"{name} (suite)"]["seconds"] for name in ("barlow", "vicreg"))
         for name, row in measured.items():
             taken, peak = row["seconds"], peaks[size][name]
@@ -129,10 +131,28 @@ def main() -> None:
                 f"{vicreg / taken:>10.1f}{peak:>10.1f}",
                 flush=True,
             )
-            rows.append({"samples": size[0], "dimension": size[1], "loss": name, "peak_mib": peak, **row})
+            at = {"processor": processor, "samples": size[0], "dimension": size[1]}
+            rows.append({**at, "loss": name, "peak_mib": peak, **row})
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=5)
+    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    parser.add_argument("--devices", choices=("cpu", "cuda"), nargs="+", default=devices, help="all there are")
+    default_sizes = [(256, 128), (256, 2048), (1024, 2048), (256, 8192), (4096, 2048)]
+    parser.add_argument("--sizes", type=parse_size, nargs="+", default=default_sizes, metavar="NxD")
+    parser.add_argument("--output", type=Path, help="JSON of the raw figures")
+    args = parser.parse_args()
+
+    torch.set_num_threads(args.threads)
+    rows = [row for device in args.devices for row in section(device, args)]
     if args.output:
-        setting = {"torch": torch.__version__, "processor": processor, "device": args.device, "threads": args.threads}
-        args.output.write_text(json.dumps({**setting, "repeats": args.repeats, "rows": rows}, indent=1))
+        args.output.write_text(
+            json.dumps({"torch": torch.__version__, "repeats": args.repeats, "rows": rows}, indent=1)
+        )
 
 
 if __name__ == "__main__":

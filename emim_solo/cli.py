@@ -6,11 +6,14 @@ import importlib
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from emim_solo import files
 from emim_solo.errors import UsageError
+from emim_solo.stopping import Stopped, stoppable
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -42,9 +45,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not sys.stdout.isatty():  # a log file keeps every state of Lightning's bars: one in a thousand will do
         os.environ.setdefault("TQDM_MINITERS", "1000")
     try:
-        COMMANDS[command](rest)
+        with stoppable(), _one_line():
+            COMMANDS[command](rest)
+    except Stopped as stopped:
+        stopped.continues = _CONTINUES.get(command) or stopped.continues or "the same command starts again"
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print(f"emim-solo: {stopped}", file=sys.stderr)
+        raise SystemExit(stopped.status) from None
+
+
+@contextmanager
+def _one_line() -> Iterator[None]:
+    """What a user can mend is one line; a fault of ours keeps its traceback."""
+    try:
+        yield
     except (UsageError, FloatingPointError) as error:
         _exit(str(error))
+    except OSError as error:
+        line = files.explain(error)
+        if line is None:
+            raise
+        _exit(line)
 
 
 def _exit(message: str) -> None:
@@ -74,10 +95,8 @@ def hydra_run(task: Callable[[DictConfig], Any], arguments: Sequence[str]) -> No
 
     def run(cfg: DictConfig) -> None:
         sys.argv = original  # Lightning starts the other processes of a DDP run with this very command
-        try:
+        with _one_line():  # inside: Hydra would add its own lines
             task(cfg)
-        except (UsageError, FloatingPointError) as error:
-            _exit(str(error))
 
     sys.argv = [original[0], *arguments]
     try:
@@ -97,7 +116,10 @@ def _pretrain(arguments: Sequence[str]) -> None:
             summarise(row)
 
     def summarise(row: dict[str, Any]) -> None:
-        shown = ("val_acc1", "val_knn_acc1", "train_mi", "train_mi_null")
+        from emim_solo.data import why_no_accuracy
+
+        accuracies = () if why_no_accuracy(row["config"]["data"]) else ("val_acc1", "val_knn_acc1")
+        shown = (*accuracies, "train_mi", "train_mi_null")
         values = ", ".join(f"{name} {row['metrics'][name]:.2f}" for name in shown if name in row["metrics"])
         print(f"{row['name']}: {row['epochs']} epochs in {row['seconds']:.0f} s; {values or 'no validation metrics'}")
         results = Path(row["config"]["checkpoint"]["dir"]) / "rows.jsonl"
@@ -133,6 +155,7 @@ def _lazily(module: str, function: str) -> Callable[[Sequence[str]], None]:
     return command
 
 
+_CONTINUES = {"benchmark": "the same command goes on where it was"}
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "pretrain": _pretrain,
     "benchmark": _benchmark,

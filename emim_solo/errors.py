@@ -9,3 +9,7 @@ class UsageError(ValueError):
     The message says what was wrong, what was expected and what to do. The command line prints it on one line
     and exits with status 2, without a traceback.
     """
+
+    def __init__(self, message: str) -> None:
+        # A DataLoader raises the error of its worker again with the worker's whole traceback for a message.
+        super().__init__(message.rpartition(f"{__name__}.{type(self).__name__}: ")[2].rstrip())

@@ -140,9 +140,11 @@ class EMIMMethod(LightningModule):
         emim_loss = emim_loss_func(z1, z2, *more, **self.objective_kwargs)
         self.log("train_emim_loss", emim_loss, on_epoch=True, sync_dist=True)
 
-        # Exact MI costs two sets of factorisations: only on the steps whose metrics the trainer writes down.
+        # Exact MI costs two sets of factorisations, and a GPU waits where a value is read: only on the steps whose
+        # metrics the trainer writes down.
         interval = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if interval and (self.trainer.global_step + 1) % interval == 0:
+            self._check_finite(emim_loss, z1, z2, *more)
             noise_variance = self.objective_kwargs["noise_variance"]
             with torch.no_grad():
                 self.log("train_mi", mutual_information(z1, z2, noise_variance=noise_variance))
@@ -150,6 +152,16 @@ class EMIMMethod(LightningModule):
 
         self._latest = z1.detach()[:_IMAGES_TO_JUDGE_COLLAPSE]
         return emim_loss + out["loss"]
+
+    def _check_finite(self, emim_loss: Tensor, *embeddings: Tensor) -> None:
+        """Says on a GPU, later, what the objective says at once on the CPU. NaN lasts: its gradient is NaN."""
+        if not emim_loss.isfinite():
+            found = ", ".join(f"z{i} holds {int((~z.isfinite()).sum())}" for i, z in enumerate(embeddings, 1))
+            raise FloatingPointError(
+                f"EMIM's loss is NaN or infinite by step {self.global_step}; of values that are, {found}: "
+                "lower optimizer.lr, use precision=32 or bf16-mixed; if it began with finite embeddings, raise "
+                "method_kwargs.noise_variance; and resume from the last checkpoint"
+            )
 
     def on_train_epoch_end(self) -> None:
         """Say so where training goes on without learning anything: the loss alone does not show a collapse."""

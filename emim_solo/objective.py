@@ -23,11 +23,12 @@ from collections.abc import Callable, Sequence
 from itertools import combinations
 from numbers import Real
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.autograd import Function
 from torch.nn.functional import mse_loss
 
 __all__ = ["emim_loss_func", "gram", "log_det", "mutual_information", "null_mutual_information"]
@@ -65,7 +66,9 @@ def mutual_information(
     Raises:
         ValueError: shapes differ, over the processes too; not N x d; N < 2; a bad option.
         TypeError: an input is not of floating dtype.
-        FloatingPointError: an input holds NaN or Inf, or a covariance cannot be factorised.
+        FloatingPointError: an input holds NaN or Inf, or a covariance cannot be factorised in float64 either. On a
+            GPU, where a check would make every step wait, and in torch.compile and torch.func, the result and its
+            gradient are NaN instead, for what float32 cannot factorise too.
     """
     _check_choice("form", form, FORMS)
     _check_noise_variance(noise_variance)
@@ -245,24 +248,16 @@ def _series_log_det(embeddings: Tensor, noise_variance: float, order: int) -> Te
     samples, dimension = embeddings.shape
     smaller = embeddings if samples < dimension else embeddings.mT
     moments = gram(smaller) / samples
-    size = moments.shape[-1]
-    centre = 1 + noise_variance
+    zeros = dimension - moments.shape[-1]
     if order > 2:
-        spectrum = torch.linalg.eigvalsh(moments.detach()).clamp(min=0) + noise_variance
-        centre = max(centre, spectrum[-1].item() / 1.5)
-    at_zero = noise_variance / centre - 1
-    deviation = moments / centre + at_zero * torch.eye(size, dtype=moments.dtype, device=moments.device)
-    result = dimension * math.log(centre) + deviation.trace() + (dimension - size) * at_zero
-    power = deviation
-    for k in range(2, order + 1):
-        trace = (power * deviation).sum() + (dimension - size) * at_zero**k
-        result = result - (-1) ** k * trace / k
-        if k < order:
-            power = power @ deviation
-    if order > 2:
-        exact = spectrum.log().sum() + (dimension - size) * math.log(noise_variance)
-        result = result + (exact - result).detach()
-    return result
+        log_det_of_moments: Tensor = _SeriesLogDet.apply(moments, noise_variance, order)[0]
+        return log_det_of_moments + zeros * math.log(noise_variance)
+    scale = 1 + noise_variance
+    at_zero = noise_variance / scale - 1
+    deviation = moments / scale + at_zero * torch.eye(len(moments), dtype=moments.dtype, device=moments.device)
+    first = deviation.trace() + zeros * at_zero
+    second = deviation.square().sum() + zeros * at_zero**2
+    return dimension * math.log(scale) + first - second / 2
 
 
 def _joint_log_det(views: Tensor, noise_variance: float) -> Tensor:
@@ -308,54 +303,108 @@ def _plus_identity(matrices: Tensor) -> Tensor:
 # --- closed-form gradients --------------------------------------------------------------------------
 
 
-class _Gram(torch.autograd.Function):
+class _Gram(Function):
     """Autograd does two matrix products in the backward pass of X X^T; one is enough."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
+    def forward(x: Tensor) -> Tensor:
         return x @ x.mT
 
     @staticmethod
-    @once_differentiable
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
         with _full_precision(x):
             return (grad + grad.mT) @ x
 
 
-class _LogDet(torch.autograd.Function):
-    """The inverse, from the factor at hand, is all that the gradient needs."""
+class _LogDet(Function):
+    """The inverse, from the factor at hand, is all that the gradient needs.
+
+    It is an output, so that autograd knows its derivative too: saved otherwise, second derivatives would miss it.
+    """
+
+    generate_vmap_rule = True
 
     @staticmethod
-    def forward(ctx: Any, matrices: Tensor) -> Tensor:
+    def forward(matrices: Tensor, with_inverse: bool) -> tuple[Tensor, Tensor | None]:
         factor, info = torch.linalg.cholesky_ex(matrices)
-        if info.any():
+        if not _can_look(info):
+            factor.diagonal(dim1=-2, dim2=-1).masked_fill_((info != 0)[..., None], math.nan)
+        elif info.any():
             raise _NotPositiveDefinite
-        ctx.save_for_backward(factor)
-        return 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        inverse = torch.cholesky_inverse(factor) if with_inverse else None
+        return 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1), inverse
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        (factor,) = ctx.saved_tensors
-        with _full_precision(factor):
-            return grad[..., None, None] * torch.cholesky_inverse(factor)
+    def setup_context(ctx: Any, inputs: tuple[Tensor, bool], output: tuple[Tensor, Tensor | None]) -> None:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(output[1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, grad_inverse: Tensor | None) -> tuple[Tensor | None, None]:
+        (inverse,) = ctx.saved_tensors
+        of_value = None if grad is None else grad[..., None, None] * inverse
+        if grad_inverse is None:
+            return of_value, None
+        with _full_precision(inverse):
+            of_inverse = -inverse @ grad_inverse @ inverse
+        return of_inverse if of_value is None else of_value + of_inverse, None
+
+
+class _SeriesLogDet(Function):
+    """log det(M + eI) of a positive semidefinite M, with the gradient of its series about s(M) I at fixed s.
+
+    s is 1 + e, raised where it must be until no eigenvalue of M + eI is above 3/2 s.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(moments: Tensor, noise_variance: float, order: int) -> tuple[Tensor, Tensor]:
+        spectrum = torch.linalg.eigvalsh(moments).clamp(min=0) + noise_variance
+        return spectrum.log().sum(-1), spectrum[..., -1]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float, int], output: tuple[Tensor, Tensor]) -> None:
+        moments, ctx.noise_variance, ctx.order = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(moments, output[1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, grad_largest: Tensor) -> tuple[Tensor, None, None]:
+        moments, largest = ctx.saved_tensors
+        with _full_precision(moments):
+            if torch.is_grad_enabled():  # a second derivative is asked for, and s moves with M
+                largest = torch.linalg.eigvalsh(moments)[..., -1] + ctx.noise_variance
+            s = (largest / 1.5).clamp(min=1 + ctx.noise_variance)[..., None, None]
+            identity = torch.eye(moments.shape[-1], dtype=moments.dtype, device=moments.device)
+            minus_x = identity - (moments + ctx.noise_variance * identity) / s
+            series = identity + minus_x
+            for _ in range(ctx.order - 2):
+                series = identity + minus_x @ series
+            return grad[..., None, None] * series / s, None, None
 
 
 def gram(x: Tensor) -> Tensor:
-    """X X^T of (a stack of) matrices, differentiable once."""
+    """X X^T of (a stack of) matrices, differentiable."""
     result: Tensor = _Gram.apply(x)
     return result
 
 
 def log_det(matrices: Tensor) -> Tensor:
-    """log det of (a stack of) symmetric positive definite matrices, differentiable once.
+    """log det of (a stack of) symmetric positive definite matrices, differentiable.
 
     Raises:
-        FloatingPointError: a matrix is not positive definite in its precision.
+        FloatingPointError: a matrix is not positive definite in its precision; NaN instead where
+            `mutual_information` gives NaN.
     """
-    result: Tensor = _LogDet.apply(matrices)
+    result: Tensor = _LogDet.apply(matrices, torch.is_grad_enabled())[0]
     return result
 
 
@@ -383,7 +432,7 @@ def _views(embeddings: Sequence[Tensor], standardise: bool) -> Tensor:
         raise ValueError(f"embeddings must be N x d with d >= 1, got shape {shapes[0]}")
     dtype = torch.float64 if any(z.dtype == torch.float64 for z in embeddings) else torch.float32
     views = torch.stack([z.to(dtype) for z in embeddings], dim=1)
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+    if _in_several_processes():
         views = _gather(views)
     samples = views.shape[0]
     if samples < 2:
@@ -391,24 +440,30 @@ def _views(embeddings: Sequence[Tensor], standardise: bool) -> Tensor:
     flat = views.flatten(1)
     if not standardise:
         mean = flat.mean(0)
-        _check_finite(mean, views)
+        if _can_look(mean):
+            _check_finite(mean, views)
         return (flat - mean).view_as(views)
     # Batch normalisation's kernel is the fastest there is, has its gradient, and hands out the statistics.
     smallest_std = 1e-15
     scaled, mean, inverse_std = torch.native_batch_norm(flat, None, None, None, None, True, 0.0, smallest_std**2)
     std = inverse_std.reciprocal()
-    _check_finite(std, views)
     # The mean of a constant feature is rounded, so what centring leaves is no signal, whatever its size.
     constant = std <= 2 * smallest_std + 16 * torch.finfo(dtype).eps * mean.abs()
-    if constant.any():
-        scaled = scaled.masked_fill(constant, 0)
-    return scaled.view_as(views)
+    if _can_look(std):
+        _check_finite(std, views)
+        if not constant.any():  # spares a pass over the embeddings
+            return scaled.view_as(views)
+    # Batch normalisation makes zeros, not NaN, of a feature whose variance overflows.
+    factor = (~constant).to(dtype).masked_fill(std.isinf(), math.nan)
+    return (scaled * factor).view_as(views)
 
 
 def _check_finite(statistics: Tensor, views: Tensor) -> None:
     # One NaN, Inf or overflow shows in its feature's statistics: no pass over the embeddings is spent on it.
     if statistics.isfinite().all():
         return
+    if _in_several_processes():
+        _check_changed_together(views)
     counts = (~views.isfinite()).sum((0, 2)).tolist()
     found = [f"z{number} holds {count}" for number, count in enumerate(counts, 1) if count]
     if not found:
@@ -416,38 +471,96 @@ def _check_finite(statistics: Tensor, views: Tensor) -> None:
     raise FloatingPointError(f"NaN or Inf among {views[:, 0].numel()} values: {' and '.join(found)}")
 
 
-class _Gather(torch.autograd.Function):
+class _Gather(Function):
     """Concatenates the samples of the processes; the gradient is summed over them.
 
     torch.distributed.nn.functional.all_gather did the same and is deprecated.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(x: Tensor) -> Tensor:
         parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, x)
+        dist.all_gather(parts, x.contiguous())
         return torch.cat(parts)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        total = grad.clone(memory_format=torch.contiguous_format)
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return _SumOwn.apply(grad)
+
+
+class _SumOwn(Function):
+    """This process's samples of a sum over the processes: the transpose of _Gather, and the other way round."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        total = x.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
         return total.chunk(dist.get_world_size())[dist.get_rank()]
 
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return _Gather.apply(grad)
+
+
+_agreed_shapes: WeakKeyDictionary[dist.ProcessGroup, dict[int, torch.Size]] = WeakKeyDictionary()  # by number of views
+
 
 def _gather(views: Tensor) -> Tensor:
-    # Unequal shapes would hang or crash inside the collective, on some processes only.
-    shape = torch.tensor(views.shape, device=views.device)
-    shapes = [torch.empty_like(shape) for _ in range(dist.get_world_size())]
-    dist.all_gather(shapes, shape)
-    listed = [(samples, dimension) for samples, _, dimension in (s.tolist() for s in shapes)]
-    if len(set(listed)) > 1:
-        raise ValueError(
-            f"every process must hold a batch of the same shape, got {listed}; drop the last, smaller batch"
-        )
+    """The samples of all processes, whose shapes are compared when they change: unequal ones would hang the collective.
+
+    A process whose shape has changed cannot know of the others: it first gathers infinities in the old shape, which a
+    process that goes on with it finds among its samples.
+    """
+    agreed_shapes = _agreed_shapes.setdefault(dist.group.WORLD, {})  # type: ignore[arg-type]
+    agreed = agreed_shapes.get(views.shape[1])
+    if views.shape != agreed:
+        if agreed is not None:
+            _check_changed_together(_Gather.apply(views.new_full(agreed, -math.inf)))
+        shape = torch.tensor(views.shape[::2], device=views.device)
+        shapes = [torch.empty_like(shape) for _ in range(dist.get_world_size())]
+        dist.all_gather(shapes, shape)
+        listed = [tuple(s.tolist()) for s in shapes]
+        if len(set(listed)) > 1:
+            raise ValueError(
+                f"every process must hold a batch of the same shape, got {listed}; drop the last, smaller batch"
+            )
+        agreed_shapes[views.shape[1]] = views.shape
     result: Tensor = _Gather.apply(views)
     return result
+
+
+def _check_changed_together(gathered: Tensor) -> None:
+    changed = gathered.view(dist.get_world_size(), -1).isneginf().all(1).tolist()
+    if any(changed) and not all(changed):
+        ranks = [rank for rank, has in enumerate(changed) if has]
+        raise ValueError(
+            f"every process must hold a batch of the same shape: on rank {ranks} alone it is no longer that of the "
+            "batch before; drop the last, smaller batch"
+        )
+
+
+def _in_several_processes() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+_is_compiling = getattr(torch.compiler, "is_compiling", lambda: False)  # missing in the oldest torch that we take
+
+
+def _can_look(values: Tensor) -> bool:
+    """Whether values may decide what is done: a GPU would have to be waited for, torch.compile and torch.func have none.
+
+    Where they may not, what is wrong makes the result and its gradient NaN.
+    """
+    traced = _is_compiling() or torch._C._are_functorch_transforms_active()
+    return values.device.type == "cpu" and not traced
 
 
 def _full_precision(tensor: Tensor) -> torch.autocast:

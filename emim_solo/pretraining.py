@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-import json
-import os
 import random
-import re
 import resource
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +18,14 @@ from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader
 
-from emim_solo import rows
-from emim_solo.data import check_dataset, check_folders, check_same_classes, write_digits
+from emim_solo import checkpoints, files, rows
+from emim_solo.data import check_dataset, check_folders, check_same_classes, expand_home, write_digits
 from emim_solo.errors import UsageError
+from emim_solo.stopping import Stopped
 from emim_solo.suite import Suite, dali, load_suite, plain
 
 _REQUIRED = (
@@ -46,6 +45,7 @@ _REQUIRED = (
     "max_epochs",
 )
 _ANY_NUMBER_OF_CROPS = ("wmse", "mae")  # as in the suite's main_pretrain.py
+_RESULTS = "emim_solo"  # of a checkpoint: the results of its run so far
 
 
 def prepare(cfg: DictConfig) -> DictConfig:
@@ -66,7 +66,11 @@ def prepare(cfg: DictConfig) -> DictConfig:
     missing = [key for key in _REQUIRED if OmegaConf.select(cfg, key) is None]
     if missing:
         raise UsageError(f"config lacks {', '.join(missing)}: see 'emim-solo configs' for complete ones")
+    expand_home(cfg)
+    files.check_name("name", cfg.name)
     suite.check_values(cfg)
+    if cfg.optimizer.batch_size < 2:
+        raise UsageError("optimizer.batch_size=1: expected at least 2, every loss compares the images of a batch")
     if cfg.method not in suite.methods():
         raise UsageError(
             f"unknown method '{cfg.method}': solo-learn {suite.version} has {', '.join(sorted(suite.methods()))}"
@@ -203,6 +207,25 @@ class StopOnNaN(Callback):
             )
 
 
+class KeepResults(Callback):
+    """Writes into each checkpoint what the run's row would say if it ended there: a kill may come before the row."""
+
+    def __init__(self, timer: Timer) -> None:
+        self.timer = timer
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint[_RESULTS] = self.results(trainer)
+
+    def results(self, trainer: Trainer) -> dict[str, Any]:
+        """The fields of a row that only the trainer knows."""
+        return {
+            "device": _device_name(trainer),
+            "seconds": round(self.timer.time_elapsed("train"), 1),
+            "peak_memory_mb": _peak_memory_mb(trainer),
+            "metrics": {name: round(float(value), 6) for name, value in sorted(trainer.callback_metrics.items())},
+        }
+
+
 class ContinueCheckpoints(Callback):
     """Tells the suite's Checkpointer which file a resumed run continues, so that it replaces it like any other."""
 
@@ -230,23 +253,34 @@ def pretrain(cfg: DictConfig, version: str | None = None) -> dict[str, Any]:
         FloatingPointError: the loss became NaN or infinite.
     """
     suite = load_suite()
+    base = Path(cfg.checkpoint.dir) / cfg.method
+    files.writable_folder(base, "checkpoint.dir")
+    resumed = checkpoints.last_checkpoint(base / version) if version else _checkpoint_to_resume(cfg, base)
+    contents: dict[str, Any] = {}
+    if resumed is not None:
+        contents = checkpoints.load(resumed)
+        checkpoints.check_generation(resumed, contents)
+        if contents["epoch"] + 1 >= cfg.max_epochs:
+            return _finished(cfg, resumed, contents, own=version is not None or _is_of_run(resumed, cfg, base))
+        _check_schedule(resumed, cfg)
+
     seed_everything(cfg.seed, workers=True)
     model = suite.build(cfg)
-    data = _data(cfg, suite)
-
-    base = Path(cfg.checkpoint.dir) / cfg.method
-    resumed = last_checkpoint(base / version) if version else _checkpoint_to_resume(cfg, base)
     if resumed is not None:
-        epoch = check_checkpoint(resumed, cfg, model)
+        checkpoints.check_fits(resumed, contents, cfg, model)
+    files.writable_folder(base, "checkpoint.dir", _bytes_of(model) if cfg.checkpoint.enabled else 0)
+    data = _data(cfg, suite)
+    if resumed is not None:
         if isinstance(data, SuiteData):
-            data.first_epoch = epoch + 1
+            data.first_epoch = contents["epoch"] + 1
         print(f"Resuming from '{resumed}'")
     folder = _run_folder(base, version, resumed)
     _keep_earlier_curves(folder)
 
     checkpointer = suite.checkpointer(cfg)
     timer = Timer()
-    callbacks: list[Callback] = [SeedEachEpoch(cfg.seed), StopOnNaN(), timer]
+    keep = KeepResults(timer)
+    callbacks: list[Callback] = [SeedEachEpoch(cfg.seed), StopOnNaN(), timer, keep]
     if cfg.checkpoint.enabled:
         same_folder = resumed if resumed is not None and resumed.parent == folder else None
         callbacks += [checkpointer, ContinueCheckpoints(checkpointer, same_folder)]
@@ -258,46 +292,107 @@ def pretrain(cfg: DictConfig, version: str | None = None) -> dict[str, Any]:
         trainer = Trainer(**_trainer_kwargs(cfg), logger=loggers, callbacks=callbacks)
     except (TypeError, ValueError, MisconfigurationException) as error:
         raise UsageError(f"Lightning's Trainer, which takes the config's other keys: {error}") from error
-    trainer.fit(model, datamodule=data, ckpt_path=str(resumed) if resumed is not None else None)
+    try:
+        trainer.fit(model, datamodule=data, ckpt_path=str(resumed) if resumed is not None else None)
+    except Stopped as stopped:
+        stopped.continues = _what_continues(cfg, folder)
+        raise
 
-    row = rows.new_row(
-        "pretrain",
-        config=plain(cfg),
-        suite=suite.identity,
-        device=_device_name(trainer),
-        epochs=trainer.current_epoch,
-        seconds=round(timer.time_elapsed("train"), 1),
-        peak_memory_mb=_peak_memory_mb(trainer),
-        checkpoint=str(folder) if cfg.checkpoint.enabled else None,
-        metrics={name: round(float(value), 6) for name, value in sorted(trainer.callback_metrics.items())},
-    )
-    row["config"] = plain(cfg)
+    row = _row(cfg, folder, epochs=trainer.current_epoch, **keep.results(trainer))
     if trainer.is_global_zero:
-        rows.append(Path(cfg.checkpoint.dir) / "rows.jsonl", row)
+        rows.append(_rows_file(cfg), row)
     return row
+
+
+def _rows_file(cfg: DictConfig) -> Path:
+    return Path(cfg.checkpoint.dir) / "rows.jsonl"
+
+
+def _row(cfg: DictConfig, folder: Path, **fields: Any) -> dict[str, Any]:
+    checkpoint = str(folder) if cfg.checkpoint.enabled else None
+    config = plain(cfg)
+    row = rows.new_row("pretrain", config=config, suite=load_suite().identity, checkpoint=checkpoint, **fields)
+    return {**row, "config": config}
+
+
+def _finished(cfg: DictConfig, path: Path, contents: dict[str, Any], *, own: bool) -> dict[str, Any]:
+    """The row of a run whose checkpoint has all of its epochs; written here if a kill came before it was.
+
+    Raises:
+        UsageError: the checkpoint is not this run's own, so that there is nothing to train and nothing to say.
+    """
+    epochs = contents["epoch"] + 1
+    if not own:
+        raise UsageError(
+            f"checkpoint '{path}' has {epochs} epochs already, max_epochs={cfg.max_epochs} leaves nothing to train: "
+            "raise max_epochs"
+        )
+    row = _row(cfg, path.parent, epochs=epochs, **(contents.get(_RESULTS) or {"metrics": {}}))
+    file = _rows_file(cfg)
+    for found in rows.read(file) if file.is_file() else []:
+        place = Path(found.get("checkpoint") or "").parts[-2:]
+        if (found["stage"], found["config_hash"]) == ("pretrain", row["config_hash"]) and place == path.parent.parts[
+            -2:
+        ]:
+            print(f"Already finished: '{path}' has all {epochs} epochs. auto_resume.enabled=False starts another run.")
+            return found
+    if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+        rows.append(file, row)
+    return row
+
+
+def _what_continues(cfg: DictConfig, folder: Path) -> str:
+    """What goes on with a run that was stopped."""
+    path = checkpoints.last_checkpoint(folder) if cfg.checkpoint.enabled else None
+    if path is None:
+        return "no epoch was saved yet, the same command starts again"
+    flag = "" if cfg.auto_resume.enabled else " and auto_resume.enabled=True"
+    return f"the same command{flag} goes on from '{path}'"
+
+
+def _check_schedule(path: Path, cfg: DictConfig) -> None:
+    """A resumed run goes on with its checkpoint's optimizer and schedule; what Lightning cannot put into it is refused.
+
+    Raises:
+        UsageError: another optimizer or scheduler.
+    """
+    stored = OmegaConf.create(checkpoints.stored_arguments(path))
+    for key in ("optimizer.name", "scheduler.name"):
+        theirs, ours = OmegaConf.select(stored, key), OmegaConf.select(cfg, key)
+        if theirs is not None and theirs != ours:
+            raise UsageError(
+                f"checkpoint '{path}' was trained with {key}={theirs}, this run is {ours}: resume with {theirs}, or "
+                "start a new run"
+            )
+    for section in ("optimizer", "scheduler"):
+        for key, theirs in (stored.get(section) or {}).items():
+            ours = cfg[section].get(key)
+            if key != "batch_size" and theirs != ours:
+                rank_zero_warn(f"resuming goes on with the checkpoint's {section}.{key}={theirs}, not with {ours}")
+
+
+def _bytes_of(model: LightningModule) -> int:
+    """What a checkpoint takes at least."""
+    return sum(value.numel() * value.element_size() for value in model.state_dict().values())
 
 
 def _data(cfg: DictConfig, suite: Suite) -> LightningDataModule:
     """Training and validation images, checked. With DALI, too, torchvision loads the validation images."""
     train_loader: DataLoader | None = None
     val_loader: DataLoader | None = None
-    with_dali = cfg.data.format == "dali"
-    try:
-        if not with_dali:
-            train_loader = suite.train_loader(cfg)
-        if cfg.data.val_path is not None and not cfg.data.no_labels:
-            val_loader = suite.evaluation_loaders(cfg)[1]
-    except FileNotFoundError as error:  # torchvision's, for a class folder without images
-        raise UsageError(f"{error}: every class folder needs at least one image; add some or remove it") from error
-    if val_loader is not None:
+    if cfg.data.val_path is not None and not cfg.data.no_labels:
+        val_loader = suite.evaluation_loaders(cfg)[1]
+        assert val_loader is not None
         check_dataset(val_loader.dataset, "data.val_path")
-    if train_loader is not None:
-        check_dataset(train_loader.dataset, "data.train_path")
-        if val_loader is not None:
-            check_same_classes(train_loader.dataset, val_loader.dataset)
-        images = len(train_loader.dataset)  # type: ignore[arg-type]
+    if cfg.data.format == "dali":
+        train: Any = dali.check_training_images(cfg)
     else:
-        images = sum(len(files) for _, _, files in os.walk(cfg.data.train_path))
+        train_loader = suite.train_loader(cfg)
+        train = train_loader.dataset
+        check_dataset(train, "data.train_path")
+    if val_loader is not None:
+        check_same_classes(train, val_loader.dataset)
+    images = len(train)
     batch, processes = cfg.optimizer.batch_size, len(cfg.devices) * cfg.num_nodes
     if images < batch * processes:
         raise UsageError(
@@ -349,61 +444,29 @@ def _loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
     return loggers
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint of the latest epoch in a run's folder."""
-    epochs = {path: re.search(r"-ep=(\d+)\.ckpt$", path.name) for path in folder.glob("*.ckpt")}
-    found = {path: int(match.group(1)) for path, match in epochs.items() if match}
-    return max(found, key=lambda path: found[path]) if found else None
-
-
 def _checkpoint_to_resume(cfg: DictConfig, base: Path) -> Path | None:
+    """What ``resume_from_checkpoint`` names, else, with ``auto_resume``, the latest run of this very config.
+
+    The suite's AutoResumer looks at the newest run alone and compares a few settings, the seed not among them.
+    """
     if cfg.resume_from_checkpoint is not None:
         return Path(cfg.resume_from_checkpoint)
     if not cfg.auto_resume.enabled:
         return None
-    found = load_suite().find_checkpoint(base, cfg)
-    if found is None:
-        return None
-    # The suite compares a few settings, the seed not among them: all of them must be this run's.
-    stored, ours = json.loads((Path(found).parent / "args.json").read_text()), plain(cfg)
-    if rows.config_hash({key: stored.get(key) for key in ours}) != rows.config_hash(ours):
-        return None
-    return last_checkpoint(Path(found).parent)
+    oldest = time.time() - 3600 * cfg.auto_resume.max_hours
+    changed = {path: max(path.stat().st_mtime for path in path.parent.glob("*.ckpt")) for path in base.glob("*/*.ckpt")}
+    for path in sorted(changed, key=lambda path: changed[path], reverse=True):
+        if changed[path] > oldest and _is_of_run(path, cfg, base):
+            return checkpoints.last_checkpoint(path.parent)
+    return None
 
 
-def check_checkpoint(path: Path, cfg: DictConfig, model: LightningModule) -> int:
-    """Check that a checkpoint can be read and fits the model, before training starts.
-
-    Returns:
-        The epoch at whose end it was written.
-
-    Raises:
-        UsageError: it is missing, cut short, or of another method, backbone or projector.
-    """
-    if not path.is_file():
-        raise UsageError(f"no checkpoint '{path}': expected a .ckpt file written by the suite's Checkpointer")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=False, mmap=True)
-        weights, epoch = checkpoint["state_dict"], int(checkpoint["epoch"])
-    except Exception as error:  # torch.load raises many types on a file that is not whole
-        raise UsageError(
-            f"cannot read checkpoint '{path}' ({type(error).__name__}): it is cut short or no checkpoint; "
-            "remove it and start again, or give another"
-        ) from error
-    arguments = path.parent / "args.json"
-    if arguments.is_file():
-        method = json.loads(arguments.read_text()).get("method")
-        if method != cfg.method:
-            raise UsageError(f"checkpoint '{path}' is of method '{method}', this run is '{cfg.method}': give its own")
-    ours = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    theirs = {name: tuple(value.shape) for name, value in weights.items()}
-    odd = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
-    if odd:
-        raise UsageError(
-            f"checkpoint '{path}' is of another model: {len(odd)} weights differ, first '{odd[0]}' "
-            f"({theirs.get(odd[0], 'absent')} in it, {ours.get(odd[0], 'absent')} here); use its own config"
-        )
-    return epoch
+def _is_of_run(path: Path, cfg: DictConfig, base: Path) -> bool:
+    """Whether a checkpoint lies where this run's would, written by a run of the same config."""
+    if path.parent.parent != base:
+        return False
+    stored, ours = checkpoints.stored_arguments(path), plain(cfg)
+    return rows.config_hash({key: stored.get(key) for key in ours}) == rows.config_hash(ours)
 
 
 def _run_folder(base: Path, version: str | None, resumed: Path | None) -> Path:

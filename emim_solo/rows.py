@@ -6,15 +6,18 @@ import hashlib
 import json
 import os
 import platform
+import warnings
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from emim_solo import files
 from emim_solo.errors import UsageError
 
 SCHEMA = 1
+_KEYS = {"stage": str, "name": str, "method": str, "seed": int, "config_hash": str}
 _REPORTED = ("emim-solo", "torch", "torchvision", "lightning", "torchmetrics", "timm", "hydra-core", "umap-learn")
 # What a run is called and where it lies does not change what it computes.
 _NOT_HASHED = ("name", "checkpoint", "auto_resume", "resume_from_checkpoint", "wandb", "tensorboard", "devices")
@@ -81,24 +84,42 @@ def append(path: str | os.PathLike[str], row: Mapping[str, Any]) -> None:
 
 
 def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """All whole rows of a file; a line cut short by a kill is passed over.
+    """All whole rows of a file; a line cut short by a kill is passed over, and named in a warning.
 
     Raises:
-        UsageError: no such file, or a row of a schema that this version does not read.
+        UsageError: no such file, not in UTF-8, a line that is JSON but no row, or a row of a schema that this version
+            does not read.
     """
     path = Path(path)
     if not path.is_file():
         raise UsageError(f"no results at '{path}': expected a rows.jsonl written by a finished run; run one first")
     rows = []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    for number, line in enumerate(files.read_text(path).splitlines(), start=1):
+        if not line.strip():
+            continue
         try:
             row = json.loads(line)
         except json.JSONDecodeError:
+            warnings.warn(f"{path}:{number}: passed over a line that is cut short", stacklevel=2)
             continue
-        if row.get("schema") != SCHEMA:
-            raise UsageError(
-                f"{path}:{number}: row of schema {row.get('schema')}, expected {SCHEMA}: "
-                "it was written by another version of emim-solo; move the file away and run again"
-            )
+        _check(row, f"{path}:{number}")
         rows.append(row)
     return rows
+
+
+def _check(row: Any, place: str) -> None:
+    if not isinstance(row, dict):
+        raise UsageError(f"{place}: expected a row, that is an object in JSON, got {type(row).__name__}: remove it")
+    if row.get("schema") != SCHEMA:
+        raise UsageError(
+            f"{place}: row of schema {row.get('schema')}, expected {SCHEMA}: "
+            "it was written by another version of emim-solo; move the file away and run again"
+        )
+    odd = [key for key, kind in _KEYS.items() if not isinstance(row.get(key), kind) or isinstance(row[key], bool)]
+    metrics = row.get("metrics", {})
+    if not isinstance(metrics, dict) or not all(
+        isinstance(value, int | float | type(None)) for value in metrics.values()
+    ):
+        odd.append("metrics")
+    if odd:
+        raise UsageError(f"{place}: damaged row, {', '.join(odd)} missing or of another type: remove it")

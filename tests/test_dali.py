@@ -11,12 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
+from emim_solo.data import load_rgb
 from emim_solo.errors import UsageError
 from emim_solo.suite import dali, load_suite
 
@@ -157,6 +159,123 @@ def test_views_have_the_values_of_the_torchvision_loader(
         for label, view in zip(labels.tolist(), views[0], strict=True):
             # one grey level is 1/255/0.2 = 0.02; two decoders and two resamplers may each be one off
             torch.testing.assert_close(colours.of[label], view.mean(dim=(1, 2)), rtol=0, atol=0.05)
+
+
+@pytest.fixture
+def heap(tmp_path: Path) -> Path:
+    """Images of one colour each, in every form that both read, at three depths and among junk; named by their number."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for number, (name, options) in enumerate(
+        {
+            "0.jpg": {"quality": 100},
+            "deep er/1.JPEG": {"quality": 100, "exif": exif},
+            "deep er/ünten/2.png": {},
+            "3.png": {"mode": "I;16"},
+            "4.tif": {"mode": "I;16"},
+            "5.webp": {"lossless": True},
+            "6.tiff": {"mode": "P"},
+            "7.bmp": {},
+        }.items()
+    ):
+        path = tmp_path / "heap" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        grey = 30 * number + 10
+        mode = options.pop("mode", "RGB")
+        image = Image.new("RGB", (48, 40), (grey, grey, grey))
+        deep = Image.fromarray(np.full((40, 48), 257 * grey, dtype="uint16"))
+        (deep if mode == "I;16" else image.convert(mode)).save(path, **options)
+    for junk in (
+        ".DS_Store",
+        "._0.jpg",
+        "notes.txt",
+        "deep er/Thumbs.db",
+        "__MACOSX/0.jpg",
+        ".ipynb_checkpoints/1.png",
+    ):
+        (tmp_path / "heap" / junk).parent.mkdir(exist_ok=True)
+        (tmp_path / "heap" / junk).write_bytes(b"no image")
+    return tmp_path / "heap"
+
+
+@needs_dali
+@pytest.mark.parametrize("labelled", [False, True])
+def test_dali_reads_the_images_of_a_folder_that_the_other_loaders_read(
+    labelled: bool, heap: Path, make_jpeg_cfg: Callable[..., DictConfig]
+) -> None:
+    """Nested folders, junk, 16 bits, orientation: the same images, labels and levels of grey."""
+    if labelled:
+        (heap / "others").mkdir()
+        for path in list(heap.glob("[0-9].*")):
+            path.rename(heap / "others" / path.name)
+
+    class Greys(Callback):
+        def __init__(self) -> None:
+            self.seen: list[tuple[float, int]] = []
+
+        def on_train_batch_end(self, *arguments: Any) -> None:
+            _, views, labels = arguments[3]
+            self.seen += zip(views[0].mean(dim=(1, 2, 3)).tolist(), labels.tolist(), strict=True)
+
+    view = OmegaConf.to_container(make_jpeg_cfg().augmentations[0])
+    assert isinstance(view, dict)
+    view |= {"color_jitter": {"prob": 0.0}, "mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]}
+    batch = 4 if labelled else 8
+    overrides: dict[str, Any] = {
+        "data": {"train_path": str(heap), "val_path": None, "no_labels": not labelled},
+        "augmentations": [view],
+        "optimizer__batch_size": batch,
+    }
+    greys, suite = Greys(), load_suite()
+    cfg = make_jpeg_cfg(data__format="dali", dali__device="cpu", **overrides)
+    assert len(dali.check_training_images(suite.complete(cfg))) == 8
+    fit(cfg, greys)
+    torchvision: list[tuple[float, int]] = []
+    for _, views, labels in suite.train_loader(suite.complete(make_jpeg_cfg(**overrides))):
+        torchvision += zip(views[0].mean(dim=(1, 2, 3)).tolist(), labels.tolist(), strict=True)
+    assert len(torchvision) == 8
+    expected = [(30 * number + 10, (0 if number in (1, 2) else 1) if labelled else -1) for number in range(8)]
+    for found in (greys.seen, torchvision):
+        found.sort()
+        assert [label for _, label in found] == [label for _, label in expected]
+        np.testing.assert_allclose([255 * grey for grey, _ in found], [grey for grey, _ in expected], atol=2)
+
+
+@needs_dali
+@pytest.mark.parametrize("name", ["0.jpg", "1.JPEG", "2.png", "3.png", "4.tif", "5.webp", "6.tiff", "7.bmp"])
+def test_dalis_decoder_makes_the_pixels_of_load_rgb(name: str, tmp_path: Path) -> None:
+    """What :func:`dali.check_training_images` rests on, shown on an image that is not the same turned or mirrored."""
+    from nvidia.dali import fn, pipeline_def, types
+
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    ramp = np.linspace(0, 65535, 40 * 48).reshape(40, 48).astype("uint16")
+    grey = Image.fromarray((ramp >> 8).astype("uint8"))
+    image = {"3": Image.fromarray(ramp), "4": Image.fromarray(ramp), "6": grey.convert("P")}.get(name[0], grey)
+    image.save(tmp_path / name, quality=95, exif=exif)
+
+    @pipeline_def(batch_size=1, num_threads=1, device_id=None)
+    def decoded() -> Any:
+        encoded, _ = fn.readers.file(files=[str(tmp_path / name)], labels=[0])
+        return fn.decoders.image(encoded, device="cpu", output_type=types.RGB)
+
+    (found,) = decoded().run()
+    ours = np.asarray(load_rgb(str(tmp_path / name)), dtype=int)
+    assert ours.shape == ((40, 48, 3) if name == "7.bmp" else (48, 40, 3))
+    np.testing.assert_allclose(np.asarray(found.as_cpu().at(0)), ours, atol=2)
+
+
+@needs_dali
+@pytest.mark.parametrize(
+    ("name", "mode"), [("float.tif", "F"), ("int32.tif", "I"), ("one.tif", "1"), ("lab.tiff", "LAB")]
+)
+def test_image_that_dali_reads_otherwise_or_not_at_all_is_named(
+    name: str, mode: str, heap: Path, make_jpeg_cfg: Callable[..., DictConfig]
+) -> None:
+    Image.new(mode, (48, 40)).save(heap / name)
+    cfg = make_jpeg_cfg(data__train_path=str(heap), data__val_path=None, data__no_labels=True, data__format="dali")
+    with pytest.raises(UsageError, match=f"{name}.*mode {mode}"):
+        dali.check_training_images(load_suite().complete(cfg))
 
 
 @needs_dali

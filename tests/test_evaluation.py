@@ -16,15 +16,14 @@ from torch.nn import functional as F
 
 from emim_solo import rows
 from emim_solo.benchmark.plan import make_plan
+from emim_solo.checkpoints import Checkpoint, open_checkpoint
 from emim_solo.errors import UsageError
 from emim_solo.evaluation import commands
 from emim_solo.evaluation.features import (
-    Checkpoint,
     Features,
     Split,
     extract_features,
     extract_views,
-    open_checkpoint,
 )
 from emim_solo.evaluation.knn import knn, knn_accuracy
 from emim_solo.evaluation.linear import linear, logistic
@@ -73,7 +72,7 @@ def test_features_are_the_frozen_models_in_the_order_of_the_images(checkpoint, f
     assert features.train.backbone.shape == (160, 512)
     assert features.val.projector.shape == (60, 128)
     assert features.classes == [str(digit) for digit in range(10)]
-    model = load_suite().load_checkpoint(checkpoint.path, checkpoint.cfg)
+    model = checkpoint.model()
     dataset = load_suite().evaluation_datasets(checkpoint.cfg)[1]
     image, label = dataset[17]
     with torch.no_grad():

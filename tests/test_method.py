@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
+from omegaconf import DictConfig
 
+from emim_solo import method
 from emim_solo.errors import UsageError
 from emim_solo.method import DEFAULTS, OBJECTIVE_DEFAULTS, complete_method_kwargs
 from emim_solo.objective import emim_loss_func
+from emim_solo.pretraining import prepare
+from emim_solo.suite import load_suite
 
 
 def test_defaults_are_the_objectives_own() -> None:
@@ -60,3 +66,22 @@ def test_warning_exactly_where_collapse_has_a_lower_loss_than_independence(resid
             warned = any("can collapse" in str(warning.message) for warning in caught)
             assert warned == (marginal == "exact" and bool(lower)), (marginal, weight)
             assert bool(lower) == (weight > 1) or marginal == "series"
+
+
+def test_nan_is_said_at_the_logging_interval_where_no_step_may_wait(
+    make_cfg: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: compiled, the objective cannot raise. No callback of ours is there, as in a clone of the suite."""
+    monkeypatch.setattr(method, "emim_loss_func", torch.compile(emim_loss_func, backend="eager", fullgraph=True))
+    suite = load_suite()
+    cfg = prepare(make_cfg(optimizer__lr=1e30, scheduler__warmup_epochs=0, knn_eval__enabled=False))
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=3,
+        log_every_n_steps=4,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+    )
+    with pytest.raises(FloatingPointError, match=r"EMIM's loss is NaN or infinite by step 3; .* z1 holds [1-9]"):
+        trainer.fit(suite.build(cfg), suite.train_loader(cfg))

@@ -9,6 +9,7 @@ from functools import partial
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from emim_solo import theory
 from emim_solo.objective import emim_loss_func, gram, log_det, mutual_information, null_mutual_information
@@ -49,6 +50,15 @@ def several(count: int, n: int, d: int) -> list[Tensor]:
     views = [z for seed in range((count + 1) // 2) for z in pair(n, d, noise=0.4 + 0.3 * seed)]
     generator = torch.Generator().manual_seed(7)
     return [z + 0.2 * torch.randn(n, d, generator=generator, dtype=z.dtype) for z in views[:count]]
+
+
+def poisoned(value: float, count: int) -> Tensor:
+    z = torch.randn(10, 4, generator=torch.Generator().manual_seed(0))
+    z.view(-1)[:count] = value
+    return z
+
+
+FINE = torch.randn(10, 4, generator=torch.Generator().manual_seed(1))
 
 
 def explicit_standardised(z: Tensor) -> Tensor:
@@ -405,6 +415,21 @@ def test_gradcheck_of_mutual_information(function, form, standardise):
     assert torch.autograd.gradcheck(partial(function, form=form, standardise=standardise), (z1, z2))
 
 
+@pytest.mark.parametrize("kwargs", FAMILY, ids=name_of)
+@pytest.mark.parametrize("size", [(7, 2), (3, 4)])
+def test_second_derivatives_of_the_losses(kwargs, size):
+    """Against finite differences of the gradient; above order 2 that is the series', whose scale moves with the views."""
+    views = [z.requires_grad_() for z in several(2 if size[0] > size[1] else 3, *size)]
+    assert torch.autograd.gradgradcheck(partial(emim_loss_func, **kwargs), views, atol=1e-4)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("standardise", [True, False])
+def test_second_derivatives_of_mutual_information(form, standardise):
+    z1, z2 = (z.requires_grad_() for z in pair(5, 3))
+    assert torch.autograd.gradgradcheck(partial(mutual_information, form=form, standardise=standardise), (z1, z2))
+
+
 @pytest.mark.parametrize("stack", [(), (3,)])
 def test_closed_form_gradients_are_autograds(stack):
     generator = torch.Generator().manual_seed(0)
@@ -421,6 +446,123 @@ def test_closed_form_gradients_are_autograds(stack):
     ):
         for mine, its in zip(value_and_gradients(ours, at), value_and_gradients(oracle, at), strict=True):
             torch.testing.assert_close(mine, its)
+
+
+# --- on a GPU, in torch.compile and in torch.func ----------------------------------------------------
+
+EVERY_PATH = {
+    **{name_of(kwargs): partial(emim_loss_func, **kwargs) for kwargs in FAMILY if kwargs.get("weight", 4.0) == 4.0},
+    **{form: partial(mutual_information, form=form) for form in FORMS},
+    "centred": partial(mutual_information, standardise=False),
+    "null": null_mutual_information,
+}
+every_path = pytest.mark.parametrize("function", EVERY_PATH.values(), ids=EVERY_PATH)
+
+
+def compiled(function):
+    torch.compiler.reset()
+    return torch.compile(function, backend="eager", fullgraph=True)  # any graph break is an error
+
+
+@every_path
+def test_compiles_without_a_graph_break(function):
+    views = pair(12, 7)
+    found, expected = value_and_gradients(compiled(function), *views), value_and_gradients(function, *views)
+    for mine, its in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, its)
+
+
+def gradients_without_the_engine(value: Tensor, leaves: list[Tensor]) -> list[Tensor]:
+    """Autograd's own nodes, called one by one: the engine that does it asks for a real GPU where a tensor says "cuda"."""
+    nodes, gradients = [], {value.grad_fn: {value.output_nr: torch.ones_like(value)}}
+
+    def collect(node):
+        if node is not None and node not in nodes:
+            for earlier, _ in node.next_functions:
+                collect(earlier)
+            nodes.append(node)
+
+    collect(value.grad_fn)
+    found = {}
+    for node in reversed(nodes):
+        given = [gradients[node].get(i) for i in range(len(node._input_metadata))]
+        if hasattr(node, "variable"):
+            found[id(node.variable)] = given[0]
+            continue
+        results = getattr(node, "apply", node)(*given)
+        # Our own functions give a None, too, for each option that comes after their tensor.
+        for (earlier, i), result in zip(node.next_functions, results if isinstance(results, tuple) else [results]):  # noqa: B905
+            if earlier is not None and result is not None:
+                result = result.sum_to_size(earlier._input_metadata[i].shape)
+                sums = gradients.setdefault(earlier, {})
+                sums[i] = sums[i] + result if i in sums else result
+    return [found[id(leaf)] for leaf in leaves]
+
+
+@every_path
+def test_no_value_is_read_and_no_device_mixed_on_a_gpu(function):
+    leaves = [z.requires_grad_() for z in pair(12, 7)]
+    for mine, its in zip(
+        gradients_without_the_engine(function(*leaves), leaves),
+        torch.autograd.grad(function(*leaves), leaves),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, its)
+    with FakeTensorMode():  # shapes and devices only: a value that is read is an error
+        leaves = [torch.randn(12, 7, device="cuda", requires_grad=True) for _ in range(2)]
+        value = function(*leaves)
+        assert (value.device.type, value.shape) == ("cuda", ())
+        for gradient in gradients_without_the_engine(value, leaves):
+            assert (gradient.device.type, gradient.shape) == ("cuda", (12, 7))
+        with pytest.raises(Exception, match="_local_scalar_dense"):
+            bool(value > 0)
+
+
+@every_path
+def test_functions_of_torch_func(function):
+    """Over seeds at once: values, gradients, and gradients of a penalty on the gradient."""
+    seeds = [pair(12, 7, seed=seed) for seed in range(3)]
+    together = [torch.stack(views) for views in zip(*seeds, strict=True)]
+    gradient = torch.func.grad(function)
+    penalty = torch.func.grad(lambda z1, z2: gradient(z1, z2).square().sum())
+    for mine in (function, gradient, penalty):
+        expected = torch.stack([mine(*views) for views in seeds])
+        torch.testing.assert_close(torch.func.vmap(mine)(*together), expected)
+    z1, z2 = (z.requires_grad_() for z in seeds[0])
+    (first,) = torch.autograd.grad(function(z1, z2), z1, create_graph=True)
+    (second,) = torch.autograd.grad(first.square().sum(), z1)
+    torch.testing.assert_close(gradient(*seeds[0]), first)
+    torch.testing.assert_close(penalty(*seeds[0]), second)
+
+
+NO_SIGNAL = pair(300, 16)[0]
+
+
+@pytest.mark.parametrize(
+    ("views", "kwargs"),
+    [
+        ((poisoned(math.nan, 1), FINE), {}),
+        ((FINE, poisoned(-math.inf, 1)), {}),
+        ((FINE * 1e30, FINE), {}),
+        ((FINE * 1e30, FINE), {"weight": 0.0, "marginal": "exact"}),
+        ((NO_SIGNAL.float(), NO_SIGNAL.float()), {"objective": "exact", "noise_variance": 1e-10}),
+    ],
+    ids=["NaN", "Inf", "overflow", "overflow without a residual", "not positive definite"],
+)
+def test_what_no_check_can_refuse_is_nan_with_its_gradient(views, kwargs):
+    function = partial(emim_loss_func, **kwargs)
+    value, *gradients = value_and_gradients(compiled(function), *views)
+    assert value.isnan()
+    assert any(gradient.isnan().any() for gradient in gradients)
+    assert torch.func.vmap(function)(*(z[None] for z in views)).isnan()
+
+
+def test_constant_features_need_no_look_at_them():
+    views = [torch.nn.functional.pad(z, (0, 2), value=7.0) for z in pair(100, 5)]
+    for mine, its in zip(
+        value_and_gradients(compiled(emim_loss_func), *views), value_and_gradients(emim_loss_func, *views), strict=True
+    ):
+        torch.testing.assert_close(mine, its)
 
 
 # --- precision ------------------------------------------------------------------------------------
@@ -518,15 +660,6 @@ def calls(z1: Tensor, z2: Tensor):
         lambda: emim_loss_func(z1, z2, objective="exact"),
         lambda: mutual_information(z1, z2, standardise=False),
     )
-
-
-def poisoned(value: float, count: int) -> Tensor:
-    z = torch.randn(10, 4, generator=torch.Generator().manual_seed(0))
-    z.view(-1)[:count] = value
-    return z
-
-
-FINE = torch.randn(10, 4, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.mark.parametrize(

@@ -60,17 +60,37 @@ def value_and_gradients(network: nn.Module, function, z1: Tensor, z2: Tensor) ->
     return [value.detach(), z1.grad, z2.grad, *(p.grad.clone() for p in network.parameters())]
 
 
+def gradient_of_penalty(function, z1: Tensor, z2: Tensor, scale: float = 1) -> Tensor:
+    """Of the summed squares of the gradient in z1, by z1: a second derivative."""
+    z1 = z1.clone().requires_grad_()
+    (grad,) = torch.autograd.grad(function(z1, z2), z1, create_graph=True)
+    return torch.autograd.grad((scale * grad).square().sum(), z1)[0]
+
+
 def refusals(rank: int) -> dict[str, str]:
-    """Bad input on one process only: every process must say so and none may hang."""
+    """Bad input on one process only: every process must say so and none may hang, and all can go on."""
     z = torch.randn(4, 3, generator=torch.Generator().manual_seed(rank))
     bad = z.clone()
     bad[0, 0] = torch.nan
     messages = {}
-    for name, mine in (("unequal", z[: 4 - rank]), ("nan", bad if rank else z)):
+    # After the batches of one sample the first differs in shape on both processes, the third on one.
+    steps = (("unequal", z[: 4 - rank]), ("nan", bad if rank else z), ("changed", z[: 4 - rank]), ("nan again", bad))
+    for name, mine in steps:
         with pytest.raises((ValueError, FloatingPointError)) as error:
             emim_loss_func(mine, mine)
         messages[name] = f"{type(error.value).__name__}: {error.value}"
     return messages
+
+
+def gathers_of_each_call() -> list[int]:
+    """Collectives in calls of one shape, of another, and of that again."""
+    z = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    counts = []
+    for batch in (z, z, z[:3], z[:3]):
+        with torch.profiler.profile() as profile:
+            emim_loss_func(batch, batch)
+        counts.append(sum(event.count for event in profile.key_averages() if event.key == "c10d::allgather_"))
+    return counts
 
 
 def work(rank: int, folder: str) -> None:
@@ -84,9 +104,11 @@ def work(rank: int, folder: str) -> None:
             network = nn.parallel.DistributedDataParallel(model(size[1]))
             for function_name, function in FUNCTIONS.items():
                 results[name, function_name] = value_and_gradients(network, function, z1, z2)
+            results[name, "second"] = [gradient_of_penalty(FUNCTIONS[f], z1, z2) for f in ("default", "exact")]
         one_sample_each = torch.eye(2, 3)[[rank]]
         results["one sample each"] = mutual_information(one_sample_each, one_sample_each)
         results["refusals"] = refusals(rank)
+        results["gathers"] = gathers_of_each_call()
     Path(folder, f"{rank}.pickle").write_bytes(pickle.dumps(results))
     dist.destroy_process_group()
 
@@ -125,6 +147,16 @@ def test_two_processes_give_the_loss_and_gradient_of_one(two_processes, size, fu
             close(mine, its)
 
 
+@pytest.mark.parametrize("size", SIZES)
+def test_two_processes_give_the_second_derivative_of_one(two_processes, size):
+    for number, function in enumerate(("default", "exact")):
+        # A process's gradient is scaled by their number, see above: the penalty is of that.
+        expected = gradient_of_penalty(FUNCTIONS[function], *inputs(SIZES[size]), scale=WORLD)
+        for rank, results in enumerate(two_processes):
+            mine = results[size, "second"][number]
+            torch.testing.assert_close(mine, expected.chunk(WORLD)[rank], rtol=1e-6, atol=1e-12)
+
+
 def test_one_sample_on_each_process_is_a_batch_of_two(two_processes):
     joined = torch.eye(2, 3)
     expected = mutual_information(joined, joined)
@@ -138,7 +170,16 @@ def test_bad_input_of_one_process_is_refused_by_all(two_processes):
         messages = results["refusals"]
         assert messages["unequal"].startswith("ValueError: every process must hold a batch of the same shape")
         assert "[(4, 3), (3, 3)]" in messages["unequal"]
+        assert messages["changed"].startswith(
+            "ValueError: every process must hold a batch of the same shape: on rank [1]"
+        )
+        assert messages["nan again"].endswith("z1 holds 2 and z2 holds 2")
         assert messages["nan"] == "FloatingPointError: NaN or Inf among 24 values: z1 holds 1 and z2 holds 1"
+
+
+def test_shapes_are_compared_only_when_they_change(two_processes):
+    for results in two_processes:
+        assert results["gathers"] == [1, 1, 3, 1]
 
 
 if __name__ == "__main__":

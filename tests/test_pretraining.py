@@ -18,9 +18,10 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from emim_solo import rows
+from emim_solo.checkpoints import last_checkpoint, open_checkpoint
 from emim_solo.errors import UsageError
 from emim_solo.objective import emim_loss_func
-from emim_solo.pretraining import last_checkpoint, prepare, pretrain
+from emim_solo.pretraining import prepare, pretrain
 from emim_solo.suite import dali, load_suite
 
 MakeCfg = Callable[..., DictConfig]
@@ -146,14 +147,34 @@ def test_resumed_run_ends_with_the_metrics_of_an_uninterrupted_one(
     assert (folder / "metrics.0.csv").is_file()
 
 
-def test_auto_resume_takes_the_run_of_the_same_config_only(make_cfg: MakeCfg) -> None:
-    first = pretrain(prepare(make_cfg(auto_resume={"enabled": True})))
-    again = pretrain(prepare(make_cfg(auto_resume={"enabled": True})))
-    assert again["checkpoint"] == first["checkpoint"]
-    assert "val_acc1" not in again["metrics"], "nothing was left to train"
-    other = pretrain(prepare(make_cfg(auto_resume={"enabled": True}, optimizer__lr=0.002)))
+def test_auto_resume_takes_the_run_of_the_same_config_only_and_once(
+    make_cfg: MakeCfg, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    same = {"auto_resume": {"enabled": True}, "data__num_workers": 0}
+    first = pretrain(prepare(make_cfg(**same)))
+    other = pretrain(prepare(make_cfg(**same, optimizer__lr=0.002)))
     assert other["checkpoint"] != first["checkpoint"]
     assert "val_acc1" in other["metrics"]
+    # Finished: said, no row more, no file touched; found though another run came after it.
+    folder = Path(first["checkpoint"])
+    before = {path: path.stat().st_mtime_ns for path in [*folder.iterdir(), folder.parent.parent / "rows.jsonl"]}
+    assert pretrain(prepare(make_cfg(**same))) == first
+    assert "Already finished" in capsys.readouterr().out
+    assert {
+        path: path.stat().st_mtime_ns for path in [*folder.iterdir(), folder.parent.parent / "rows.jsonl"]
+    } == before
+    # A kill between the last epoch and the row costs neither: the row comes with its metrics.
+    rows_file = folder.parent.parent / "rows.jsonl"
+    rows_file.unlink()
+    recovered = pretrain(prepare(make_cfg(**same)))
+    assert rows.read(rows_file) == [recovered]
+    assert recovered["metrics"] == first["metrics"]
+    assert recovered["seconds"] == pytest.approx(first["seconds"], abs=5)
+    # A checkpoint of another place, with nothing left to train, is no run.
+    path = last_checkpoint(folder)
+    with pytest.raises(UsageError, match=r"has 1 epochs already.*raise max_epochs"):
+        pretrain(prepare(make_cfg(resume_from_checkpoint=str(path), checkpoint__dir=str(tmp_path / "elsewhere"))))
+    assert not list((tmp_path / "elsewhere").rglob("*.jsonl"))
 
 
 def test_checkpoint_loads_into_the_same_embeddings(make_cfg: MakeCfg) -> None:
@@ -163,8 +184,8 @@ def test_checkpoint_loads_into_the_same_embeddings(make_cfg: MakeCfg) -> None:
     path = last_checkpoint(Path(row["checkpoint"]))
     assert path is not None
     stored = OmegaConf.create(json.loads((path.parent / "args.json").read_text()))
-    model = suite.load_checkpoint(path, stored)
-    weights = torch.load(path, map_location="cpu", weights_only=False)["state_dict"]
+    model = open_checkpoint(path.parent).model()
+    weights = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
     assert model.state_dict().keys() == weights.keys()
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
     images = next(iter(suite.evaluation_loaders(stored)[1]))[0]
@@ -179,7 +200,7 @@ def test_lightnings_load_from_checkpoint(make_cfg: MakeCfg) -> None:
     cfg = prepare(make_cfg())
     path = last_checkpoint(Path(pretrain(cfg)["checkpoint"]))
     model = suite.emim_class().load_from_checkpoint(path, strict=True, **suite.constructor_kwargs(cfg))
-    weights = torch.load(path, map_location="cpu", weights_only=False)["state_dict"]
+    weights = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
     assert torch.equal(model.projector[0].weight, weights["projector.0.weight"])
 
 
@@ -411,6 +432,11 @@ def test_truncated_checkpoint(make_cfg: MakeCfg, tmp_path: Path) -> None:
 def test_checkpoint_of_another_method_or_width(make_cfg: MakeCfg, tmp_path: Path) -> None:
     path = last_checkpoint(Path(pretrain(prepare(make_cfg()))["checkpoint"]))
     with pytest.raises(UsageError, match="of method 'emim', this run is 'vicreg'"):
-        pretrain(prepare(make_cfg(method="vicreg", resume_from_checkpoint=str(path))))
+        pretrain(prepare(make_cfg(method="vicreg", max_epochs=2, resume_from_checkpoint=str(path))))
     with pytest.raises(UsageError, match=r"of another model.*projector"):
-        pretrain(prepare(make_cfg(method_kwargs__proj_output_dim=32, resume_from_checkpoint=str(path))))
+        pretrain(prepare(make_cfg(method_kwargs__proj_output_dim=32, max_epochs=2, resume_from_checkpoint=str(path))))
+    with pytest.raises(UsageError, match=r"trained with optimizer.name=adamw, this run is sgd"):
+        pretrain(prepare(make_cfg(optimizer__name="sgd", max_epochs=2, resume_from_checkpoint=str(path))))
+    with pytest.warns(UserWarning, match=r"goes on with the checkpoint's optimizer.lr="):
+        resumed = pretrain(prepare(make_cfg(optimizer__lr=0.5, max_epochs=2, resume_from_checkpoint=str(path))))
+    assert resumed["epochs"] == 2

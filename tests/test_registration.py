@@ -281,7 +281,7 @@ def checkpoint(clone: Path, few_digits: Path, tmp_path_factory: pytest.TempPathF
 def test_main_pretrain_trains_emim_in_two_processes(checkpoint: Path) -> None:
     """160 images in batches of 32 are five steps for one process, and two whole ones for each of two."""
     (path,) = checkpoint.glob("*.ckpt")
-    assert torch.load(path, map_location="cpu", weights_only=False)["global_step"] == 2
+    assert torch.load(path, map_location="cpu", weights_only=True)["global_step"] == 2
     assert (checkpoint / "args.json").is_file()
 
 

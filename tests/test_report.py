@@ -7,8 +7,9 @@ import math
 import os
 import re
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -184,6 +185,49 @@ def test_one_method_alone_makes_a_report(tmp_path):
     assert "Paired differences" not in text
 
 
+ODD_METHODS = dict(zip(("$emim$", "<b>&\"'^_$x$", "$emim$ null"), METHODS.values(), strict=True))
+
+
+@pytest.fixture(scope="module")
+def odd_folder(tmp_path_factory) -> Path:
+    """Methods and classes with names that mean something to matplotlib, HTML, SVG or Markdown; no labels in one split."""
+    folder = tmp_path_factory.mktemp("odd")
+    write_files(write_rows(folder, seeds=2, methods=ODD_METHODS), seeds=2, methods=ODD_METHODS)
+    for split, change in (
+        ("val", {"classes": [*"01234567", '</script><b>&"', "$x^2$"]}),
+        ("train", {"classes": [], "labels": [-1] * 120}),
+    ):
+        path = folder / "umap" / f"{split}.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    report.write_report(folder)
+    return folder
+
+
+def test_names_are_text_in_every_chart(odd_folder):
+    found = re.findall(r"<svg.*?</svg>", (odd_folder / "report.html").read_text(), flags=re.DOTALL)
+    assert len(found) >= 7
+    charts_with = Counter()
+    for svg in found:
+        texts = ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")
+        shown = {"".join(text.itertext()).strip() for text in texts}
+        charts_with.update(name for name in ODD_METHODS if name in shown)
+    assert charts_with.keys() == ODD_METHODS.keys() and min(charts_with.values()) >= len(found) - 3
+    powers = [text for svg in found for text in re.findall(r">(10[⁻⁰¹²³]+)<", svg)]
+    assert {"10⁰", "10¹", "10²"} <= set(powers)
+
+
+def test_stand_ins_for_colours_are_replaced_in_tags_only():
+    svg = charts.draw("chart", 'a "title"', lambda axes: axes.set_title('#020201 id="x" url(#a)', color="#020201"))
+    assert '#020201 id="x" url(#a)</text>' in svg and "var(--method-1)" in svg
+    assert "a &#34;title&#34;" in svg
+
+
+def test_odd_names_keep_the_columns_of_markdown(tmp_path):
+    methods = {"a|b": METHODS["emim"], "$5$": METHODS["vicreg"]}
+    text = report.write_report(write_rows(tmp_path, seeds=1, methods=methods)).markdown.read_text()
+    assert r"| a\|b |" in text and r"| \$5\$ |" in text
+
+
 # -- the page ----------------------------------------------------------------------------------------------------
 
 
@@ -347,6 +391,32 @@ def test_training_images_are_one_click_away(page):
     assert page.evaluate("document.querySelectorAll('.stage').length") == len(METHODS)
     assert page.evaluate("document.querySelector('[data-split=train]').getAttribute('aria-pressed')") == "true"
     page.click("[data-split=val]")
+
+
+def test_odd_names_and_images_without_labels(page, odd_folder, folder, tmp_path):
+    try:
+        page.open(odd_folder / "report.html")
+        names = page.evaluate("[...document.querySelectorAll('.panel strong')].map(name => name.innerText)")
+        assert names == list(ODD_METHODS)
+        legend = "[...document.querySelectorAll('.legend button')].map(name => name.textContent)"
+        assert page.evaluate(legend)[-2:] == ['</script><b>&"', "$x^2$"]
+        keep(page, tmp_path, "odd-names")
+        page.click("[data-split=train]")
+        assert page.evaluate(legend) == []
+        assert not page.evaluate("document.querySelector('.legend').checkVisibility()")
+        assert "silhouette" not in page.evaluate("document.querySelector('.quality').innerText")
+        page.evaluate("document.querySelectorAll('.stage')[0].focus({focusVisible: true})")
+        assert re.fullmatch(r"image \d+", page.evaluate("document.getElementById('umap-said').textContent"))
+        assert re.fullmatch(r"image \d+", page.evaluate("document.querySelector('.tip').innerText").strip())
+        colours = page.evaluate(
+            "[...new Uint32Array(document.querySelector('.stage canvas').getContext('2d')"
+            ".getImageData(0, 0, 400, 400).data.buffer)].filter(pixel => pixel >>> 24 > 210)"
+        )
+        assert Counter(colours).most_common(1)[0][1] > len(colours) / 2, "one colour, but for edges and overlaps"
+        keep(page, tmp_path, "unlabelled")
+        assert page.errors == []
+    finally:
+        page.open(folder / "report.html")
 
 
 @pytest.mark.parametrize(("form", "file"), [("latex", "table.tex"), ("markdown", "table.md")])

@@ -6,17 +6,22 @@ import csv
 import itertools
 import json
 import math
+import warnings
 
 import matplotlib
 import numpy as np
 import pytest
 import torch
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from omegaconf import OmegaConf
 from PIL import Image
 from sklearn import datasets, metrics
 
 from emim_solo.errors import UsageError
 from emim_solo.evaluation import umap as umap_pictures
+from emim_solo.evaluation.features import Features, Split
 from emim_solo.evaluation.palette import PALETTE, class_styles
 from emim_solo.evaluation.thumbnails import write_sprite_sheet
 
@@ -102,6 +107,98 @@ def test_files_hold_the_coordinates(layout, digits, tmp_path):
     assert len(lines) == 400
     assert lines[3]["method"] == "pixels" and lines[3]["class"] == f"digit {digits[1][3]}"
     np.testing.assert_allclose([float(lines[3]["x"]), float(lines[3]["y"])], layout["pixels"].coordinates[3], atol=1e-4)
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that are saved, as they were when they were."""
+    figures = []
+    save = Figure.savefig
+
+    def savefig(figure, path, **options):
+        save(figure, path, **options)
+        figures.append(figure)
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    return figures
+
+
+def panel_of(images: int) -> umap_pictures.Panel:
+    points = np.random.default_rng(0).normal(size=(images, 2)).astype("float32")
+    return umap_pictures.Panel(points, 0.9, 0.1)
+
+
+ODD_NAMES = ["a$_$", "$5 to $10", "x^2_i", "\\alpha", "100 %", "_", "<b>&amp;", "{}", "ü'\""]
+
+
+@pytest.mark.parametrize("classes", [9, 90])
+def test_names_are_text_as_they_are(classes, drawn, tmp_path):
+    names = (ODD_NAMES * 10)[:classes]
+    methods = ["$emim$", "b^$_$"]
+    labels = torch.arange(2 * classes) % classes
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        umap_pictures.draw(dict.fromkeys(methods, panel_of(2 * classes)), labels, names, tmp_path / "val")
+    texts = [text for text in drawn[0].findobj(Text) if text.get_text()]
+    shown = [text.get_text() for text in texts]
+    assert {*names, *methods} <= set(shown)
+    assert shown.count("a$_$") == names.count("a$_$") * (2 if classes == 9 else 1)
+    assert not any(text.get_parse_math() for text in texts)
+
+
+@pytest.mark.parametrize(("classes", "length", "panels"), [(21, 2, 1), (100, 60, 1), (100, 2, 4), (400, 2, 1)])
+def test_legend_of_many_classes_lies_beside_the_panels(classes, length, panels, drawn, tmp_path):
+    names = [f"{i:0{length}d}" for i in range(classes)]
+    own = {f"method {i}": panel_of(2 * classes) for i in range(panels)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        umap_pictures.draw(own, torch.arange(2 * classes) % classes, names, tmp_path / "val")
+    figure = drawn[0]
+    sides = [axes.get_window_extent().width / figure.dpi for axes in figure.axes]
+    assert min(sides) > 3.3, "the panels keep their size, in inches"
+    if classes == 400:  # colours and shapes repeat after a hundred: nothing could be looked up
+        assert not figure.legends
+        return
+    (legend,) = figure.legends
+    place = legend.get_window_extent()
+    assert [text.get_text()[:20] for text in legend.get_texts()] == [name[:20] for name in names]
+    assert not any(place.overlaps(axes.get_tightbbox()) for axes in figure.axes)
+    assert figure.bbox.containsx(place.x0) and figure.bbox.containsx(place.x1) and place.y0 >= 0
+
+
+def test_images_without_labels_have_one_colour_and_no_names(digits, drawn, tmp_path):
+    labels = torch.full((60,), -1)
+    panels = umap_pictures.aligned_layout({"pixels": digits[0][:60]}, labels, seed=0)
+    umap_pictures.draw(panels, labels, [], tmp_path / "train")
+    umap_pictures.write_layout(panels, labels, range(60), [], tmp_path / "train")
+    (axes,) = drawn[0].axes
+    (points,) = axes.collections
+    assert len(points.get_offsets()) == 60 and len(points.get_facecolor()) == 1
+    assert not axes.texts and not drawn[0].legends and "silhouette" not in axes.get_xlabel()
+    with open(tmp_path / "train.csv", newline="") as file:
+        assert {line["class"] for line in csv.DictReader(file)} == {""}
+    content = json.loads((tmp_path / "train.json").read_text())
+    assert content["classes"] == [] and set(content["labels"]) == {-1}
+    assert umap_pictures.suite_picture(digits[0][:60], labels, [], tmp_path / "suite", seed=0) is not None
+    assert (tmp_path / "suite.png").is_file()
+
+
+def test_pictures_of_an_unlabelled_folder_without_validation_images(solid_image, tmp_path):
+    """Everything that the pictures show of images without labels, from the folder to the thumbnails."""
+    for number in range(30):
+        solid_image(tmp_path / "heap" / str(number % 2) / f"{number}.png")
+    data = {"dataset": "custom", "train_path": str(tmp_path / "heap"), "val_path": None, "format": "image_folder"}
+    cfg = OmegaConf.create({"data": {**data, "no_labels": True}, "augmentations": [{"crop_size": 32}]})
+    images = torch.randn(30, 8, generator=torch.Generator().manual_seed(0))
+    train = Split(images, None, torch.full((30,), -1))
+    methods = {name: Features(train, train, []) for name in ("emim-0.5", "emim-0.7")}
+    found = umap_pictures.make_pictures(methods, cfg, tmp_path / "umap", seed=0, limit=20)
+    assert [list(metrics) for metrics in found.values()] == [["train_trustworthiness"]] * 2
+    stems = ("emim-0.5-train", "emim-0.7-train", "train")
+    assert {path.name for path in (tmp_path / "umap").iterdir()} == {
+        *(f"{stem}.{suffix}" for stem in stems for suffix in ("png", "pdf")),
+        *(f"train.{suffix}" for suffix in ("csv", "json", "webp")),
+    }
 
 
 def test_suite_picture_is_made_and_seeded(digits, tmp_path):

@@ -14,6 +14,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from markupsafe import escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
@@ -35,6 +36,7 @@ has a contrast of at least 4.5 to its ground. They repeat after six; labels at t
 
 INK, FAINT, GRID, SURFACE = "#010101", "#010102", "#010103", "#010104"
 _VARIABLES = {INK: "--ink", FAINT: "--faint", GRID: "--grid", SURFACE: "--surface"}
+_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _WIDTH, _HEIGHT = 4.6, 3.0
 
 
@@ -50,6 +52,7 @@ def _style() -> Any:
             "svg.hashsalt": "emim-solo",  # the same chart has the same ids each time
             "font.family": "sans-serif",
             "font.size": 9.5,
+            "text.parse_math": False,  # a name with a $ in it is a name
             "text.color": INK,
             "axes.edgecolor": GRID,
             "axes.labelcolor": FAINT,
@@ -96,18 +99,22 @@ def _to_page(svg: str, name: str, title: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)
-    svg = re.sub(r' id="', f' id="{name}-', svg)
-    svg = re.sub(r'href="#', f'href="#{name}-', svg)
-    svg = svg.replace("url(#", f"url(#{name}-")
-    svg = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", svg)
-    svg = re.sub(r"font: (bold|\d+) ([\d.]+px) [^;\"]*", r"font-weight: \1; font-size: \2", svg)
-    for stand_in, variable in _VARIABLES.items():
-        svg = svg.replace(stand_in, f"var({variable})")
-    svg = re.sub(r"#0202([0-9a-f]{2})", lambda found: f"var(--method-{int(found.group(1), 16)})", svg)
+    # In tags only: what stands between them may be anybody's name.
+    svg = re.sub(r"<[^>]*>", lambda tag: _tag_on_page(tag.group(), name), svg)
     opening, rest = svg.split(">", 1)
     opening = re.sub(r' (width|height)="[^"]*"', "", opening)
-    label = title.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
-    return f'{opening} role="img" aria-label="{label}">{rest.strip()}'
+    return f'{opening} role="img" aria-label="{escape(title)}">{rest.strip()}'
+
+
+def _tag_on_page(tag: str, name: str) -> str:
+    tag = re.sub(r' id="', f' id="{name}-', tag)
+    tag = re.sub(r'href="#', f'href="#{name}-', tag)
+    tag = tag.replace("url(#", f"url(#{name}-")
+    tag = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", tag)
+    tag = re.sub(r"font: (bold|\d+) ([\d.]+px) [^;\"]*", r"font-weight: \1; font-size: \2", tag)
+    for stand_in, variable in _VARIABLES.items():
+        tag = tag.replace(stand_in, f"var({variable})")
+    return re.sub(r"#0202([0-9a-f]{2})", lambda found: f"var(--method-{int(found.group(1), 16)})", tag)
 
 
 def _spread_labels(positions: Sequence[float], gap: float, low: float, high: float) -> list[float]:
@@ -128,21 +135,21 @@ def _spread_labels(positions: Sequence[float], gap: float, low: float, high: flo
     return result.tolist()
 
 
-def _label_ends(axes: Axes, ends: Mapping[str, tuple[float, float]], colours: Mapping[str, str]) -> None:
-    """Write each line's name at its end, to the right of the axes."""
+def _label_ends(axes: Axes, ends: Mapping[str, tuple[float, float, str]]) -> None:
+    """Write each line's name at its end ``(x, y, colour)``, to the right of the axes."""
     if not ends:
         return
     axes.autoscale_view()  # limits are set lazily
     to_axes = axes.transData + axes.transAxes.inverted()
-    heights = [float(to_axes.transform(end)[1]) for end in ends.values()]
-    for name, height in zip(ends, _spread_labels(heights, 0.085, 0.0, 1.0), strict=True):
+    heights = [float(to_axes.transform((x, y))[1]) for x, y, _ in ends.values()]
+    for (name, (_, _, colour)), height in zip(ends.items(), _spread_labels(heights, 0.085, 0.0, 1.0), strict=True):
         axes.annotate(
             name,
             (1.02, height),
             xycoords="axes fraction",
             va="center",
             ha="left",
-            color=colours[name.removesuffix(" null")],
+            color=colour,
             fontsize=9,
             annotation_clip=False,
         )
@@ -171,7 +178,7 @@ def learning_curve(
     own = colours(results)
 
     def paint(axes: Axes) -> None:
-        ends = {}
+        ends: dict[str, tuple[float, float, str]] = {}
         for method in results.names:
             runs = [curves.get((method, seed), {}).get(metric, {}) for seed in results.seeds(method)]
             runs = [run for run in runs if run]
@@ -187,7 +194,7 @@ def learning_curve(
                 epochs, means, color=own[method], linestyle=style, marker="o" if len(epochs) < 3 else None, markersize=4
             )
             if epochs:
-                ends[method] = (epochs[-1], means[-1])
+                ends[method] = (epochs[-1], means[-1], own[method])
             nulls = [curve for seed in results.seeds(method) if (curve := curves.get((method, seed), {}).get(null))]
             if nulls:
                 epochs = sorted(set.intersection(*(set(run) for run in nulls)))
@@ -195,13 +202,13 @@ def learning_curve(
                 marker = "x" if len(epochs) < 3 else None
                 axes.plot(epochs, means, color=own[method], linestyle="--", linewidth=1.2, marker=marker, markersize=5)
                 if epochs:
-                    ends[f"{method} null"] = (epochs[-1], means[-1])
+                    ends[f"{method} null"] = (epochs[-1], means[-1], own[method])
         axes.set_xlabel("epoch")
         axes.set_ylabel(unit)
         axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
         axes.yaxis.set_major_locator(MaxNLocator(5))
-        _label_ends(axes, ends, own)
+        _label_ends(axes, ends)
 
     return draw(name, f"Learning curves: {metric} by epoch for {', '.join(results.names)}", paint)
 
@@ -338,7 +345,7 @@ def spectra(
     own = colours(results)
 
     def paint(axes: Axes) -> None:
-        ends = {}
+        ends: dict[str, tuple[float, float, str]] = {}
         lowest = 1.0
         for method in results.names:
             runs = [np.asarray(values.get((method, seed), {}).get(features, [])) for seed in results.seeds(method)]
@@ -351,15 +358,17 @@ def spectra(
             visible = mean > 1e-8
             ranks = np.arange(1, length + 1)[visible]
             axes.plot(ranks, mean[visible], color=own[method], linestyle=_line_style(results, method))
-            ends[method] = (float(ranks[-1]), float(mean[visible][-1]))
+            ends[method] = (float(ranks[-1]), float(mean[visible][-1]), own[method])
             lowest = min(lowest, ends[method][1])
         axes.set(xscale="log", yscale="log", xlabel="rank", ylabel="eigenvalue / largest")
         axes.set_ylim(max(lowest / 2, 1e-8), 1.6)
         axes.yaxis.set_major_locator(LogLocator(numticks=5))
+        for axis in (axes.xaxis, axes.yaxis):  # matplotlib's own labels are mathematics, which is off
+            axis.set_major_formatter(lambda value, _: "10" + str(round(math.log10(value))).translate(_SUPERSCRIPT))
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.minorticks_off()
-        _label_ends(axes, ends, own)
+        _label_ends(axes, ends)
 
     return draw(name, f"Spectrum of the covariance of {features} features for {', '.join(results.names)}", paint)
 

@@ -6,6 +6,9 @@ import csv
 import math
 from pathlib import Path
 
+from emim_solo import files
+from emim_solo.errors import UsageError
+
 Curve = dict[int, float]
 """Value by epoch, counted from 1."""
 
@@ -20,14 +23,19 @@ def read_curves(folder: Path) -> dict[str, Curve]:
     Returns:
         Curves by metric; empty where there are no files.
     """
-    parts = sorted(folder.glob("metrics.*.csv"), key=lambda path: int(path.suffixes[0][1:]))
+    parts = sorted(
+        (path for path in folder.glob("metrics.*.csv") if path.suffixes[0][1:].isdecimal()),
+        key=lambda path: int(path.suffixes[0][1:]),
+    )
     curves: dict[str, Curve] = {}
     for path in [*parts, folder / "metrics.csv"]:
         if not path.is_file():
             continue
-        with open(path, newline="") as file:
-            for line in csv.DictReader(file):
+        try:
+            for line in csv.DictReader(files.read_text(path).splitlines()):
                 _take(line, curves)
+        except csv.Error as error:
+            raise UsageError(f"'{path}' is damaged ({error}): remove it, the report is made without it") from error
     return {name: dict(sorted(curve.items())) for name, curve in curves.items()}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,11 +15,13 @@ from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from emim_solo import configs, rows, suite
+from emim_solo import configs, files, rows, suite
 from emim_solo.benchmark.terms import deviations, undeclared
+from emim_solo.data import expand_home
 from emim_solo.errors import UsageError
 from emim_solo.evaluation.knn import DISTANCES, KS, TEMPERATURE
 from emim_solo.evaluation.linear import DEFAULTS as LINEAR_DEFAULTS
+from emim_solo.evaluation.linear import complete_settings
 
 DEFAULTS: dict[str, Any] = {
     "dir": "runs/benchmark",
@@ -120,7 +121,7 @@ def make_plan(cfg: DictConfig) -> Plan:
     _check_terms(by_name, plain["deviations"])
     settings = {stage: plain[stage] for stage in ("knn", "linear", "diagnostics", "umap")}
     try:
-        suite.load_suite().check_values(OmegaConf.create(settings["linear"]))
+        settings["linear"] = complete_settings(settings["linear"])
     except UsageError as error:
         raise UsageError(f"linear: {error}") from error
     return Plan(Path(plain["dir"]), runs, settings)
@@ -136,15 +137,17 @@ def _complete(cfg: DictConfig) -> dict[str, Any]:
         )
     # A mapping of methods replaces the default one as a whole; all else is merged.
     base = {key: value for key, value in DEFAULTS.items() if key != "methods" or not given.get("methods")}
-    plain = suite.plain(OmegaConf.merge(base, given))
+    merged = OmegaConf.merge(base, given)
+    assert isinstance(merged, DictConfig)
+    expand_home(merged)
+    plain = suite.plain(merged)
     seeds = plain["seeds"]
     if isinstance(seeds, int):
         plain["seeds"] = seeds = [seeds]
     if not seeds or len(set(seeds)) < len(seeds) or not all(isinstance(seed, int) and seed >= 0 for seed in seeds):
         raise UsageError(f"seeds={seeds}: expected different whole numbers from 0 on, as in seeds=[0,1,2]")
     for name, entry in plain["methods"].items():
-        if not re.fullmatch(r"[\w.+-]+", str(name)):
-            raise UsageError(f"methods: '{name}' becomes a file name: use letters, digits, '_', '-', '+' and '.'")
+        files.check_name("methods", name)
         odd = sorted((entry or {}).keys() - _METHOD_KEYS)
         if odd:
             raise UsageError(f"methods.{name}: unknown {', '.join(odd)}; expected {', '.join(sorted(_METHOD_KEYS))}")

@@ -13,12 +13,16 @@ from emim_solo.errors import UsageError
 def main(arguments: Sequence[str]) -> int:
     """Train from a completed config file; returns the exit status."""
     from emim_solo.pretraining import pretrain
+    from emim_solo.stopping import Stopped, stoppable
 
     config, version = arguments
     cfg = OmegaConf.load(config)
     assert isinstance(cfg, DictConfig)
     try:
-        pretrain(cfg, version=version)
+        with stoppable():
+            pretrain(cfg, version=version)
+    except Stopped as stopped:
+        return stopped.status
     except (UsageError, FloatingPointError) as error:
         print(f"emim-solo: {error}", file=sys.stderr)
         return 2

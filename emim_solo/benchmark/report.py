@@ -19,7 +19,7 @@ import numpy as np
 import yaml
 from markupsafe import Markup, escape
 
-from emim_solo import __version__, rows
+from emim_solo import __version__, files, rows
 from emim_solo.benchmark import charts
 from emim_solo.benchmark.curves import read_curves
 from emim_solo.benchmark.results import (
@@ -73,13 +73,13 @@ def write_report(folder: Path) -> Written:
     results = collect(rows.read(folder / ROWS))
     table = headline(results)
     written = Written(folder / REPORT, folder / "table.md", folder / "table.tex", results)
-    written.markdown.write_text(to_markdown(table), encoding="utf-8")
-    written.latex.write_text(to_latex(table), encoding="utf-8")
+    files.write_text(written.markdown, to_markdown(table))
+    files.write_text(written.latex, to_latex(table))
     paired = differences(results)
     if paired.lines:
-        (folder / "differences.md").write_text(to_markdown(paired), encoding="utf-8")
-        (folder / "differences.tex").write_text(to_latex(paired), encoding="utf-8")
-    written.html.write_text(render(folder, results, table, paired), encoding="utf-8")
+        files.write_text(folder / "differences.md", to_markdown(paired))
+        files.write_text(folder / "differences.tex", to_latex(paired))
+    files.write_text(written.html, render(folder, results, table, paired))
     return written
 
 
@@ -293,7 +293,7 @@ def _read_spectra(folder: Path, results: Results) -> dict[tuple[str, int], dict[
     for name, seed in results.rows:
         path = spectrum_file(folder, name, seed)
         if path.is_file():
-            found[name, seed] = json.loads(path.read_text())
+            found[name, seed] = files.read_json(path, dict)
     return found
 
 
@@ -303,7 +303,7 @@ def _umap(folder: Path, results: Results) -> dict[str, Any] | None:
         path = folder / "umap" / f"{split}.json"
         if not path.is_file():
             continue
-        content = json.loads(path.read_text())
+        content = files.read_json(path, dict)
         sprite = path.with_suffix(".webp")
         if sprite.is_file():
             content["sprite"] = "data:image/webp;base64," + base64.b64encode(sprite.read_bytes()).decode()
@@ -316,8 +316,10 @@ def _umap(folder: Path, results: Results) -> dict[str, Any] | None:
     caption = (
         f"Features of the backbone{_of_seed(first)} in one aligned UMAP layout: an image keeps its place from panel to panel "
         "as far as the methods agree on its neighbours. Distances between far clusters mean little. "
-        "Trustworthiness: how far neighbours here are neighbours in the features. Silhouette: how far classes are apart here."
+        "Trustworthiness: how far neighbours here are neighbours in the features."
     )
+    if first["classes"]:
+        caption += " Silhouette: how far classes are apart here."
     data = {"splits": splits, "colours": class_colours(), "shapes": _shapes()}
     return {"splits": list(splits), "caption": caption, "data": data}
 

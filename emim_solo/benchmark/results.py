@@ -9,6 +9,7 @@ from typing import Any
 
 from emim_solo.benchmark.statistics import Estimate, estimate, paired_difference
 from emim_solo.benchmark.terms import deviations
+from emim_solo.data import why_no_accuracy
 from emim_solo.errors import UsageError
 
 Row = Mapping[str, Any]
@@ -300,11 +301,12 @@ def notes(results: Results) -> list[str]:
         said.append("± is the half width of the 95 % t-interval of the mean over n seeds.")
     else:
         said.append("One seed: no interval can be given, and small differences mean nothing.")
-    if results.shown(HEADLINE[:5]):
-        said.append(
-            "Accuracies: frozen backbone, validation images. MI: embeddings of the projector, two views of an image. "
-            "Effective rank: RankMe of the backbone."
-        )
+    if results.shown(HEADLINE[:3]):
+        said.append("Accuracies: frozen backbone, validation images.")
+    elif reasons := sorted({reason for row in results.pretrained() if (reason := _no_accuracy(row))}):
+        said.append(f"No accuracies: {', '.join(reasons)}.")
+    if results.shown(HEADLINE[3:5]):
+        said.append("MI: embeddings of the projector, two views of an image. Effective rank: RankMe of the backbone.")
     for name in results.names:
         collapsed = results.collapsed(name)
         if collapsed:
@@ -333,15 +335,24 @@ def notes(results: Results) -> list[str]:
     few = [value for name in results.names for value in results.values(name, fewest).values() if value < FEW_IMAGES]
     if few:
         said.append(f"Few validation images: {min(few):.0f} in the rarest class, too few to judge by.")
-    expected = {"knn", "logistic", "linear", "diagnostics"}
     waiting = [
-        f"{name} seed {seed} ({', '.join(sorted(expected - stages.keys()))})"
+        f"{name} seed {seed} ({', '.join(missing)})"
         for (name, seed), stages in results.rows.items()
-        if expected - stages.keys() and not results.failed(name, seed)
+        if not results.failed(name, seed)
+        and (missing := sorted(set(evaluation_stages(stages["pretrain"]["config"])) - stages.keys()))
     ]
     if waiting:
         said.append(f"Not finished: {'; '.join(waiting)}.")
     return said
+
+
+def evaluation_stages(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The stages that evaluate a run; without labels those alone that need none."""
+    return ("diagnostics",) if why_no_accuracy(config["data"]) else ("knn", "logistic", "linear", "diagnostics")
+
+
+def _no_accuracy(row: Row) -> str | None:
+    return why_no_accuracy(row.get("config", {}).get("data", {}))
 
 
 def _plain(value: Any) -> str:
@@ -366,6 +377,9 @@ def _cell_text(cell: Cell) -> str:
     return cell.text if not cell.flag or cell.flag in cell.text or cell.text == "NaN" else f"{cell.text} ({cell.flag})"
 
 
+_MARKDOWN = str.maketrans({mark: f"\\{mark}" for mark in "\\|`*<$"})
+
+
 def to_markdown(table: Table) -> str:
     """A Markdown table, best means in bold, notes below."""
 
@@ -376,7 +390,7 @@ def to_markdown(table: Table) -> str:
     lines = [
         f"| {' | '.join(table.heads)} |",
         f"| --- |{' ---: |' * (len(table.heads) - 1)}",
-        *(f"| {' | '.join([name, *map(shown, cells)])} |" for name, cells in table.lines),
+        *(f"| {' | '.join([name.translate(_MARKDOWN), *map(shown, cells)])} |" for name, cells in table.lines),
     ]
     return "\n".join([*lines, "", *(f"- {note}" for note in table.notes)]).rstrip() + "\n"
 

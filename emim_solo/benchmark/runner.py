@@ -23,19 +23,21 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from emim_solo import rows
+from emim_solo import files, rows
 from emim_solo.benchmark.cost import measure
 from emim_solo.benchmark.plan import Plan, Run, make_plan
 from emim_solo.benchmark.report import ROWS, spectrum_file, write_report
-from emim_solo.benchmark.results import differences, headline, to_text
+from emim_solo.benchmark.results import differences, evaluation_stages, headline, to_text
+from emim_solo.checkpoints import Checkpoint, open_checkpoint
 from emim_solo.diagnostics import diagnose, spectrum
 from emim_solo.errors import UsageError
 from emim_solo.evaluation.commands import evaluation_row
-from emim_solo.evaluation.features import Checkpoint, Features, extract_features, extract_views, open_checkpoint
+from emim_solo.evaluation.features import Features, extract_features, extract_views
 from emim_solo.evaluation.knn import knn
 from emim_solo.evaluation.linear import linear, logistic
 from emim_solo.evaluation.umap import make_pictures
 from emim_solo.pretraining import pretrain
+from emim_solo.stopping import Stopped
 from emim_solo.suite import load_suite, plain
 
 # Expected share of the time, until stages of a kind have been timed.
@@ -48,7 +50,6 @@ _WEIGHTS = {
     "diagnostics": 8.0,
     "umap": 20.0,
 }
-_RUN_STAGES = ("pretrain", "knn", "logistic", "linear", "diagnostics")
 
 
 def run_benchmark(cfg: DictConfig) -> None:
@@ -85,8 +86,13 @@ class Runner:
         self.seconds: dict[str, list[float]] = {}
         self.made = 0
         self.start = time.perf_counter()
-        plan.folder.mkdir(parents=True, exist_ok=True)
-        waiting = [stage for run in plan.runs for stage in _RUN_STAGES if not self._is_done(run, stage)]
+        files.writable_folder(plan.folder, "dir")
+        waiting = [
+            stage
+            for run in plan.runs
+            for stage in ("pretrain", *evaluation_stages(run.cfg))
+            if not self._is_done(run, stage)
+        ]
         waiting += [] if self._pictures_done() else ["umap"]
         self.waiting = waiting
 
@@ -180,8 +186,14 @@ class Runner:
         config = self.plan.folder / f"{run.version}.yaml"
         OmegaConf.save(run.cfg, config)
         command = [sys.executable, "-m", "emim_solo.benchmark.pretrain_one", str(config), run.version]
-        code = subprocess.run(command, check=False).returncode
-        config.unlink()
+        with subprocess.Popen(command) as process:
+            try:
+                code = process.wait()
+            except Stopped:
+                process.terminate()  # it ends the other processes of the run
+                raise
+            finally:
+                config.unlink()
         if code:
             raise UsageError(f"pretraining on {len(run.cfg.devices)} devices ended with status {code}; see above")
 
@@ -206,9 +218,14 @@ class Runner:
     def _features(self, run: Run) -> Features:
         """Features of a run, computed once and kept on disk."""
         path = self.plan.folder / "features" / f"{run.version}.pt"
-        if not path.is_file():
-            extract_features(self._checkpoint(run)).save(path)
-        return Features.load(path)
+        if path.is_file():
+            try:
+                return Features.load(path)
+            except UsageError as error:
+                print(f"! {run.title}: {error}; they are computed again", file=sys.stderr)
+        features = extract_features(self._checkpoint(run))
+        features.save(path)
+        return features
 
     def _checkpoint(self, run: Run) -> Checkpoint:
         folder = self._folder(run)
@@ -226,11 +243,12 @@ class Runner:
             "linear": lambda features: linear(features, run.cfg, self.plan.settings["linear"], seed=run.seed),
             "diagnostics": lambda _: self._diagnose(run),
         }
-        if all(self._is_done(run, stage) for stage in work):
+        stages = evaluation_stages(run.cfg)
+        if all(self._is_done(run, stage) for stage in stages):
             return
         features = self._features(run)
-        for stage, evaluate in work.items():
-            self._stage(run, stage, partial(self._row, run, stage, partial(evaluate, features)))
+        for stage in stages:
+            self._stage(run, stage, partial(self._row, run, stage, partial(work[stage], features)))
 
     def _row(self, run: Run, stage: str, evaluate: Callable[[], Mapping[str, float]]) -> dict[str, Any]:
         start = time.perf_counter()
@@ -250,7 +268,7 @@ class Runner:
                 spectra[part] = [float(f"{value:.5g}") for value in spectrum(first)]
         path = spectrum_file(self.plan.folder, run.name, run.seed)
         path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(spectra))
+        files.write_text(path, json.dumps(spectra))
         if self._is_timed(run):
             metrics |= measure(run.cfg, steps=settings["steps"])
         return metrics

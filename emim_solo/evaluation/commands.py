@@ -10,9 +10,11 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from emim_solo import rows
+from emim_solo import files, rows
+from emim_solo.checkpoints import Checkpoint, open_checkpoint
+from emim_solo.data import why_no_accuracy
 from emim_solo.errors import UsageError
-from emim_solo.evaluation.features import Checkpoint, Features, device_of, extract_features, open_checkpoint
+from emim_solo.evaluation.features import Features, device_of, extract_features
 from emim_solo.suite import load_suite, plain
 
 
@@ -53,15 +55,26 @@ def _each(
     """Evaluate checkpoints one after the other; the row of each stands beside that of its pretraining."""
     checkpoints = [open_checkpoint(folder) for folder in folders]  # all of them are there before work begins
     for checkpoint in checkpoints:
+        files.writable_folder(_rows_file(checkpoint).parent, "the folder of the rows")
+        if reason := why_no_accuracy(checkpoint.cfg.data):
+            raise UsageError(
+                f"'{checkpoint.folder}' was trained on {reason}: an accuracy would say nothing; 'emim-solo umap' shows "
+                "its features"
+            )
+    for checkpoint in checkpoints:
         start = time.perf_counter()
         metrics = evaluate(checkpoint, extract_features(checkpoint))
-        place = checkpoint.folder.parent.parent / "rows.jsonl"
+        place = _rows_file(checkpoint)
         seconds = time.perf_counter() - start
         rows.append(place, evaluation_row(stage, checkpoint.cfg, checkpoint.folder, metrics, seconds, settings))
         print(f"{checkpoint.cfg.name} ({checkpoint.path})")
         for name, value in metrics.items():
             print(f"  {name:<28} {value:8.2f}")
         print(f"  row in '{place}'")
+
+
+def _rows_file(checkpoint: Checkpoint) -> Path:
+    return checkpoint.folder.parent.parent / "rows.jsonl"
 
 
 def knn_main(arguments: Sequence[str]) -> None:
@@ -79,7 +92,7 @@ def knn_main(arguments: Sequence[str]) -> None:
 
 def linear_main(arguments: Sequence[str]) -> None:
     """``emim-solo linear FOLDER ... [key=value ...]``."""
-    from emim_solo.evaluation.linear import DEFAULTS, linear, logistic
+    from emim_solo.evaluation.linear import complete_settings, linear, logistic
 
     parser = _parser(
         "linear",
@@ -91,10 +104,7 @@ def linear_main(arguments: Sequence[str]) -> None:
     )
     given = parser.parse_args([argument for argument in arguments if not _is_setting(argument)])
     given_settings = OmegaConf.from_dotlist([argument for argument in arguments if _is_setting(argument)])
-    merged = OmegaConf.merge(DEFAULTS, given_settings)
-    assert isinstance(merged, DictConfig)
-    load_suite().check_values(merged)
-    settings = plain(merged)
+    settings = complete_settings(given_settings)
 
     def evaluate(checkpoint: Checkpoint, features: Features) -> Mapping[str, float]:
         regression = {"logistic_acc1": logistic(features)["backbone_acc1"]}
@@ -118,20 +128,25 @@ def umap_main(arguments: Sequence[str]) -> None:
     given = parser.parse_args(arguments)
     checkpoints = [open_checkpoint(folder) for folder in given.folders]
     names = _distinct_names(checkpoints)
+    output = files.writable_folder(given.output.expanduser(), "--output")
     features = dict(zip(names, map(extract_features, checkpoints), strict=True))
-    metrics = make_pictures(features, checkpoints[0].cfg, given.output, seed=given.seed, limit=given.limit)
+    metrics = make_pictures(features, checkpoints[0].cfg, output, seed=given.seed, limit=given.limit)
     for name, found in metrics.items():
         print(f"{name}: " + ", ".join(f"{metric.replace('_', ' ')} {value:.3f}" for metric, value in found.items()))
-    print(f"pictures (PNG, PDF) and coordinates (CSV) in '{given.output}'")
+    print(f"pictures (PNG, PDF) and coordinates (CSV) in '{output}'")
 
 
 def _distinct_names(checkpoints: Sequence[Checkpoint]) -> list[str]:
-    """Names of the runs, with their folder's where they repeat."""
-    names = [str(checkpoint.cfg.name) for checkpoint in checkpoints]
-    distinct = [
-        name if names.count(name) == 1 else f"{name}-{checkpoint.folder.name}"
-        for name, checkpoint in zip(names, checkpoints, strict=True)
-    ]
-    if len(set(distinct)) < len(distinct):
+    """Names of the runs; where they repeat, with as many of their folders as tell them apart."""
+    places = [checkpoint.folder.resolve().parts for checkpoint in checkpoints]
+    if len(set(places)) < len(places):
         raise UsageError("the same checkpoint is named twice: give each folder once")
-    return distinct
+    names = [str(checkpoint.cfg.name) for checkpoint in checkpoints]
+    for depth in range(1, max(map(len, places)) + 1):
+        distinct = [
+            name if names.count(name) == 1 else "-".join([name, *place[-depth:]])
+            for name, place in zip(names, places, strict=True)
+        ]
+        if len(set(distinct)) == len(distinct):
+            return distinct
+    return [f"{name}-{number}" for number, name in enumerate(names)]

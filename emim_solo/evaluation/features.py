@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,13 +10,14 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, seed_everything
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from emim_solo.checkpoints import Checkpoint
 from emim_solo.errors import UsageError
-from emim_solo.pretraining import check_checkpoint, last_checkpoint
+from emim_solo.files import whole
 from emim_solo.suite import load_suite
 
 PARTS = ("backbone", "projector")
@@ -31,7 +30,7 @@ class Split:
     Attributes:
         backbone: ``(N, d)``.
         projector: ``(N, p)``, or None where the method has no projector to call on single images.
-        labels: ``(N,)``.
+        labels: ``(N,)``; -1 throughout where the images have none.
     """
 
     backbone: Tensor
@@ -45,71 +44,48 @@ class Split:
 
 @dataclass(frozen=True)
 class Features:
-    """Features of the training and the validation images of one run."""
+    """Features of the images of one run.
+
+    Attributes:
+        train: of the training images.
+        val: of the validation images, or None where there are none.
+        classes: names by label; empty where the images have no labels.
+    """
 
     train: Split
-    val: Split
+    val: Split | None
     classes: list[str]
+
+    def to_judge(self) -> Split:
+        """The validation images, whose labels accuracies are made of.
+
+        Raises:
+            UsageError: there are none, or no labels.
+        """
+        if self.val is None or not self.classes:
+            raise UsageError("accuracies need validation images with labels: expected data.val_path with class folders")
+        return self.val
 
     def save(self, path: Path) -> None:
         """Write to a file that is either whole or absent."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
-        torch.save(asdict(self), unfinished)
-        unfinished.rename(path)
+        # To an open file: given a path, torch says nothing of a full disk but the position where it failed.
+        with whole(path) as unfinished, open(unfinished, "wb") as file:
+            torch.save(asdict(self), file)
 
     @staticmethod
     def load(path: Path) -> Features:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        return Features(Split(**content["train"]), Split(**content["val"]), content["classes"])
+        """Read what :meth:`save` has written.
 
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A run as it lies on disk.
-
-    Attributes:
-        folder: ``<checkpoint.dir>/<method>/<version>``, with ``args.json``.
-        path: its latest ``.ckpt`` file.
-        cfg: the completed config it was trained with.
-    """
-
-    folder: Path
-    path: Path
-    cfg: DictConfig
-
-    def model(self) -> LightningModule:
-        """The trained method in evaluation mode, on the device to evaluate on."""
-        suite = load_suite()
-        check_checkpoint(self.path, self.cfg, suite.build(self.cfg))
-        return suite.load_checkpoint(self.path, self.cfg).to(device_of(self.cfg)).eval()
-
-
-def open_checkpoint(folder: Path | str) -> Checkpoint:
-    """Find the config and the latest checkpoint in a run's folder.
-
-    Raises:
-        UsageError: not such a folder, of another method than this solo-learn has, or without validation labels.
-    """
-    folder = Path(folder)
-    arguments = folder / "args.json"
-    if not arguments.is_file():
-        raise UsageError(
-            f"no args.json in '{folder}': expected the folder of a run, <checkpoint.dir>/<method>/<version>, "
-            "as the pretraining prints it"
-        )
-    path = last_checkpoint(folder)
-    if path is None:
-        raise UsageError(
-            f"no checkpoint in '{folder}': expected a .ckpt file; train again with checkpoint.enabled=True"
-        )
-    cfg = OmegaConf.create(json.loads(arguments.read_text()))
-    suite = load_suite()
-    if cfg.method not in suite.methods():
-        raise UsageError(f"'{folder}' is of method '{cfg.method}', which solo-learn {suite.version} does not have")
-    if cfg.data.val_path is None or cfg.data.get("no_labels", False):
-        raise UsageError(f"'{folder}' was trained without labels or validation images: evaluation needs data.val_path")
-    return Checkpoint(folder, path, cfg)
+        Raises:
+            UsageError: the file is damaged.
+        """
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+            val = None if content["val"] is None else Split(**content["val"])
+            return Features(Split(**content["train"]), val, content["classes"])
+        except Exception as error:  # torch.load raises many types on a file that is not whole
+            raise UsageError(f"features '{path}' are damaged ({type(error).__name__}): remove the file") from error
 
 
 def device_of(cfg: DictConfig) -> torch.device:
@@ -135,14 +111,14 @@ def extract(model: LightningModule, loader: DataLoader, title: str) -> Split:
 
 
 def extract_features(checkpoint: Checkpoint) -> Features:
-    """Features of all training and validation images of a run, as the suite shows them in evaluation."""
-    model = checkpoint.model()
-    train, val = load_suite().evaluation_loaders(checkpoint.cfg)
-    name = checkpoint.cfg.name
+    """Features of all images of a run, as the suite shows them in evaluation."""
+    cfg = checkpoint.cfg
+    model = checkpoint.model().to(device_of(cfg))
+    train, val = load_suite().evaluation_loaders(cfg)
     return Features(
-        extract(model, train, f"{name}: training images"),
-        extract(model, val, f"{name}: validation images"),
-        class_names(val.dataset, int(checkpoint.cfg.data.num_classes)),
+        extract(model, train, f"{cfg.name}: training images"),
+        None if val is None else extract(model, val, f"{cfg.name}: validation images"),
+        [] if cfg.data.get("no_labels", False) else class_names(train.dataset, int(cfg.data.num_classes)),
     )
 
 
@@ -158,7 +134,7 @@ def extract_views(checkpoint: Checkpoint, *, limit: int, seed: int) -> dict[str,
     Returns:
         By part (backbone, projector): the two views, ``(N, d)`` each.
     """
-    model = checkpoint.model()
+    model = checkpoint.model().to(device_of(checkpoint.cfg))
     seed_everything(seed, workers=True, verbose=False)
     loader = load_suite().train_loader(checkpoint.cfg)
     batches = max(1, math.ceil(min(limit, len(loader.dataset)) / loader.batch_size))  # type: ignore[arg-type, operator]

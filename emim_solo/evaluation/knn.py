@@ -80,13 +80,14 @@ def knn(
         distances: ``cosine``, ``euclidean`` or both.
         temperature: of cosine.
     """
-    train, val = features.train.parts(), features.val.parts()
+    judged = features.to_judge()
+    train, val = features.train.parts(), judged.parts()
     metrics = {
         f"{part}_{distance}_k{k}": knn_accuracy(
             train[part],
             features.train.labels,
             val[part],
-            features.val.labels,
+            judged.labels,
             k=k,
             distance=distance,
             temperature=temperature,
@@ -95,4 +96,4 @@ def knn(
         for distance in distances
         for k in ks
     }
-    return metrics | {"fewest_val_images": float(features.val.labels.bincount(minlength=len(features.classes)).min())}
+    return metrics | {"fewest_val_images": float(judged.labels.bincount(minlength=len(features.classes)).min())}

@@ -6,6 +6,7 @@ is trained is the suite's own LinearModel by a Lightning Trainer, with the suite
 
 from __future__ import annotations
 
+import difflib
 import logging
 import math
 import sys
@@ -18,8 +19,9 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from emim_solo.errors import UsageError
 from emim_solo.evaluation.features import Features, device_of
-from emim_solo.suite import load_suite
+from emim_solo.suite import load_suite, plain
 
 DEFAULTS: dict[str, Any] = {
     "standardise": True,
@@ -34,6 +36,43 @@ ReLU have a mean several times their spread, which makes the problem ill-conditi
 suite's protocol."""
 
 LOGISTIC_ITERATIONS = 300
+
+
+_SETTINGS = {
+    "standardise",
+    "max_epochs",
+    *(f"optimizer.{key}" for key in ("name", "batch_size", "lr", "weight_decay", "kwargs")),
+    *(
+        f"scheduler.{key}"
+        for key in ("name", "lr_decay_steps", "min_lr", "warmup_start_lr", "warmup_epochs", "interval")
+    ),
+}
+
+
+def complete_settings(given: Any) -> dict[str, Any]:
+    """Settings over :data:`DEFAULTS`, checked before any features are computed.
+
+    Args:
+        given: in solo-learn's schema of linear evaluation, as a config or a mapping.
+
+    Raises:
+        UsageError: an unknown key, or a value that the suite's LinearModel cannot take.
+    """
+    merged = OmegaConf.merge(DEFAULTS, given or {})
+    assert isinstance(merged, DictConfig)
+    sections = ("optimizer", "scheduler")
+    if broken := [section for section in sections if not isinstance(merged[section], DictConfig)]:
+        raise UsageError(f"{broken[0]}={merged[broken[0]]}: expected its settings, as in {broken[0]}.name=sgd")
+    keys = [str(key) for key in merged if key not in sections]
+    keys += [f"{section}.{key}" for section in sections for key in merged[section]]
+    if unknown := [key for key in keys if key not in _SETTINGS]:
+        nearest = difflib.get_close_matches(unknown[0], _SETTINGS, n=1, cutoff=0.0)[0]
+        raise UsageError(
+            f"{unknown[0]} is no setting of linear evaluation: did you mean '{nearest}'? "
+            f"Known: {', '.join(sorted(_SETTINGS))}"
+        )
+    load_suite().check_values(merged, linear=True)
+    return plain(merged)
 
 
 class _Known(nn.Module):
@@ -67,7 +106,7 @@ def linear(features: Features, cfg: DictConfig, settings: Any = None, *, seed: i
         ``acc1`` and ``acc5`` on the validation images, in percent, after the last epoch, and ``train_acc1`` in it; NaN
         for features that are not finite.
     """
-    train, val = features.train, features.val
+    train, val = features.train, features.to_judge()
     if not (torch.isfinite(train.backbone).all() and torch.isfinite(val.backbone).all()):
         return dict.fromkeys(("acc1", "acc5", "train_acc1"), math.nan)
     suite = load_suite()
@@ -141,7 +180,7 @@ def logistic(features: Features) -> dict[str, float]:
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    train, val = features.train, features.val
+    train, val = features.train, features.to_judge()
     if not (torch.isfinite(train.backbone).all() and torch.isfinite(val.backbone).all()):
         return {"backbone_acc1": math.nan}
     classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=LOGISTIC_ITERATIONS))

@@ -13,7 +13,9 @@ of Okabe and Ito 11."""
 MARKERS = ("o", "^", "s", "D", "v", "P", "X", "p", "<", "h")
 """Beyond ten classes the colours repeat with another shape: 100 classes differ in colour or shape."""
 
+DISTINCT_STYLES = len(PALETTE) * len(MARKERS)
+
 
 def class_styles(classes: int) -> list[tuple[str, str]]:
-    """Colour and matplotlib marker of each class; they repeat after 100."""
+    """Colour and matplotlib marker of each class; they repeat after ``DISTINCT_STYLES``."""
     return [(PALETTE[i % len(PALETTE)], MARKERS[i // len(PALETTE) % len(MARKERS)]) for i in range(classes)]

@@ -10,6 +10,8 @@ from typing import Any
 
 from PIL import Image
 
+from emim_solo.files import whole
+
 QUALITY = 70
 
 
@@ -31,7 +33,8 @@ def write_sprite_sheet(dataset: Any, indices: Sequence[int], path: Path, *, side
     for position, index in enumerate(indices):
         tile = plain[int(index)][0]
         sheet.paste(tile, (position % columns * side, position // columns * side))
-    sheet.save(path, quality=QUALITY, method=4)
+    with whole(path) as unfinished:
+        sheet.save(unfinished, quality=QUALITY, method=4)
     return columns
 
 

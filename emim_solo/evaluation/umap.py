@@ -30,13 +30,16 @@ from torch import Tensor
 
 from emim_solo.errors import UsageError
 from emim_solo.evaluation.features import Features
-from emim_solo.evaluation.palette import class_styles
+from emim_solo.evaluation.palette import DISTINCT_STYLES, PALETTE, class_styles
 from emim_solo.evaluation.thumbnails import write_sprite_sheet
+from emim_solo.files import whole, write_text
 from emim_solo.suite import load_suite
 
 NEIGHBOURS = 15
 _FEWEST_IMAGES = 5
 _LABELLED_CLASSES = 20
+_LONGEST_NAME = 28  # in a picture
+_LEGEND_SIZE = 6  # points
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class Panel:
     Attributes:
         coordinates: ``(N, 2)``; NaN throughout where the features were not finite.
         trustworthiness: how far neighbours in the picture are neighbours in the features, 0 to 1.
-        silhouette: how far classes are apart in the picture, -1 to 1; NaN for a single class.
+        silhouette: how far classes are apart in the picture, -1 to 1; NaN for a single class and without labels.
     """
 
     coordinates: NDArray[np.float32]
@@ -118,13 +121,23 @@ def _panel(features: NDArray[Any], layout: NDArray[Any] | None, labels: NDArray[
     )
 
 
+@matplotlib.rc_context({"text.parse_math": False})  # a name with a $ in it is a name
 def draw(panels: Mapping[str, Panel], labels: Tensor, class_names: Sequence[str], stem: Path, title: str = "") -> None:
-    """Draw panels side by side, classes named in their middle, as ``stem``.png and ``stem``.pdf."""
+    """Draw panels side by side as ``stem``.png and ``stem``.pdf.
+
+    Classes are named in their middle, more than twenty in a legend below the panels. More than a hundred repeat colours
+    and shapes: no legend could tell them apart. Without class names all images have one colour.
+    """
     targets = labels.cpu().numpy()
     columns = min(len(panels), 3)
     lines = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(4.2 * columns, 4.6 * lines + 0.5), layout="constrained")
-    styles = class_styles(len(class_names))
+    width, height = 4.2 * columns, 4.6 * lines + 0.5
+    names = [_short(name) for name in class_names]
+    in_legend = names if _LABELLED_CLASSES < len(names) <= DISTINCT_STYLES else []
+    legend_columns = max(1, int(72 * width / (_LEGEND_SIZE * (0.65 * max(map(len, names), default=0) + 5))))
+    height += math.ceil(len(in_legend) / legend_columns) * 1.6 * _LEGEND_SIZE / 72
+    figure = Figure(figsize=(width, height), layout="constrained")
+    styles = class_styles(len(names))
     everywhere = [panel.coordinates for panel in panels.values() if np.isfinite(panel.coordinates).all()]
     frame = _square(np.concatenate(everywhere)) if everywhere else ((0.0, 1.0), (0.0, 1.0))
     for axes, (name, panel) in zip(
@@ -132,24 +145,36 @@ def draw(panels: Mapping[str, Panel], labels: Tensor, class_names: Sequence[str]
     ):
         axes.set(xticks=[], yticks=[], aspect="equal", xlim=frame[0], ylim=frame[1])
         axes.spines[:].set_color("#dddddd")
-        _draw_panel(axes, panel, targets, class_names, styles)
-        axes.set_title(name, fontsize=11, loc="left", fontweight="bold")
-        quality = f"trustworthiness {_number(panel.trustworthiness)}   silhouette {_number(panel.silhouette)}"
+        _draw_panel(axes, panel, targets, names, styles)
+        axes.set_title(_short(name), fontsize=11, loc="left", fontweight="bold")
+        quality = f"trustworthiness {_number(panel.trustworthiness)}"
+        quality += f"   silhouette {_number(panel.silhouette)}" if names else ""
         axes.set_xlabel(quality, fontsize=9, color="#555555", loc="left")
     for axes in figure.axes[len(panels) :]:
         axes.remove()
-    if len(class_names) > _LABELLED_CLASSES:
-        handles = [
-            Line2D([], [], color=colour, marker=marker, linestyle="", markersize=4, label=name)
-            for name, (colour, marker) in zip(class_names, styles, strict=True)
-        ]
+    if in_legend:
+        handles = [Line2D([], [], color=colour, marker=marker, ls="", markersize=4) for colour, marker in styles]
         figure.legend(
-            handles=handles, loc="outside lower center", ncols=min(8, len(handles)), fontsize=6, frameon=False
+            *(handles, in_legend),
+            loc="outside lower center",
+            ncols=min(legend_columns, len(in_legend)),
+            fontsize=_LEGEND_SIZE,
+            frameon=False,
         )
     if title:
         figure.suptitle(title, fontsize=10, color="#555555", x=0.01, ha="left")
     for suffix in (".png", ".pdf"):
-        figure.savefig(stem.with_suffix(suffix), dpi=200)
+        with whole(_beside(stem, suffix)) as unfinished:
+            figure.savefig(unfinished, dpi=200)
+
+
+def _beside(stem: Path, suffix: str) -> Path:
+    """``Path.with_suffix`` would take what follows the dot of ``emim-0.5-val`` for a suffix."""
+    return stem.with_name(stem.name + suffix)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
 
 
 def _square(points: NDArray[Any]) -> tuple[tuple[float, float], tuple[float, float]]:
@@ -166,6 +191,8 @@ def _draw_panel(
         axes.text(0.5, 0.5, "NaN features", transform=axes.transAxes, ha="center", color="#b00020")
         return
     size = float(np.clip(4000 / len(targets), 3, 14))
+    if not class_names:
+        axes.scatter(*panel.coordinates.T, s=size, color=PALETTE[0], linewidths=0, alpha=0.85)
     for label, name in enumerate(class_names):
         points = panel.coordinates[targets == label]
         if len(points) == 0:
@@ -195,19 +222,19 @@ def write_layout(
 
     Args:
         panels: by method.
-        labels: ``(N,)``.
+        labels: ``(N,)``; -1 throughout without labels.
         indices: of the images in their dataset.
-        class_names: by label.
+        class_names: by label; none without labels.
         stem: path without suffix.
         **about: what else the report is told.
     """
     targets = [int(label) for label in labels]
-    with open(stem.with_suffix(".csv"), "w", newline="") as file:
+    with whole(_beside(stem, ".csv")) as unfinished, open(unfinished, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["method", "image", "class", "x", "y"])
         for name, panel in panels.items():
             for index, label, (x, y) in zip(indices, targets, panel.coordinates.tolist(), strict=True):
-                writer.writerow([name, index, class_names[label], f"{x:.5f}", f"{y:.5f}"])
+                writer.writerow([name, index, class_names[label] if class_names else "", f"{x:.5f}", f"{y:.5f}"])
     content = {
         **about,
         "classes": list(class_names),
@@ -225,7 +252,7 @@ def write_layout(
             for name, panel in panels.items()
         ],
     }
-    stem.with_suffix(".json").write_text(json.dumps(content))
+    write_text(_beside(stem, ".json"), json.dumps(content))
 
 
 def _or_none(value: float) -> float | None:
@@ -237,8 +264,8 @@ def suite_picture(
 ) -> Panel | None:
     """One method's picture as the suite draws it, as ``stem``.png and ``stem``.pdf.
 
-    The suite's OfflineUMAP where this generation has it (main). 1.0.2 has only a callback for the time of
-    training: there, umap-learn with the same settings, drawn as :func:`draw` draws.
+    The suite's OfflineUMAP where this generation has it (main) and there are up to a hundred classes, of which it
+    makes a legend. Otherwise umap-learn with the same settings, drawn as :func:`draw` draws.
 
     Args:
         features: ``(N, d)``, finite.
@@ -253,7 +280,9 @@ def suite_picture(
     matplotlib.use("Agg")
     try:
         from solo.utils.auto_umap import OfflineUMAP
-    except ImportError:
+    except ImportError:  # 1.0.2 has only a callback for the time of training
+        OfflineUMAP = None
+    if OfflineUMAP is None or not 0 < len(class_names) <= DISTINCT_STYLES:
         panels = aligned_layout({stem.name: features}, labels, seed=seed)
         draw(panels, labels, class_names, stem)
         return panels[stem.name]
@@ -262,8 +291,8 @@ def suite_picture(
 
     loader = DataLoader(TensorDataset(features, labels), batch_size=1024)
     for suffix in (".png", ".pdf"):
-        with _seeded(seed):
-            OfflineUMAP().plot("cpu", nn.Identity(), loader, str(stem.with_suffix(suffix)))
+        with _seeded(seed), whole(_beside(stem, suffix)) as unfinished:
+            OfflineUMAP().plot("cpu", nn.Identity(), loader, str(unfinished))
     return None
 
 
@@ -307,13 +336,14 @@ def make_pictures(
     Args:
         features: by method, of the same images.
         cfg: completed config of one of the runs, for the images.
-        folder: gets ``<method>-<split>.{png,pdf}`` and ``<split>.{png,pdf,csv,json,webp}`` for val and train.
+        folder: gets ``<method>-<split>.{png,pdf}`` and ``<split>.{png,pdf,csv,json,webp}`` for val, if
+            there are validation images, and train.
         seed: of the layouts and of the choice of images.
         limit: number of images at most in each picture.
         run_seed: seed that the runs were trained with, if it is one.
 
     Returns:
-        By method: ``<split>_trustworthiness`` and ``<split>_silhouette``.
+        By method: ``<split>_trustworthiness`` and, of classes, ``<split>_silhouette``.
 
     Raises:
         UsageError: umap-learn is not installed, or the methods did not see the same images.
@@ -321,9 +351,11 @@ def make_pictures(
     if importlib.util.find_spec("umap") is None:
         raise UsageError("UMAP pictures need umap-learn: pip install 'emim-solo[umap]'")
     folder.mkdir(parents=True, exist_ok=True)
-    datasets = dict(zip(("train", "val"), load_suite().evaluation_datasets(cfg), strict=True))
+    train, val = load_suite().evaluation_datasets(cfg)
     metrics: dict[str, dict[str, float]] = {name: {} for name in features}
-    for split in ("val", "train"):
+    for split, dataset in (("val", val), ("train", train)):
+        if dataset is None:
+            continue
         own = {name: getattr(found, split) for name, found in features.items()}
         classes = next(iter(features.values())).classes
         labels = next(iter(own.values())).labels
@@ -336,12 +368,11 @@ def make_pictures(
                 suite_picture(found.backbone[chosen], shown, classes, folder / f"{name}-{split}", seed=seed)
         panels = aligned_layout({name: found.backbone[chosen] for name, found in own.items()}, shown, seed=seed)
         draw(panels, shown, classes, folder / split, title=f"{split} images, {len(chosen)} of {len(labels)}")
-        columns = write_sprite_sheet(datasets[split], chosen.tolist(), folder / f"{split}.webp")
+        columns = write_sprite_sheet(dataset, chosen.tolist(), folder / f"{split}.webp")
         about = {"columns": columns, "total": len(labels)} | ({} if run_seed is None else {"seed": run_seed})
         write_layout(panels, shown, chosen.tolist(), classes, folder / split, **about)
         for name, panel in panels.items():
-            metrics[name] |= {
-                f"{split}_trustworthiness": panel.trustworthiness,
-                f"{split}_silhouette": panel.silhouette,
-            }
+            metrics[name][f"{split}_trustworthiness"] = panel.trustworthiness
+            if classes:
+                metrics[name][f"{split}_silhouette"] = panel.silhouette
     return metrics

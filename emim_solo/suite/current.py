@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from emim_solo.errors import UsageError
 from emim_solo.method import EMIMMethod, complete_method_kwargs
-from emim_solo.suite.face import Suite, allow_few_classes, give_small_image_stem, open_copy, plain
+from emim_solo.suite.face import Suite, allow_few_classes, count_classes, give_small_image_stem, open_copy, plain
+from emim_solo.suite.folders import reading_folders
 from emim_solo.suite.mended import LabelsOptional
 from emim_solo.suite.needs import check_method
 
@@ -67,6 +69,9 @@ class CurrentSuite(Suite):
     def registry(self) -> dict[str, Any]:
         return METHODS
 
+    def optimizer_makers(self) -> dict[str, Callable[..., Any]]:
+        return dict(BaseMethod._OPTIMIZERS)
+
     def uses_small_crops(self, method: str) -> bool:
         # The base class gives a small crop features and no embedding; the others never look at it.
         return self.methods()[method].multicrop_forward is not BaseMethod.multicrop_forward
@@ -74,7 +79,7 @@ class CurrentSuite(Suite):
     def complete(self, cfg: DictConfig) -> DictConfig:
         from solo.args.pretrain import parse_cfg
 
-        cfg = parse_cfg(open_copy(cfg))
+        cfg = count_classes(parse_cfg(open_copy(cfg)))
         method = self.methods()[cfg.method]
         if issubclass(method, BaseMomentumMethod) and OmegaConf.select(cfg, "momentum") is None:
             cfg.momentum = {}  # every key has a default, and the section none
@@ -121,14 +126,15 @@ class CurrentSuite(Suite):
             suite_data.NCropAugmentation(suite_data.build_transform_pipeline(cfg.data.dataset, view), view.num_crops)
             for view in cfg.augmentations
         ]
-        dataset = suite_data.prepare_datasets(
-            cfg.data.dataset,
-            suite_data.FullTransformPipeline(views),
-            train_data_path=cfg.data.train_path,
-            data_format=cfg.data.format,
-            no_labels=cfg.data.no_labels,
-            data_fraction=cfg.data.fraction,
-        )
+        with reading_folders(suite_data, labelled=not cfg.data.no_labels):
+            dataset = suite_data.prepare_datasets(
+                cfg.data.dataset,
+                suite_data.FullTransformPipeline(views),
+                train_data_path=cfg.data.train_path,
+                data_format=cfg.data.format,
+                no_labels=cfg.data.no_labels,
+                data_fraction=cfg.data.fraction,
+            )
         return suite_data.prepare_dataloader(
             dataset, batch_size=cfg.optimizer.batch_size, num_workers=cfg.data.num_workers
         )
@@ -138,18 +144,19 @@ class CurrentSuite(Suite):
 
         return prepare_transforms(dataset)[1]
 
-    def evaluation_datasets(self, cfg: DictConfig) -> tuple[Dataset, Dataset]:
-        from solo.data.classification_dataloader import prepare_datasets
+    def _prepare_evaluation(self, cfg: DictConfig, val_path: str) -> tuple[Dataset, Dataset]:
+        from solo.data import classification_dataloader as suite_data
 
         transform = self.evaluation_transform(cfg)
-        return prepare_datasets(
-            cfg.data.dataset,
-            transform,
-            transform,
-            train_data_path=cfg.data.train_path,
-            val_data_path=cfg.data.val_path,
-            data_format="image_folder" if cfg.data.format == "dali" else cfg.data.format,
-        )
+        with reading_folders(suite_data, labelled=not cfg.data.get("no_labels", False)):
+            return suite_data.prepare_datasets(
+                cfg.data.dataset,
+                transform,
+                transform,
+                train_data_path=cfg.data.train_path,
+                val_data_path=val_path,
+                data_format="image_folder" if cfg.data.format == "dali" else cfg.data.format,
+            )
 
     def checkpointer(self, cfg: DictConfig) -> Callback:
         from solo.utils.checkpointer import Checkpointer
@@ -160,11 +167,6 @@ class CurrentSuite(Suite):
             frequency=cfg.checkpoint.frequency,
             keep_prev=cfg.checkpoint.keep_prev,
         )
-
-    def find_checkpoint(self, folder: Path, cfg: DictConfig) -> Path | None:
-        from solo.utils.auto_resumer import AutoResumer
-
-        return AutoResumer(checkpoint_dir=folder, max_hours=cfg.auto_resume.max_hours).find_checkpoint(cfg)[0]
 
     def auto_umap(self, cfg: DictConfig) -> Callback:
         try:
@@ -184,7 +186,7 @@ class CurrentSuite(Suite):
         from solo.args.linear import parse_cfg
         from solo.methods.linear import LinearModel
 
-        return LinearModel.add_and_assert_specific_cfg(parse_cfg(open_copy(cfg)))
+        return LinearModel.add_and_assert_specific_cfg(count_classes(parse_cfg(open_copy(cfg))))
 
     def linear_model(self, backbone: nn.Module, cfg: DictConfig) -> LightningModule:
         from solo.methods import linear

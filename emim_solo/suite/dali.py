@@ -2,7 +2,8 @@
 
 What stands in the way on a machine with no GPU is one argument: both generations build the CPU pipelines of
 ``dali.device: cpu`` for GPU number ``local_rank``, and DALI then wants CUDA. Built for no GPU (``device_id=None``) they
-run anywhere; :func:`free_cpu_pipelines_from_cuda` does that and nothing else. Beyond it,
+run anywhere; :func:`free_cpu_pipelines_from_cuda` does that and nothing else. What the pipelines list in a folder is what
+:mod:`emim_solo.suite.folders` finds in it. Beyond that,
 
 - main has what is needed: its data module is used as main_pretrain.py uses it;
 - 1.0.2 has its loader as a mixin of the method (``solo.methods.dali.PretrainABC``), with settings from argparse. Here
@@ -22,14 +23,19 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from omegaconf import DictConfig, OmegaConf
+from PIL import Image
 
+from emim_solo.data import Images, check_images, find_images, load_rgb
 from emim_solo.errors import UsageError
+from emim_solo.suite.folders import FOLDERS_FOR_DALI
 
 _DATASETS = ("imagenet100", "imagenet", "custom")
 _DEFAULTS = {"device": "gpu", "encode_indexes_into_labels": False}
+_BITS_PER_SAMPLE = 258  # TIFF tag
 _MAIN = "solo.data.dali_dataloader"
 _REGISTRY_PIPELINES = "solo.utils.dali_dataloader"
 _REGISTRY_LOADERS = "solo.methods.dali"
@@ -70,6 +76,31 @@ def complete_dali(cfg: DictConfig) -> DictConfig:
     return cfg
 
 
+def check_training_images(cfg: DictConfig) -> Images:
+    """Check the training images as those of the other loaders are checked, and that DALI can read them.
+
+    DALI makes of a file the pixels that :func:`emim_solo.data.load_rgb` makes of it, or fails; but it takes the floating
+    values of a TIFF to lie between 0 and 1.
+
+    Raises:
+        UsageError: an image that cannot be read, or not by DALI.
+    """
+    images = find_images(cfg.data.train_path, labelled=not cfg.data.no_labels)
+    check_images(images.paths, "data.train_path")
+    for path in images.paths:
+        if path.lower().endswith((".tif", ".tiff")):
+            load_rgb(path, "data.train_path: ")
+            with Image.open(path) as image:
+                bits = np.min(getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, 1))
+                mode = image.mode
+            if bits < 8 or mode == "LAB":
+                raise UsageError(
+                    f"data.train_path: DALI does not read image '{path}', a TIFF of mode {mode}: "
+                    "convert it to 8-bit RGB, or data.format=image_folder"
+                )
+    return images
+
+
 def pretrain_datamodule(cfg: DictConfig) -> LightningDataModule:
     """The suite's DALI loader of a complete pretraining config, as a data module with training images only.
 
@@ -86,6 +117,7 @@ def pretrain_datamodule(cfg: DictConfig) -> LightningDataModule:
                 "augmentations: equalization.prob > 0: DALI has none; set it to 0, or data.format=image_folder"
             )
     module = _main_datamodule(cfg) if _is_main() else _RegistryData(cfg)
+    sys.modules[_MAIN if _is_main() else _REGISTRY_PIPELINES].os = FOLDERS_FOR_DALI  # type: ignore[attr-defined]
     free_cpu_pipelines_from_cuda()
     return module
 
@@ -191,7 +223,8 @@ class _RegistryData(LightningDataModule):
                 "no_labels": cfg.data.no_labels,
                 "num_workers": max(1, cfg.data.num_workers),  # DALI's threads
                 "dali_device": cfg.dali.device,
-                "encode_indexes_into_labels": cfg.dali.encode_indexes_into_labels,
+                # Otherwise the pipeline gives DALI the folder to read as it likes, instead of a list of files.
+                "encode_indexes_into_labels": not cfg.data.no_labels,
                 "unique_augs": len(views),
                 "transform_kwargs": views if len(views) > 1 else views[0],
                 "num_crops_per_aug": [view.num_crops for view in cfg.augmentations],

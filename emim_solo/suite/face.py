@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
+from emim_solo.data import class_folders
 from emim_solo.errors import UsageError
 from emim_solo.suite.mended import mended
 
@@ -45,7 +47,9 @@ class Suite(ABC):
     """Models, data and callbacks of solo-learn, all configured by the YAML schema of solo-learn main."""
 
     generation: ClassVar[str]
+    backbone_names: ClassVar[dict[str, str]] = {"main": "backbone", "1.0.2": "encoder"}
     optimizers: ClassVar[tuple[str, ...]] = ("sgd", "lars", "adam", "adamw")
+    linear_optimizers: ClassVar[tuple[str, ...]] = optimizers
     schedulers: ClassVar[tuple[str, ...]] = ("warmup_cosine", "step", "none")
 
     def __init__(self, version: str) -> None:
@@ -55,6 +59,11 @@ class Suite(ABC):
     def identity(self) -> dict[str, str]:
         """Generation and version, for the rows of results."""
         return {"generation": self.generation, "version": self.version}
+
+    @property
+    def backbone_name(self) -> str:
+        """What the backbone's weights begin with in a checkpoint of this generation."""
+        return self.backbone_names[self.generation]
 
     # -- methods ------------------------------------------------------------------------------------------------
 
@@ -75,11 +84,23 @@ class Suite(ABC):
     def uses_small_crops(self, method: str) -> bool:
         """Whether the loss of a method takes the crops of a smaller ``crop_size`` (multi-crop)."""
 
-    def check_values(self, cfg: DictConfig) -> None:
+    @abstractmethod
+    def optimizer_makers(self) -> dict[str, Callable[..., Any]]:
+        """What makes each optimizer from ``params``, ``lr``, ``weight_decay`` and ``optimizer.kwargs``."""
+
+    def check_values(self, cfg: DictConfig, *, linear: bool = False) -> None:
         """Check numbers and names, those that are there, which the suite meets only after the images were read.
 
+        Keys of ``optimizer.kwargs`` that another optimizer takes are dropped from ``cfg``, which is said: they are left
+        from the config that ``optimizer.name`` was changed of.
+
+        Args:
+            cfg: in the schema of pretraining, or of linear evaluation.
+            linear: which of the two.
+
         Raises:
-            UsageError: a value is no number or too small, or the suite has no such optimizer or scheduler.
+            UsageError: a value is no number or too small, the suite has no such optimizer or scheduler, or they do not
+                take what is given for them.
         """
         for key, smallest in _NUMBERS.items():
             value = OmegaConf.select(cfg, key)
@@ -88,9 +109,45 @@ class Suite(ABC):
             if value is not None and not (right and smallest <= value < math.inf):
                 kind = "whole number" if whole else "number"
                 raise UsageError(f"{key}={value}: expected a {kind} of at least {smallest:g}")
-        for key, names in (("optimizer.name", self.optimizers), ("scheduler.name", self.schedulers)):
+        optimizers = self.linear_optimizers if linear else self.optimizers
+        for key, names in (("optimizer.name", optimizers), ("scheduler.name", self.schedulers)):
             if (name := OmegaConf.select(cfg, key)) is not None and name not in names:
                 raise UsageError(f"{key}={name}: expected one of {', '.join(names)} in solo-learn {self.version}")
+        if OmegaConf.select(cfg, "scheduler.name") == "step":
+            steps = OmegaConf.select(cfg, "scheduler.lr_decay_steps")
+            if not (isinstance(steps, ListConfig) and all(isinstance(step, int) and step > 0 for step in steps)):
+                raise UsageError(
+                    f"scheduler.name=step with scheduler.lr_decay_steps={steps}: expected epochs, as in [60,80]"
+                )
+        if (interval := OmegaConf.select(cfg, "scheduler.interval")) not in (None, "step", "epoch"):
+            raise UsageError(f"scheduler.interval={interval}: expected step or epoch")
+        self._check_optimizer(cfg)
+
+    def _check_optimizer(self, cfg: DictConfig) -> None:
+        kwargs = OmegaConf.select(cfg, "optimizer.kwargs")
+        name = OmegaConf.select(cfg, "optimizer.name")
+        if not kwargs or name is None:
+            return
+        if not isinstance(kwargs, DictConfig):
+            raise UsageError(f"optimizer.kwargs={kwargs}: expected settings of {name} by name")
+        makers = self.optimizer_makers()
+        keys = {
+            own: set(inspect.signature(maker).parameters) - {"params", "lr", "weight_decay"}
+            for own, maker in makers.items()
+        }
+        foreign = [str(key) for key in kwargs if key not in keys[name]]
+        if unknown := [key for key in foreign if not any(key in others for others in keys.values())]:
+            raise UsageError(
+                f"optimizer.kwargs: {', '.join(unknown)} is no setting of {name}: expected some of "
+                f"{', '.join(sorted(keys[name]))}"
+            )
+        if foreign:
+            rank_zero_warn(f"optimizer.kwargs of another optimizer than {name} are left out: {', '.join(foreign)}")
+            cfg.optimizer.kwargs = {key: value for key, value in kwargs.items() if key not in foreign}
+        try:  # the optimizer checks its own settings: ask it once
+            makers[name]([torch.nn.Parameter(torch.zeros(1))], lr=0.1, weight_decay=0.0, **plain(cfg.optimizer.kwargs))
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"optimizer.kwargs of {name}: {error}") from error
 
     @abstractmethod
     def complete(self, cfg: DictConfig) -> DictConfig:
@@ -136,12 +193,6 @@ class Suite(ABC):
     def _finish(self, model: Any, cfg: DictConfig) -> None:
         """What this generation's class does not take from ``cfg``."""
 
-    def load_checkpoint(self, path: Path, cfg: DictConfig) -> LightningModule:
-        """The method ``cfg.method`` with the weights of a checkpoint, in evaluation mode, on the CPU."""
-        model = self.build(cfg)
-        model.load_state_dict(torch.load(path, map_location="cpu", weights_only=False)["state_dict"])
-        return model.eval()
-
     @abstractmethod
     def backbone(self, model: LightningModule) -> nn.Module:
         """The frozen or training backbone inside a method: images to features."""
@@ -152,9 +203,17 @@ class Suite(ABC):
     def train_loader(self, cfg: DictConfig) -> DataLoader:
         """Batches of (indices, views, labels), shuffled, the last incomplete batch dropped."""
 
+    def evaluation_datasets(self, cfg: DictConfig) -> tuple[Dataset, Dataset | None]:
+        """Train and validation images, both as :meth:`evaluation_transform` shows them.
+
+        Without labels each has the label -1 and ``classes`` is empty. Without ``data.val_path`` there are no second ones.
+        """
+        train, val = self._prepare_evaluation(cfg, cfg.data.val_path or cfg.data.train_path)
+        return train, val if cfg.data.val_path is not None else None
+
     @abstractmethod
-    def evaluation_datasets(self, cfg: DictConfig) -> tuple[Dataset, Dataset]:
-        """Train and validation images, both as :meth:`evaluation_transform` shows them."""
+    def _prepare_evaluation(self, cfg: DictConfig, val_path: str) -> tuple[Dataset, Dataset]:
+        """The suite's own ``prepare_datasets`` of its evaluation."""
 
     @abstractmethod
     def suite_evaluation_transform(self, dataset: str) -> Any:
@@ -179,10 +238,12 @@ class Suite(ABC):
             ]
         )
 
-    def evaluation_loaders(self, cfg: DictConfig) -> tuple[DataLoader, DataLoader]:
+    def evaluation_loaders(self, cfg: DictConfig) -> tuple[DataLoader, DataLoader | None]:
         """All train and validation images in order: the suite's own loaders shuffle and drop the last batch."""
         train, val = (
-            DataLoader(
+            None
+            if dataset is None
+            else DataLoader(
                 dataset,
                 batch_size=cfg.optimizer.batch_size,
                 num_workers=cfg.data.num_workers,
@@ -190,6 +251,7 @@ class Suite(ABC):
             )
             for dataset in self.evaluation_datasets(cfg)
         )
+        assert train is not None
         return train, val
 
     # -- callbacks and evaluation -------------------------------------------------------------------------------
@@ -197,10 +259,6 @@ class Suite(ABC):
     @abstractmethod
     def checkpointer(self, cfg: DictConfig) -> Callback:
         """The suite's Checkpointer, writing ``<checkpoint.dir>/<method>/<version>/{args.json,*.ckpt}``."""
-
-    @abstractmethod
-    def find_checkpoint(self, folder: Path, cfg: DictConfig) -> Path | None:
-        """A checkpoint below ``folder`` that the suite's AutoResumer takes for one of this run."""
 
     @abstractmethod
     def auto_umap(self, cfg: DictConfig) -> Callback:
@@ -230,6 +288,14 @@ def open_copy(cfg: DictConfig) -> DictConfig:
     """A copy that takes new keys: completing a config writes defaults into it."""
     cfg = cfg.copy()
     OmegaConf.set_struct(cfg, False)
+    return cfg
+
+
+def count_classes(cfg: DictConfig) -> DictConfig:
+    """Set ``data.num_classes`` of a ``custom`` folder to what is read as a class: the suite counts every folder in it."""
+    if cfg.data.dataset == "custom":
+        labelled = not cfg.data.get("no_labels", False)
+        cfg.data.num_classes = max(1, len(class_folders(cfg.data.train_path))) if labelled else 1
     return cfg
 
 

@@ -5,13 +5,12 @@ The suite says it with an assertion, an exception from inside torch or a NaN, so
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from emim_solo.data import find_images, reads_folders
 from emim_solo.errors import UsageError
 
 _IMAGES = {"cifar10": 50_000, "cifar100": 50_000, "stl10": 105_000}
@@ -132,12 +131,11 @@ def _deepclusterv2(run: _Run) -> Iterator[str]:
 
 
 def _images(cfg: DictConfig) -> int:
-    """Training images, counted by name: none is read."""
-    images = _IMAGES.get(cfg.data.dataset) or sum(
-        name.lower().endswith(IMG_EXTENSIONS)
-        for _, _, names in os.walk(cfg.data.train_path, followlinks=True)
-        for name in names
-    )
+    """Training images, counted by name: none is read. 0 where they cannot be counted so (an HDF5 file)."""
+    if reads_folders(cfg):
+        images = len(find_images(cfg.data.train_path, labelled=not cfg.data.no_labels))
+    else:
+        images = _IMAGES.get(cfg.data.dataset, 0)
     return int(images * cfg.data.fraction) if cfg.data.fraction > 0 else images
 
 

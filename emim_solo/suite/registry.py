@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 from solo.args.utils import N_CLASSES_PER_DATASET
@@ -16,9 +17,9 @@ from solo.methods import METHODS
 from solo.methods.base import BaseMethod
 from solo.methods.linear import LinearModel
 from solo.utils import classification_dataloader, pretrain_dataloader
-from solo.utils.auto_resumer import AutoResumer
 from solo.utils.checkpointer import Checkpointer
 from solo.utils.knn import WeightedKNNClassifier
+from solo.utils.lars import LARSWrapper
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
@@ -26,7 +27,16 @@ from torch.utils.data import DataLoader, Dataset
 from emim_solo.errors import UsageError
 from emim_solo.method import DEFAULTS as EMIM_DEFAULTS
 from emim_solo.method import EMIMMethod, complete_method_kwargs
-from emim_solo.suite.face import IMAGENET_MEAN, IMAGENET_STD, Suite, allow_few_classes, open_copy, plain
+from emim_solo.suite.face import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Suite,
+    allow_few_classes,
+    count_classes,
+    open_copy,
+    plain,
+)
+from emim_solo.suite.folders import reading_folders
 from emim_solo.suite.mended import LabelsOptional
 from emim_solo.suite.needs import check_method
 
@@ -125,6 +135,7 @@ class CollectiveCheckpointer(Checkpointer):
 
 class RegistrySuite(Suite):
     generation = "1.0.2"
+    linear_optimizers = ("sgd", "lars", "adam")
     schedulers = ("warmup_cosine", "cosine", "step", "none")
 
     def emim_class(self) -> type[LightningModule]:
@@ -132,6 +143,9 @@ class RegistrySuite(Suite):
 
     def registry(self) -> dict[str, Any]:
         return METHODS
+
+    def optimizer_makers(self) -> dict[str, Callable[..., Any]]:
+        return {"sgd": torch.optim.SGD, "lars": _lars, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
     def uses_small_crops(self, method: str) -> bool:
         return method in ("byol", "emim", "simclr")  # the others unpack the features of two crops
@@ -175,9 +189,8 @@ class RegistrySuite(Suite):
             raise UsageError(f"data.format=h5 and data.fraction: {_ONLY_MAIN}; use the whole image folder")
         if cfg.optimizer.exclude_bias_n_norm_wd:
             raise UsageError(f"optimizer.exclude_bias_n_norm_wd=True: {_ONLY_MAIN}; leave it out")
-        cfg.data.num_classes = N_CLASSES_PER_DATASET.get(cfg.data.dataset) or max(
-            1, sum(entry.is_dir() for entry in os.scandir(cfg.data.train_path))
-        )
+        cfg.data.num_classes = N_CLASSES_PER_DATASET.get(cfg.data.dataset, 1)
+        count_classes(cfg)
         cfg.optimizer.lr *= self._batch_scale(cfg)
         extra = {
             "sgd": {"momentum": 0.9},
@@ -278,13 +291,14 @@ class RegistrySuite(Suite):
             views, num_crops_per_aug=[view.num_crops for view in cfg.augmentations]
         )
         train_path = Path(cfg.data.train_path).absolute()
-        dataset = pretrain_dataloader.prepare_datasets(
-            cfg.data.dataset,
-            transform,
-            data_dir=train_path.parent,
-            train_dir=train_path.name,
-            no_labels=cfg.data.no_labels,
-        )
+        with reading_folders(pretrain_dataloader, labelled=not cfg.data.no_labels):
+            dataset = pretrain_dataloader.prepare_datasets(
+                cfg.data.dataset,
+                transform,
+                data_dir=train_path.parent,
+                train_dir=train_path.name,
+                no_labels=cfg.data.no_labels,
+            )
         return pretrain_dataloader.prepare_dataloader(
             dataset, batch_size=cfg.optimizer.batch_size, num_workers=cfg.data.num_workers
         )
@@ -292,35 +306,27 @@ class RegistrySuite(Suite):
     def suite_evaluation_transform(self, dataset: str) -> Any:
         return classification_dataloader.prepare_transforms(dataset)[1]
 
-    def evaluation_datasets(self, cfg: DictConfig) -> tuple[Dataset, Dataset]:
+    def _prepare_evaluation(self, cfg: DictConfig, val_path: str) -> tuple[Dataset, Dataset]:
         transform = self.evaluation_transform(cfg)
-        return classification_dataloader.prepare_datasets(
-            cfg.data.dataset,
-            transform,
-            transform,
-            data_dir=Path("/"),  # joined with absolute folders: the folders themselves
-            train_dir=Path(cfg.data.train_path).absolute(),
-            val_dir=Path(cfg.data.val_path).absolute(),
-        )
+        with reading_folders(classification_dataloader, labelled=not cfg.data.get("no_labels", False)):
+            return classification_dataloader.prepare_datasets(
+                cfg.data.dataset,
+                transform,
+                transform,
+                data_dir=Path("/"),  # joined with absolute folders: the folders themselves
+                train_dir=Path(cfg.data.train_path).absolute(),
+                val_dir=Path(val_path).absolute(),
+            )
 
     # -- callbacks and evaluation -------------------------------------------------------------------------------
 
     def checkpointer(self, cfg: DictConfig) -> Callback:
         return CollectiveCheckpointer(
-            self._arguments(cfg),
+            Namespace(**plain(cfg)),
             logdir=Path(cfg.checkpoint.dir) / cfg.method,
             frequency=cfg.checkpoint.frequency,
             keep_previous_checkpoints=cfg.checkpoint.keep_prev,
         )
-
-    def find_checkpoint(self, folder: Path, cfg: DictConfig) -> Path | None:
-        resumer = AutoResumer(checkpoint_dir=folder, max_hours=cfg.auto_resume.max_hours)
-        return resumer.find_checkpoint(self._arguments(cfg))
-
-    def _arguments(self, cfg: DictConfig) -> Namespace:
-        """main's schema, which goes into args.json, and beside it the names that 1.0.2's AutoResumer compares."""
-        kwargs = self.constructor_kwargs(cfg)
-        return Namespace(**{name: kwargs.get(name) for name in AutoResumer.SHOULD_MATCH} | plain(cfg))
 
     def auto_umap(self, cfg: DictConfig) -> Callback:
         try:
@@ -343,18 +349,42 @@ class RegistrySuite(Suite):
         for name in ("finetune", "auto_augment", "label_smoothing", "mixup", "cutmix"):
             if cfg[name]:
                 raise UsageError(f"{name}={cfg[name]}: {_ONLY_MAIN}; leave it out")
+        fixed = (
+            {"optimizer.kwargs.eta": 1e-3, "optimizer.kwargs.clip_lr": False} if cfg.optimizer.name == "lars" else {}
+        )
+        for key, value in fixed.items():
+            if OmegaConf.select(cfg, key) != value:
+                raise UsageError(f"{key}: 1.0.2's LinearModel has {value} built in; leave it out")
         return cfg
 
     def linear_model(self, backbone: nn.Module, cfg: DictConfig) -> LightningModule:
         allow_few_classes(importlib.import_module("solo.methods.linear"))
         kwargs = self._optimizer_kwargs(plain(cfg))
-        for name in ("eta_lars", "grad_clip_lars"):  # fixed in 1.0.2's LinearModel
+        for name in ("eta_lars", "grad_clip_lars"):  # fixed in 1.0.2's LinearModel, as complete_linear makes sure of
             kwargs.pop(name, None)
         if kwargs["scheduler"] == "warmup_cosine" and cfg.scheduler.warmup_epochs == 0:
             kwargs["scheduler"] = "cosine"  # 1.0.2's LinearModel always warms up for 10 epochs
         model = LinearModel(backbone, num_classes=cfg.data.num_classes, max_epochs=cfg.max_epochs, **kwargs)
         model.scheduler_interval = cfg.scheduler.interval
         return model
+
+
+def _lars(
+    params: Any,
+    lr: float,
+    weight_decay: float,
+    momentum: float = 0.0,
+    dampening: float = 0.0,
+    nesterov: bool = False,
+    eta: float = 1e-3,
+    clip_lr: bool = False,
+    exclude_bias_n_norm: bool = False,
+) -> LARSWrapper:
+    """main's LARS, of which 1.0.2 makes SGD and a wrapper."""
+    sgd = torch.optim.SGD(
+        params, lr=lr, weight_decay=weight_decay, momentum=momentum, dampening=dampening, nesterov=nesterov
+    )
+    return LARSWrapper(sgd, eta=eta, clip=clip_lr, exclude_bias_n_norm=exclude_bias_n_norm)
 
 
 def view_kwargs(cfg: DictConfig, view: DictConfig) -> dict[str, Any]:

@@ -38,8 +38,10 @@
   let split, panels = [], active = null, chosenClass = null;
 
   const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-  const colour = (label) => data.colours[label % data.colours.length][dark.matches ? 1 : 0];
-  const shape = (label) => data.shapes[Math.floor(label / data.colours.length) % data.shapes.length];
+  // The label -1 is that of images without labels: one colour and no name.
+  const colour = (label) => data.colours[Math.max(label, 0) % data.colours.length][dark.matches ? 1 : 0];
+  const shape = (label) => data.shapes[Math.floor(Math.max(label, 0) / data.colours.length) % data.shapes.length];
+  const className = (index) => split.classes[split.labels[index]] ?? "";
 
   function trace(context, x, y, radius, label) {
     const polygon = shape(label);
@@ -136,8 +138,7 @@
     for (const other of panels) other.tip.hidden = true;
     if (active === null || !panel) return;
     const { tip } = panel;
-    const label = split.labels[active];
-    tip.querySelector("b").textContent = split.classes[label];
+    tip.querySelector("b").textContent = className(active);
     tip.querySelector("span").textContent = `image ${split.images[active]}`;
     const picture = tip.querySelector("i");
     picture.hidden = !split.sprite;
@@ -161,7 +162,7 @@
       panels.forEach(drawMark);
     }
     showTip(panel);
-    if (speak && active !== null) said.textContent = `${split.classes[split.labels[active]]}, image ${split.images[active]}`;
+    if (speak && active !== null) said.textContent = [className(active), `image ${split.images[active]}`].filter(Boolean).join(", ");
   }
 
   function nearest(panel, x, y, within) {
@@ -197,7 +198,8 @@
     const panel = { points: content.points, stage, base, over, tip: figure.querySelector(".tip"), pixels: [] };
     figure.querySelector("strong").textContent = content.name;
     const number = (value) => value === null ? "n/a" : value.toFixed(3);
-    figure.querySelector(".quality").textContent = `trustworthiness ${number(content.trustworthiness)} · silhouette ${number(content.silhouette)}`;
+    const silhouette = split.classes.length ? ` · silhouette ${number(content.silhouette)}` : "";
+    figure.querySelector(".quality").textContent = `trustworthiness ${number(content.trustworthiness)}${silhouette}`;
     stage.dataset.name = content.name;
     stage.setAttribute("aria-label", `UMAP of ${content.name}, ${split.labels.length} images`);
     stage.setAttribute("aria-describedby", "umap-help");
@@ -267,6 +269,7 @@
     legend.replaceChildren();
     panels = split.panels.map(addPanel);
     split.classes.forEach(addClass);
+    legend.hidden = !split.classes.length;
     panels.forEach(drawBase);
   }
 

@@ -1,0 +1,462 @@
+"""What may happen to a run on its way: signals, kills, damaged files, full disks, names, settings left from others."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from omegaconf import DictConfig, OmegaConf
+
+from emim_solo import checkpoints, cli, files, pretraining, rows
+from emim_solo.benchmark.report import write_report
+from emim_solo.checkpoints import last_checkpoint, open_checkpoint
+from emim_solo.errors import UsageError
+from emim_solo.evaluation import commands
+from emim_solo.evaluation.features import Features
+from emim_solo.evaluation.linear import complete_settings
+from emim_solo.pretraining import prepare, pretrain
+from emim_solo.stopping import Stopped, stoppable
+from emim_solo.suite import load_suite
+
+MakeCfg = Callable[..., DictConfig]
+
+
+@pytest.fixture(scope="module")
+def trained(few_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of one epoch, whose files no test changes but for rows that are appended."""
+    folder = tmp_path_factory.mktemp("trained")
+    overrides = ["max_epochs=1", "optimizer.batch_size=32", "data.num_workers=0", "accelerator=cpu"]
+    overrides += [f"data.{split}_path={few_digits / split}" for split in ("train", "val")]
+    overrides += ["enable_progress_bar=False", f"checkpoint.dir={folder}"]
+    arguments = ["--config-path", "pretrain/digits", "--config-name", "emim", *_added(overrides)]
+    cli.main(["pretrain", *arguments])
+    return folder / "emim" / "0"
+
+
+def _added(overrides: list[str]) -> list[str]:
+    return [f"++{override}" for override in overrides]
+
+
+@pytest.fixture
+def copied(trained: Path, tmp_path: Path) -> Path:
+    """A copy of that run for a test to damage."""
+    shutil.copytree(trained.parent.parent, tmp_path / "runs")
+    return tmp_path / "runs" / "emim" / "0"
+
+
+def ended(call: Callable[[], Any]) -> int:
+    with pytest.raises(SystemExit) as caught:
+        call()
+    return int(caught.value.code)  # type: ignore[arg-type]
+
+
+# -- signals -----------------------------------------------------------------------------------------------------------
+
+
+class Terminate(pretraining.StopOnNaN):
+    """SIGTERM to this very process in the middle of its second epoch."""
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:  # type: ignore[override]
+        if trainer.current_epoch == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_sigterm_ends_a_run_with_143_and_the_line_that_continues_it(
+    make_cfg: MakeCfg, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    cfg = make_cfg(max_epochs=2)
+    OmegaConf.save(cfg, tmp_path / "run.yaml")
+    command = [
+        "pretrain",
+        "--config-path",
+        str(tmp_path),
+        "--config-name",
+        "run",
+        "hydra.run.dir=.",
+        "hydra.output_subdir=null",
+    ]
+    before = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patched:
+        patched.setattr(pretraining, "StopOnNaN", Terminate)
+        assert ended(lambda: cli.main(command)) == 143
+    assert signal.getsignal(signal.SIGTERM) is before
+    said = capfd.readouterr().err.strip().splitlines()[-1]
+    folder = Path(cfg.checkpoint.dir) / "emim" / "0"
+    path = last_checkpoint(folder)
+    assert said == (
+        f"emim-solo: stopped by SIGTERM: the same command and auto_resume.enabled=True goes on from '{path}'"
+    )
+    assert not (folder.parent.parent / "rows.jsonl").exists()
+    cli.main([*command, "+auto_resume.enabled=True"])
+    (row,) = rows.read(folder.parent.parent / "rows.jsonl")
+    assert (row["epochs"], Path(row["checkpoint"])) == (2, folder)
+
+
+@pytest.mark.parametrize(
+    ("command", "continues"), [("linear", "the same command starts again"), ("knn", "the same command starts again")]
+)
+def test_sigterm_in_an_evaluation(
+    command: str,
+    continues: str,
+    trained: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def killed(*_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+
+    monkeypatch.setattr(commands, "extract_features", killed)
+    assert ended(lambda: cli.main([command, str(trained)])) == 143
+    assert capsys.readouterr().err == f"emim-solo: stopped by SIGTERM: {continues}\n"
+
+
+def test_a_benchmark_goes_on_after_sigterm_with_the_same_command(tmp_path: Path, few_digits: Path) -> None:
+    """In a process of its own, with the workers of its loaders."""
+    command = [sys.executable, "-W", "ignore", "-m", "emim_solo", "benchmark", "--config-name", "digits"]
+    paths = [f"+run.data.{split}_path={few_digits / split}" for split in ("train", "val")]
+    command += ["only=emim", f"dir={tmp_path / 'b'}", "max_epochs=500", "+run.optimizer.batch_size=32", *paths]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while not list((tmp_path / "b").rglob("*.ckpt")):
+        assert process.poll() is None
+        time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate()[1]
+    assert process.returncode == 143
+    assert said.strip().splitlines()[-1] == ("emim-solo: stopped by SIGTERM: the same command goes on where it was"), (
+        said
+    )
+
+
+def test_a_signal_that_is_ignored_stays_ignored_and_a_lost_one_is_found() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stoppable():
+            os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+    class Swallows:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)
+
+    def lost() -> None:
+        with stoppable():
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                Swallows()
+            raise SystemExit  # as Lightning's own SIGTERMException
+
+    with pytest.raises(Stopped) as caught:
+        lost()
+    assert caught.value.status == 143
+
+
+# -- checkpoints -------------------------------------------------------------------------------------------------------
+
+
+def damage(path: Path, how: str) -> None:
+    whole = path.read_bytes()
+    middle = len(whole) // 2
+    path.write_bytes(
+        {
+            "empty": b"",
+            "cut": whole[:middle],
+            "zeros": bytes(len(whole)),
+            "hole": whole[:middle] + bytes(4096) + whole[middle + 4096 :],
+            "text": b"<html>not found</html>",
+        }[how]
+    )
+
+
+@pytest.mark.parametrize("how", ["empty", "cut", "zeros", "hole", "text"])
+def test_the_newest_whole_checkpoint_is_taken_and_the_damaged_one_named(how: str, copied: Path) -> None:
+    whole = last_checkpoint(copied)
+    assert whole is not None
+    newer = whole.with_name(whole.name.replace("ep=0", "ep=1"))
+    newer.write_bytes(whole.read_bytes())
+    damage(newer, how)
+    with pytest.warns(UserWarning, match=rf"cannot read checkpoint '.*{newer.name}'.*'{whole.name}' is taken"):
+        assert open_checkpoint(copied).path == whole
+    damage(whole, how)
+    with pytest.raises(UsageError, match=r"ep=1.*cut short or no checkpoint"):
+        open_checkpoint(copied)
+
+
+def test_a_run_goes_on_from_the_newest_whole_checkpoint(make_cfg: MakeCfg) -> None:
+    same = {"auto_resume": {"enabled": True}, "max_epochs": 2, "checkpoint__keep_prev": True}
+    folder = Path(pretrain(prepare(make_cfg(**same)))["checkpoint"])
+    whole, cut = sorted(folder.glob("*.ckpt"))
+    damage(cut, "cut")
+    (folder.parent.parent / "rows.jsonl").unlink()
+    with pytest.warns(UserWarning, match=f"'{whole.name}' is taken"):
+        again = pretrain(prepare(make_cfg(**same)))
+    assert (again["epochs"], Path(again["checkpoint"])) == (2, folder)
+    assert last_checkpoint(folder) == cut
+
+
+class Payload:
+    """Runs code where it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.marker),)
+
+
+@pytest.mark.parametrize("where", ["hyper_parameters", "state_dict"])
+@pytest.mark.parametrize("command", ["knn", "linear", "umap", "resume"])
+def test_code_in_a_checkpoint_never_runs(
+    where: str, command: str, copied: Path, tmp_path: Path, make_cfg: MakeCfg, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (path,) = copied.glob("*.ckpt")
+    contents = torch.load(path, weights_only=True)
+    marker = tmp_path / "marker"
+    if where == "state_dict":
+        contents["state_dict"]["odd"] = Payload(marker)
+    else:
+        contents[where] = Payload(marker)
+    torch.save(contents, path)
+    if command == "resume":
+        with pytest.raises(UsageError, match="could run code"):
+            pretrain(prepare(make_cfg(resume_from_checkpoint=str(path), max_epochs=2)))
+    else:
+        assert ended(lambda: cli.main([command, str(copied)])) == 2
+        said = capsys.readouterr().err
+        assert "could run code" in said
+        assert str(path) in said
+    assert not marker.exists()
+    path.write_bytes(pickle.dumps({"state_dict": Payload(marker), "epoch": 0}))  # not even torch's format
+    with pytest.raises(UsageError):
+        checkpoints.load(path)
+    assert not marker.exists()
+
+
+def test_a_checkpoint_of_the_other_generation_is_one_line(copied: Path) -> None:
+    suite = load_suite()
+    (other,) = suite.backbone_names.keys() - {suite.generation}
+    (path,) = copied.glob("*.ckpt")
+    contents = torch.load(path, weights_only=True)
+    names = suite.backbone_names
+    contents["state_dict"] = {
+        name.replace(f"{names[suite.generation]}.", f"{names[other]}.", 1): value
+        for name, value in contents["state_dict"].items()
+    }
+    torch.save(contents, path)
+    with pytest.raises(UsageError, match=f"trained with solo-learn {other}, installed is {suite.generation}"):
+        open_checkpoint(copied)
+
+
+# -- small files -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("content", [b"", b'{"name": "emim', b"[1, 2]", b"null", b"\xff\xfe{\x00}\x00", b"{}"])
+def test_damaged_arguments_are_named(content: bytes, copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (copied / "args.json").write_bytes(content)
+    assert ended(lambda: cli.main(["knn", str(copied)])) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "args.json" in line
+
+
+ROW = {"schema": 1, "stage": "pretrain", "name": "emim", "method": "emim", "seed": 0, "config_hash": "x"}
+
+
+@pytest.mark.parametrize(
+    "odd", ["null", "12", "[]", '"row"', '{"schema": 1}', json.dumps(ROW | {"metrics": {"a": "b"}})]
+)
+def test_rows_that_are_none_are_named(odd: str, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text(f"{json.dumps(ROW)}\n{odd}\n")
+    with pytest.raises(UsageError, match=r"rows\.jsonl:2: "):
+        rows.read(tmp_path / "rows.jsonl")
+
+
+def test_rows_of_another_editor(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + f"{json.dumps(ROW)}\r\n\r\n{json.dumps(ROW | {'seed': 1})}\r\n".encode())
+    assert [row["seed"] for row in rows.read(path)] == [0, 1]
+    path.write_text(json.dumps(ROW), encoding="utf-16")
+    with pytest.raises(UsageError, match=r"rows\.jsonl' is not UTF-8"):
+        rows.read(path)
+    path.write_text(json.dumps(ROW) + "\n" + json.dumps(ROW)[:20] + "\n")
+    with pytest.warns(UserWarning, match=r"rows\.jsonl:2: passed over"):
+        assert len(rows.read(path)) == 1
+
+
+@pytest.mark.parametrize("name", ["spectra/emim-seed0.json", "umap/val.json"])
+def test_damaged_files_of_a_report_are_named(name: str, tmp_path: Path) -> None:
+    from benchmark_folder import write_rows
+
+    write_rows(tmp_path, seeds=1)
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text('{"projector": [1.0, ')
+    with pytest.raises(UsageError, match=f"{path.name}' is damaged"):
+        write_report(tmp_path)
+
+
+def test_damaged_features_are_named(tmp_path: Path) -> None:
+    (tmp_path / "run.pt").write_bytes(b"cut")
+    with pytest.raises(UsageError, match=r"run\.pt' are damaged"):
+        Features.load(tmp_path / "run.pt")
+
+
+def test_what_is_written_is_whole_or_absent(tmp_path: Path) -> None:
+    path = tmp_path / "table.md"
+    files.write_text(path, "first")
+
+    def fail() -> None:
+        with files.whole(path) as unfinished:
+            unfinished.write_text("half")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert path.read_text() == "first"
+    assert [found.name for found in tmp_path.iterdir()] == ["table.md"]
+
+
+# -- disks and folders -------------------------------------------------------------------------------------------------
+
+
+def test_a_full_disk_is_one_line(trained: Path, tmp_path: Path) -> None:
+    """A limit on the size of files stands for the disk: the checkpoint of some 90 MB does not fit."""
+    script = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (10**7, 10**7));"
+        "from emim_solo.cli import main; main(sys.argv[1:])"
+    )
+    stored = OmegaConf.create(json.loads((trained / "args.json").read_text()))
+    stored.checkpoint.dir = str(tmp_path / "runs")
+    OmegaConf.save(stored, tmp_path / "run.yaml")
+    command = ["pretrain", "--config-path", str(tmp_path), "--config-name", "run", "hydra.output_subdir=null"]
+    found = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script, *command, f"hydra.run.dir={tmp_path}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.returncode == 2
+    assert found.stderr.strip().splitlines()[-1].startswith("emim-solo: cannot write"), found.stderr
+    assert "Traceback" not in found.stderr
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_images_are_read(make_cfg: MakeCfg, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for place in ("file", "file/below"):
+        cfg = make_cfg(checkpoint__dir=str(tmp_path / place))
+        prepared = prepare(cfg)
+        prepared.data.train_path = "/nowhere"  # would fail, if it were looked at
+        with pytest.raises(UsageError, match=r"checkpoint\.dir: cannot write to"):
+            pretrain(prepared)
+    with pytest.raises(UsageError, match=r"has \d+ MB left, \d+ MB and more are needed"):
+        files.writable_folder(tmp_path, "checkpoint.dir", needed=10**18)
+    with pytest.raises(UsageError, match=r"--output: cannot write to"):
+        files.writable_folder(tmp_path / "file", "--output")
+
+
+# -- names -------------------------------------------------------------------------------------------------------------
+
+BAD_NAMES = ["my/run", "..", ".hidden", "", " ", "a\\b", "a\nb", "{}", "x" * 200, "-x", "a:b"]
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
+def test_names_that_would_be_paths(name: str, make_cfg: MakeCfg, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="becomes a file name"):
+        prepare(make_cfg(name=name))
+    from emim_solo.benchmark.plan import make_plan
+
+    with pytest.raises(UsageError, match="becomes a file name"):
+        make_plan(OmegaConf.create({"dir": str(tmp_path), "pretrain": "pretrain/digits", "methods": {name: {}}}))
+
+
+def test_names_that_may_be(make_cfg: MakeCfg) -> None:
+    for name in ("emim-digits", "Zahlen größer 5", "a$b$", "v1.2+x", "b=4"):
+        assert prepare(make_cfg(name=name)).name == name
+
+
+def test_two_runs_that_are_called_the_same_are_told_apart_by_their_folders(
+    trained: Path, copied: Path, tmp_path: Path
+) -> None:
+    names = commands._distinct_names([open_checkpoint(trained), open_checkpoint(copied)])
+    assert len(set(names)) == 2
+    assert all(name.startswith("emim-digits-") and name.endswith("-emim-0") for name in names)
+    for name in names:
+        files.check_name("name", name)
+    with pytest.raises(UsageError, match="named twice"):
+        commands._distinct_names([open_checkpoint(trained), open_checkpoint(trained / ".." / "0")])
+
+
+# -- settings left from another config ---------------------------------------------------------------------------------
+
+LARS = {"clip_lr": True, "eta": 0.02, "exclude_bias_n_norm": True, "momentum": 0.8}
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"), [("adamw", set()), ("adam", set()), ("sgd", {"momentum"}), ("lars", set(LARS))]
+)
+def test_keys_of_the_old_optimizer_are_left_out_and_named(
+    name: str, kept: set[str], make_cfg: MakeCfg, built_to_step: Any
+) -> None:
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        cfg = prepare(make_cfg(optimizer__name=name, optimizer__kwargs=dict(LARS)))
+    assert kept == set(LARS) & set(cfg.optimizer.kwargs)
+    assert all(cfg.optimizer.kwargs[key] == LARS[key] for key in kept)
+    named = [str(warning.message) for warning in said if "another optimizer" in str(warning.message)]
+    assert len(named) == (name != "lars")
+    assert all(key in named[0] for key in set(LARS) - kept if named)
+    assert built_to_step(cfg).configure_optimizers()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optimizer__kwargs": {"momentun": 0.9}}, "momentun is no setting of adamw"),
+        ({"optimizer__kwargs": {"betas": [2, 3]}}, r"optimizer.kwargs of adamw: Invalid beta"),
+        ({"optimizer__kwargs": [0.9]}, "expected settings of adamw by name"),
+        ({"scheduler__name": "step"}, "lr_decay_steps=None: expected epochs"),
+        ({"scheduler__interval": "week"}, "expected step or epoch"),
+        ({"optimizer__batch_size": 1}, "expected at least 2"),
+    ],
+)
+def test_settings_that_do_not_fit(changes: dict[str, Any], message: str, make_cfg: MakeCfg) -> None:
+    with pytest.raises(UsageError, match=message):
+        prepare(make_cfg(**changes))
+
+
+def test_linear_refuses_keys_that_it_does_not_know(trained: Path) -> None:
+    for setting, message in (
+        ("max_epoch=1", "max_epoch is no setting of linear evaluation: did you mean 'max_epochs'"),
+        ("optimizer.learning_rate=1", "optimizer.learning_rate is no setting"),
+        ("finetune=True", "finetune is no setting"),
+        ("optimizer=adam", "optimizer=adam: expected its settings"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            commands.linear_main([str(trained), setting])
+
+
+def test_linear_takes_every_optimizer_of_the_suites_linear_model(trained: Path) -> None:
+    suite = load_suite()
+    for name in suite.linear_optimizers:
+        settings = [f"optimizer.name={name}", "max_epochs=1", "scheduler.name=none"]
+        commands.linear_main([str(trained), *settings])
+        row = rows.read(trained.parent.parent / "rows.jsonl")[-1]
+        assert row["settings"]["optimizer"]["name"] == name
+        assert 0 <= row["metrics"]["acc1"] <= 100
+    for name in set(suite.optimizers) - set(suite.linear_optimizers):
+        with pytest.raises(UsageError, match=f"optimizer.name={name}: expected one of"):
+            complete_settings({"optimizer": {"name": name}})
