@@ -156,11 +156,11 @@ class EMIMMethod(LightningModule):
     def _check_finite(self, emim_loss: Tensor, *embeddings: Tensor) -> None:
         """Says on a GPU, later, what the objective says at once on the CPU. NaN lasts: its gradient is NaN."""
         if not emim_loss.isfinite():
-            found = ", ".join(f"z{i} holds {int((~z.isfinite()).sum())}" for i, z in enumerate(embeddings, 1))
+            found = ", ".join(f"{int((~z.isfinite()).sum())} in z{i}" for i, z in enumerate(embeddings, 1))
             raise FloatingPointError(
-                f"EMIM's loss is NaN or infinite by step {self.global_step}; of values that are, {found}: "
-                "lower optimizer.lr, use precision=32 or bf16-mixed; if it began with finite embeddings, raise "
-                "method_kwargs.noise_variance; and resume from the last checkpoint"
+                f"EMIM's loss is NaN or infinite by step {self.global_step} (such values: {found}): lower optimizer.lr, "
+                "use precision=32 or bf16-mixed, raise method_kwargs.noise_variance where the embeddings are finite, "
+                "and resume from the last checkpoint"
             )
 
     def on_train_epoch_end(self) -> None:
