@@ -26,7 +26,7 @@ from emim_solo.evaluation.features import (
     extract_views,
 )
 from emim_solo.evaluation.knn import knn, knn_accuracy
-from emim_solo.evaluation.linear import linear, logistic
+from emim_solo.evaluation.linear import _Known, _linear_config, linear, logistic
 from emim_solo.pretraining import pretrain
 from emim_solo.suite import load_suite
 
@@ -217,6 +217,24 @@ def test_linear_evaluation_takes_the_suites_schedules(features, quiet):
         "scheduler": {"name": "warmup_cosine", "warmup_epochs": 1},
     }
     assert math.isfinite(linear(features, quiet, settings)["acc1"])
+
+
+def test_the_linear_evaluations_warm_up_is_as_long_as_asked_for(features, quiet):
+    settings = {
+        "max_epochs": 4,
+        "optimizer": {"lr": 0.4, "batch_size": 256},
+        "scheduler": {"name": "warmup_cosine", "warmup_epochs": 2, "warmup_start_lr": 0.0, "interval": "epoch"},
+    }
+    complete = load_suite().complete_linear(_linear_config(quiet, settings))
+    model = load_suite().linear_model(_Known(features.train.backbone, standardise=True), complete)
+    (optimizer,), (schedule,) = model.configure_optimizers()
+    schedule = schedule["scheduler"] if isinstance(schedule, dict) else schedule
+    rates = []
+    for _ in range(4):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates == pytest.approx([0.0, 0.4, 0.4, 0.2])  # two epochs up, half a cosine over the other two
 
 
 def test_three_classes(features, quiet, tmp_path):

@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 from emim_solo.errors import UsageError
 from emim_solo.method import DEFAULTS as EMIM_DEFAULTS
 from emim_solo.method import EMIMMethod, complete_method_kwargs
+from emim_solo.suite.compat import linear_warmup_cosine_annealing
 from emim_solo.suite.face import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -358,14 +359,23 @@ class RegistrySuite(Suite):
         return cfg
 
     def linear_model(self, backbone: nn.Module, cfg: DictConfig) -> LightningModule:
-        allow_few_classes(importlib.import_module("solo.methods.linear"))
+        module = importlib.import_module("solo.methods.linear")
+        allow_few_classes(module)
         kwargs = self._optimizer_kwargs(plain(cfg))
         for name in ("eta_lars", "grad_clip_lars"):  # fixed in 1.0.2's LinearModel, as complete_linear makes sure of
             kwargs.pop(name, None)
-        if kwargs["scheduler"] == "warmup_cosine" and cfg.scheduler.warmup_epochs == 0:
-            kwargs["scheduler"] = "cosine"  # 1.0.2's LinearModel always warms up for 10 epochs
+        schedule = cfg.scheduler
+        if kwargs["scheduler"] == "warmup_cosine" and schedule.warmup_epochs == 0:
+            kwargs["scheduler"] = "cosine"
         model = LinearModel(backbone, num_classes=cfg.data.num_classes, max_epochs=cfg.max_epochs, **kwargs)
-        model.scheduler_interval = cfg.scheduler.interval
+        model.scheduler_interval = schedule.interval
+        # 1.0.2's LinearModel always warms up for 10 epochs; the schedule that it asks for is ours.
+        model.warmup_epochs = schedule.warmup_epochs
+        module.LinearWarmupCosineAnnealingLR = (  # type: ignore[attr-defined]
+            lambda optimizer, _, max_epochs: linear_warmup_cosine_annealing(
+                optimizer, model.warmup_epochs, max_epochs, schedule.warmup_start_lr, schedule.min_lr
+            )
+        )
         return model
 
 
