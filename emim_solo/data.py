@@ -120,7 +120,8 @@ def find_images(folder: str | os.PathLike[str], *, labelled: bool) -> Images:
     paths = [path for own in by_class.values() for path in own]
     labels = [label if labelled else -1 for label, own in enumerate(by_class.values()) for _ in own]
     if others:
-        _say_once(f"'{folder}': {len(paths)} images; passed over: {others}")
+        # Its whole path: of the suite's generations one is given that, the other the config's.
+        _say_once(f"'{os.path.abspath(folder)}': {len(paths)} images; passed over: {others}")
     return Images(paths, labels, [_readable(name) for name in classes])
 
 
