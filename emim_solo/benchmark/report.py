@@ -235,7 +235,7 @@ def _chart_sections(folder: Path, results: Results) -> list[dict[str, Any]]:
         if any(metric in own for own in curves.values())
     ]
     if found:
-        lead = "On validation images while training, in the suite's own online evaluation."
+        lead = "While training; accuracies are the suite's own online evaluation on validation images."
         if len(results.all_seeds()) > 1:
             lead += " Thick: mean over seeds. Thin: each seed."
         sections.append({"id": "curves", "title": "Learning curves", "lead": lead, "charts": found})
