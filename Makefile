@@ -17,7 +17,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 demo: setup
-	$(BIN)/emim-solo benchmark --config-name digits $(if $(EPOCHS),max_epochs=$(EPOCHS))
+	$(BIN)/emim-solo benchmark --config-name demo $(if $(EPOCHS),max_epochs=$(EPOCHS))
 
 lint: setup
 	$(BIN)/ruff check .

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,13 +18,16 @@ from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
+from torch.utils.data import DataLoader, Dataset
 
 from emim_solo import cli, rows
 from emim_solo.benchmark import plan, terms
+from emim_solo.benchmark.cost import loading_seconds, measure, stage_seconds
 from emim_solo.benchmark.report import write_report
 from emim_solo.benchmark.results import collect, headline
 from emim_solo.benchmark.runner import Runner, run_benchmark
 from emim_solo.errors import UsageError
+from emim_solo.pretraining import pretrain
 
 DRIVER = Path(__file__).with_name("benchmark_driver.py")
 
@@ -57,11 +63,17 @@ def settings(few_digits):
 
 
 @pytest.fixture(scope="module")
-def finished(settings, tmp_path_factory) -> Path:
-    """Two methods, two seeds, run to the end."""
+def finished_aloud(settings, tmp_path_factory) -> tuple[Path, str]:
+    """Two methods, two seeds, run to the end: the folder, and what was printed."""
     folder = tmp_path_factory.mktemp("benchmark")
-    run_benchmark(settings(folder))
-    return folder
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        run_benchmark(settings(folder))
+    return folder, out.getvalue()
+
+
+@pytest.fixture(scope="module")
+def finished(finished_aloud) -> Path:
+    return finished_aloud[0]
 
 
 # -- terms -------------------------------------------------------------------------------------------------------
@@ -162,12 +174,34 @@ def test_mistakes_in_the_config_are_named(settings, tmp_path, changes, message):
         plan.make_plan(settings(tmp_path, **changes))
 
 
-@pytest.mark.parametrize("name", ["digits", "cifar10", "imagenet-100", "custom"])
+@pytest.mark.parametrize("name", ["demo", "digits", "cifar10", "imagenet-100", "custom"])
 def test_shipped_configs_have_every_key(name):
     cfg = OmegaConf.load(plan.configs.root() / "benchmark" / f"{name}.yaml")
     assert cfg.keys() - {"defaults", "hydra"} == plan.DEFAULTS.keys()
     assert (plan.configs.find(cfg.pretrain) / "emim.yaml").is_file()
     assert cfg.linear == plan.DEFAULTS["linear"]
+
+
+def test_the_demo_is_the_digits_but_for_what_its_head_says():
+    """Fewer epochs, half the side, twice the batch at the same rate a step: nothing else, and the same for all methods."""
+    digits, demo = (OmegaConf.load(plan.configs.root() / "benchmark" / f"{name}.yaml") for name in ("digits", "demo"))
+    changed = {key for key in plan.DEFAULTS if digits[key] != demo[key]}
+    assert changed == {"dir", "max_epochs", "run", "umap"}
+    assert demo.max_epochs * 2 == digits.max_epochs
+    assert demo.methods == digits.methods
+    found = {}
+    for name, cfg in (("digits", digits), ("demo", demo)):
+        del cfg["defaults"], cfg["hydra"]
+        found[name] = terms.terms(OmegaConf.to_container(plan.make_plan(cfg).runs[0].cfg))
+    whole, half = found["digits"], found["demo"]
+    differing = {key for key in whole.keys() | half.keys() if whole.get(key) != half.get(key)}
+    assert differing - {"max_epochs", "log_every_n_steps"} == {
+        "augmentations.0.crop_size",
+        "optimizer.batch_size",
+        "optimizer.classifier_lr",
+    }
+    assert half["augmentations.0.crop_size"] * 2 == whole["augmentations.0.crop_size"]
+    assert half["optimizer.batch_size"] == 2 * whole["optimizer.batch_size"]
 
 
 # -- a whole benchmark -------------------------------------------------------------------------------------------
@@ -186,6 +220,73 @@ def test_rows_belong_to_their_pretraining(finished):
     found = rows.read(finished / "rows.jsonl")
     hashes = {(row["name"], row["seed"]): row["config_hash"] for row in found if row["stage"] == "pretrain"}
     assert all(row["config_hash"] == hashes[row["name"], row["seed"]] for row in found)
+
+
+def test_the_first_line_says_how_long_by_steps_that_it_has_timed(finished_aloud, settings, tmp_path):
+    folder, printed = finished_aloud
+    first, second = printed.splitlines()[:2]
+    assert re.fullmatch(
+        r"About [\d.]+ (s|min|h) on this machine, by steps timed just now: 4 pretrainings, 8 epochs of "
+        r"[\d.]+ (s|min|h) in all, then evaluation",
+        first,
+    )
+    assert "left" in second
+    assert "not known" not in printed, "what the first line knows, the others do"
+    steps = {
+        (row["name"], row["seed"]): row["metrics"]["step_seconds"]
+        for row in rows.read(folder / "rows.jsonl")
+        if row["stage"] == "diagnostics" and "step_seconds" in row["metrics"]
+    }
+    assert steps.keys() == {("emim", 0), ("vicreg", 0)}, "the same steps, timed once for each method"
+
+
+def test_the_expected_time_is_that_of_the_steps_and_epochs(settings, tmp_path):
+    cfgs = [plan.make_plan(settings(tmp_path, max_epochs=epochs, only="emim")).runs[0].cfg for epochs in (3, 300)]
+    cost = measure(cfgs[0], steps=3)
+    batches = cost.images // cfgs[0].optimizer.batch_size
+    assert cost.epoch_seconds >= batches * cost.metrics["step_seconds"] * 0.5
+    evaluation = plan.make_plan(settings(tmp_path)).settings
+    few, many = (stage_seconds(cfg, cost, evaluation, methods=2) for cfg in cfgs)
+    assert many["pretrain"] == pytest.approx(100 * few["pretrain"]) == pytest.approx(300 * cost.epoch_seconds)
+    assert all(0 < seconds < math.inf for seconds in few.values())
+    assert few.keys() == {"pretrain", "knn", "logistic", "linear", "diagnostics", "umap"}
+
+
+def test_loading_that_is_slower_than_the_steps_is_seen():
+    """The first batches of a training are there before they are asked for: the pace of its first steps hides the loading."""
+
+    class Slow(Dataset):
+        def __len__(self) -> int:
+            return 64
+
+        def __getitem__(self, index: int) -> int:
+            time.sleep(0.01)
+            return index
+
+    assert loading_seconds(DataLoader(Slow(), batch_size=20)) >= 0.2
+    assert loading_seconds(DataLoader(Slow(), batch_size=20, num_workers=1)) >= 0.2
+
+
+def test_steps_timed_beforehand_change_no_result(finished, settings, tmp_path):
+    run = plan.make_plan(settings(tmp_path)).runs[1]
+    alone = pretrain(run.cfg, version="alone")["metrics"]
+    (row,) = [
+        row
+        for row in rows.read(finished / "rows.jsonl")
+        if (row["name"], row["seed"], row["stage"]) == (run.name, run.seed, "pretrain")
+    ]
+    assert row["metrics"] == alone
+
+
+def test_steps_that_cannot_be_timed_leave_the_mistake_to_the_run_that_has_it(settings, few_digits, tmp_path, capsys):
+    broken = tmp_path / "images"
+    shutil.copytree(few_digits, broken)
+    for path in (broken / "train").glob("*/*.png"):
+        path.write_bytes(b"no image")
+    run = {"data": {"train_path": str(broken / "train"), "val_path": str(broken / "val")}}
+    with pytest.raises(UsageError, match=r"data\.train_path: cannot read image"):
+        run_benchmark(settings(tmp_path / "run", run=run, seeds=[0]))
+    assert capsys.readouterr().out.startswith("How long this takes is not known")
 
 
 def test_cost_and_collapse_are_among_the_diagnostics(finished):
@@ -215,6 +316,7 @@ def test_started_again_it_makes_nothing(finished, settings, capsys):
     assert (finished / "rows.jsonl").read_bytes() == before
     out = capsys.readouterr().out
     assert "4 runs, 0 stages made" in out
+    assert "on this machine" not in out, "no step is timed for nothing"
     assert "Linear top-1" in out
 
 

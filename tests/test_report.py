@@ -461,3 +461,13 @@ def test_dark_mode_is_dark_and_legible(page, tmp_path):
     page.resize(375, 812, mobile=True)
     keep(page, tmp_path, "phone-dark")
     assert page.errors == []
+
+
+@pytest.mark.parametrize("name", ["spectra/emim-seed0.json", "umap/val.json", "elsewhere/emim/emim-seed0/metrics.csv"])
+def test_damaged_files_are_named(name: str, tmp_path: Path) -> None:
+    write_rows(tmp_path, seeds=1)
+    path = tmp_path / name.replace("elsewhere/", "")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b'{"projector": [1.0, \xff')
+    with pytest.raises(UsageError, match=f"{path.name}' is "):
+        report.write_report(tmp_path)

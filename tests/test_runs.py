@@ -21,7 +21,6 @@ from lightning.pytorch import Trainer
 from omegaconf import DictConfig, OmegaConf
 
 from emim_solo import checkpoints, cli, files, pretraining, rows
-from emim_solo.benchmark.report import write_report
 from emim_solo.checkpoints import last_checkpoint, open_checkpoint
 from emim_solo.errors import UsageError
 from emim_solo.evaluation import commands
@@ -295,18 +294,6 @@ def test_rows_of_another_editor(tmp_path: Path) -> None:
     path.write_text(json.dumps(ROW) + "\n" + json.dumps(ROW)[:20] + "\n")
     with pytest.warns(UserWarning, match=r"rows\.jsonl:2: passed over"):
         assert len(rows.read(path)) == 1
-
-
-@pytest.mark.parametrize("name", ["spectra/emim-seed0.json", "umap/val.json"])
-def test_damaged_files_of_a_report_are_named(name: str, tmp_path: Path) -> None:
-    from benchmark_folder import write_rows
-
-    write_rows(tmp_path, seeds=1)
-    path = tmp_path / name
-    path.parent.mkdir(exist_ok=True)
-    path.write_text('{"projector": [1.0, ')
-    with pytest.raises(UsageError, match=f"{path.name}' is damaged"):
-        write_report(tmp_path)
 
 
 def test_damaged_features_are_named(tmp_path: Path) -> None:

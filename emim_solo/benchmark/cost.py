@@ -1,24 +1,60 @@
-"""What a method's loss costs within its training step, measured on real steps."""
+"""What a method costs on this machine, measured on real steps: its loss within a step, a whole benchmark beforehand."""
 
 from __future__ import annotations
 
+import itertools
+import logging
+import math
+import os
 import statistics
 import time
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from omegaconf import DictConfig
 from torch import Tensor
+from torch.utils.data import DataLoader
 
-from emim_solo.evaluation.features import device_of
-from emim_solo.evaluation.linear import quiet_trainer
+from emim_solo.data import why_no_accuracy
+from emim_solo.evaluation.features import Features, Split, device_of
+from emim_solo.evaluation.linear import linear, quiet_trainer
 from emim_solo.suite import load_suite
 
 STEPS = 4
 _REPEATS = 3
+_LOADED = 8  # images, to time the loading of one
+_LINEAR_BATCHES, _LINEAR_EPOCHS = 4, 20
+
+# Stages that neither a training step nor the linear classifier stands for, in steps of the linear classifier: both are a
+# CPU's work on small arrays. Counted on the digits, on two CPU cores.
+_KNN_PER_IMAGE = 0.04
+_LOGISTIC_PER_IMAGE = 0.1
+_DIAGNOSTICS = 250
+_UMAP = 12_000  # compiling umap-learn
+_UMAP_PER_IMAGE = 5.6  # and method
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a method costs on this machine.
+
+    Attributes:
+        metrics: ``step_seconds``, and where the method computes its loss in one function of the suite's naming
+            (``*_loss_func``) ``loss_share``: forward and backward of that function in percent of a step.
+        epoch_seconds: of one epoch, loading and validation included.
+        image_seconds: at most, of one image shown to the frozen model, loading included.
+        images: for training.
+    """
+
+    metrics: dict[str, float]
+    epoch_seconds: float
+    image_seconds: float
+    images: int
 
 
 class _StepTimes(Callback):
@@ -26,6 +62,7 @@ class _StepTimes(Callback):
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
+        self.ends: list[float] = []
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self.start = _now()
@@ -33,7 +70,12 @@ class _StepTimes(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self.seconds.append(_now() - self.start)
+        self.ends.append(_now())
+        self.seconds.append(self.ends[-1] - self.start)
+
+    def pace(self) -> float:
+        """Seconds from step to step, loading included as far as the training waits for it; the first one warms up."""
+        return statistics.median(b - a for a, b in itertools.pairwise(self.ends)) if self.ends[1:] else self.seconds[0]
 
 
 def _now() -> float:
@@ -42,37 +84,105 @@ def _now() -> float:
     return time.perf_counter()
 
 
-def measure(cfg: DictConfig, *, steps: int = STEPS) -> dict[str, float]:
+def measure(cfg: DictConfig, *, steps: int = STEPS) -> Cost:
     """Time a few training steps of a fresh model, and its loss alone on the same tensors.
 
     Args:
         cfg: completed config of a pretraining.
         steps: number of steps; the first one warms up.
-
-    Returns:
-        ``step_seconds``, and where the method computes its loss in one function of the suite's naming
-        (``*_loss_func``) ``loss_share``: forward and backward of that function in percent of a step.
     """
     suite = load_suite()
     seed_everything(cfg.seed, workers=True, verbose=False)
     model = suite.build(cfg)
     times = _StepTimes()
-    trainer = quiet_trainer(
-        max_epochs=1,
-        limit_train_batches=steps,
-        accelerator="gpu" if device_of(cfg).type == "cuda" else "cpu",
-        precision=cfg.get("precision", 32),
-        enable_progress_bar=False,
-        callbacks=[times],
-    )
-    with _recorded_loss(type(model)) as calls:
-        trainer.fit(model, suite.train_loader(cfg))
+    loader = suite.train_loader(cfg)
+    with _silence(), _recorded_loss(type(model)) as calls:
+        trainer = quiet_trainer(
+            max_epochs=1,
+            limit_train_batches=steps,
+            accelerator="gpu" if device_of(cfg).type == "cuda" else "cpu",
+            precision=cfg.get("precision", 32),
+            enable_progress_bar=False,
+            callbacks=[times],
+        )
+        trainer.fit(model, loader)
     measured = times.seconds[1:] or times.seconds
     metrics = {"step_seconds": statistics.median(measured)}
     if calls:
         per_step = len(calls) / len(times.seconds)
         metrics["loss_share"] = 100 * _loss_seconds(calls[-1]) * per_step / metrics["step_seconds"]
-    return metrics
+
+    # DALI loads on its own: the loader above is not its.
+    pace = metrics["step_seconds"] if cfg.data.format == "dali" else max(times.pace(), loading_seconds(loader))
+    image_seconds = pace / cfg.optimizer.batch_size / (cfg.data.num_large_crops + cfg.data.num_small_crops)
+    shown = 0 if why_no_accuracy(cfg.data) else len(suite.evaluation_datasets(cfg)[1])  # type: ignore[arg-type]
+    epoch = pace * len(loader) / (len(cfg.devices) * cfg.num_nodes) + shown * image_seconds
+    return Cost(metrics, epoch, image_seconds, len(loader.dataset))  # type: ignore[arg-type]
+
+
+def loading_seconds(loader: DataLoader) -> float:
+    """Seconds between two batches of a loader's workers: the first batches of a training are there before they are asked for."""
+    dataset: Any = loader.dataset
+    start = time.perf_counter()
+    for index in range(number := min(_LOADED, len(dataset))):
+        dataset[index]
+    each = (time.perf_counter() - start) / number
+    return each * (loader.batch_size or 1) / max(1, min(loader.num_workers, os.cpu_count() or 1))
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Lightning's lines about a Trainer that is a measurement only."""
+    lines = logging.getLogger("lightning.pytorch")
+    level = lines.level
+    lines.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        lines.setLevel(level)
+
+
+def stage_seconds(
+    cfg: DictConfig, cost: Cost, settings: Mapping[str, Mapping[str, Any]], methods: int
+) -> dict[str, float]:
+    """Seconds that each stage of a benchmark will take, before any has been made.
+
+    The pretraining from timed steps, the linear classifier from timed steps on random features, the others from what
+    they usually take beside it.
+
+    Args:
+        cfg: completed config of a pretraining.
+        cost: of its method.
+        settings: of the evaluation stages, by stage.
+        methods: number of methods in the pictures.
+    """
+    step = _linear_step_seconds(cfg, settings["linear"])
+    batches = math.ceil(cost.images / settings["linear"]["optimizer"]["batch_size"])
+    diagnosed = min(cost.images, settings["diagnostics"]["images"])
+    pictured = min(cost.images, settings["umap"]["images"])
+    return {
+        "pretrain": cost.epoch_seconds * cfg.max_epochs,
+        "knn": cost.images * (cost.image_seconds + _KNN_PER_IMAGE * step),  # features are extracted before it
+        "logistic": cost.images * _LOGISTIC_PER_IMAGE * step,
+        "linear": settings["linear"]["max_epochs"] * batches * step,
+        "diagnostics": 2 * diagnosed * cost.image_seconds + _DIAGNOSTICS * step,
+        "umap": (_UMAP + _UMAP_PER_IMAGE * pictured * methods) * step,
+    }
+
+
+def _linear_step_seconds(cfg: DictConfig, settings: Mapping[str, Any]) -> float:
+    """Seconds of one step of the linear evaluation."""
+    images = _LINEAR_BATCHES * settings["optimizer"]["batch_size"]
+    split = Split(torch.randn(images, 512), None, torch.arange(images) % cfg.data.num_classes)
+    few = {**settings, "max_epochs": _LINEAR_EPOCHS}
+    cfg = cfg.copy()
+    cfg.enable_progress_bar = False
+    start = _now()
+    with _silence():
+        linear(Features(split, split, ["0"]), cfg, few)
+    return (_now() - start) / (_LINEAR_BATCHES * _LINEAR_EPOCHS)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import json
+import statistics
 import subprocess
 import sys
 import time
@@ -24,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from emim_solo import files, rows
-from emim_solo.benchmark.cost import measure
+from emim_solo.benchmark.cost import Cost, measure, stage_seconds
 from emim_solo.benchmark.plan import Plan, Run, make_plan
 from emim_solo.benchmark.report import ROWS, spectrum_file, write_report
 from emim_solo.benchmark.results import differences, evaluation_stages, headline, to_text
@@ -40,17 +41,6 @@ from emim_solo.pretraining import pretrain
 from emim_solo.stopping import Stopped
 from emim_solo.suite import load_suite, plain
 
-# Expected share of the time, until stages of a kind have been timed.
-_WEIGHTS = {
-    "pretrain": 60.0,
-    "features": 3.0,
-    "knn": 1.0,
-    "logistic": 1.0,
-    "linear": 5.0,
-    "diagnostics": 8.0,
-    "umap": 20.0,
-}
-
 
 def run_benchmark(cfg: DictConfig) -> None:
     """``emim-solo benchmark``: everything that is not done yet, then tables and report.
@@ -63,6 +53,7 @@ def run_benchmark(cfg: DictConfig) -> None:
     """
     plan = make_plan(cfg)
     runner = Runner(plan)
+    runner.say_how_long()
     runner.make_runs()
     one_of_many = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
     if one_of_many:
@@ -84,6 +75,8 @@ class Runner:
         self.rows_file = plan.folder / ROWS
         self.problems: list[str] = []
         self.seconds: dict[str, list[float]] = {}
+        self.forecast: dict[str, float] = {}
+        self.costs: dict[str, Cost] = {}
         self.made = 0
         self.start = time.perf_counter()
         files.writable_folder(plan.folder, "dir")
@@ -122,6 +115,39 @@ class Runner:
         """The cost of a step does not depend on the seed: it is measured with the first."""
         return run.seed == self.plan.runs[0].seed
 
+    # -- how long it takes --------------------------------------------------------------------------------------
+
+    def _cost(self, run: Run) -> Cost:
+        """What a step of a method costs here, measured once."""
+        if run.name not in self.costs:
+            self.costs[run.name] = measure(run.cfg, steps=self.plan.settings["diagnostics"]["steps"])
+        return self.costs[run.name]
+
+    def say_how_long(self) -> None:
+        """The first line: how long this machine will take, from steps of every method that is yet to be pretrained.
+
+        The diagnostics have these steps in their rows. They change no result: every stage seeds itself.
+        """
+        new = [run for run in self.plan.runs if not self._is_done(run, "pretrain")]
+        if not new:
+            return
+        stages: list[dict[str, float]] = []
+        try:
+            for run in new:
+                methods = len({other.name for other in self.plan.runs})
+                stages.append(stage_seconds(run.cfg, self._cost(run), self.plan.settings, methods))
+        except Exception as error:  # whatever keeps a method from training is named by its own run
+            print(f"How long this takes is not known: its first steps ended in {type(error).__name__}", flush=True)
+            return
+        self.forecast = {stage: statistics.fmean(found[stage] for found in stages) for stage in stages[0]}
+        epochs = sum(run.cfg.max_epochs for run in new)
+        each = sum(found["pretrain"] for found in stages) / epochs
+        print(
+            f"About {_human(self._expected(self.waiting))} on this machine, by steps timed just now: {len(new)} "
+            f"pretraining{'s' if len(new) > 1 else ''}, {epochs} epochs of {_human(each)} in all, then evaluation",
+            flush=True,
+        )
+
     # -- runs ---------------------------------------------------------------------------------------------------
 
     def make_runs(self) -> None:
@@ -150,17 +176,16 @@ class Runner:
         """One line before each stage: how far, how long, what next. Bars within a stage are the stage's own."""
         spent = time.perf_counter() - self.start
         left = self._expected(self.waiting)
+        all_known = all(stage in self.seconds or stage in self.forecast for stage in self.waiting)
         known = "{l_bar}{bar:20}| {elapsed} so far, about {remaining} left: "
         unknown = "{l_bar}{bar:20}| time left not known yet: "
-        line = tqdm.format_meter(spent, spent + left, spent, ncols=90, bar_format=known if self.seconds else unknown)
+        line = tqdm.format_meter(spent, spent + left, spent, ncols=90, bar_format=known if all_known else unknown)
         print(line + title, flush=True)
 
     def _expected(self, stages: list[str]) -> float:
-        """Seconds that stages will take, by those of their kind, else by their usual share."""
-        measured = {stage: sum(times) / len(times) for stage, times in self.seconds.items()}
-        weight = sum(_WEIGHTS[stage] for stage in measured)
-        unit = sum(measured.values()) / weight if weight else 1.0
-        return sum(measured.get(stage, _WEIGHTS[stage] * unit) for stage in stages)
+        """Seconds that stages will take, by those of their kind, before there are any by the forecast."""
+        known = self.forecast | {stage: statistics.fmean(times) for stage, times in self.seconds.items()}
+        return sum(known.get(stage, 0.0) for stage in stages)
 
     def _finished(self, stage: str, seconds: float) -> None:
         self.made += 1
@@ -171,10 +196,10 @@ class Runner:
 
     def _pretrain(self, run: Run) -> dict[str, Any] | None:
         try:
+            _reset_peak_memory()
             if len(run.cfg.devices) > 1:
                 self._pretrain_apart(run)
             else:
-                _reset_peak_memory()
                 pretrain(run.cfg, version=run.version)
         except FloatingPointError as error:
             print(f"! {run.title}: {error}", file=sys.stderr)
@@ -270,7 +295,7 @@ class Runner:
         path.parent.mkdir(exist_ok=True)
         files.write_text(path, json.dumps(spectra))
         if self._is_timed(run):
-            metrics |= measure(run.cfg, steps=settings["steps"])
+            metrics |= self._cost(run).metrics
         return metrics
 
     # -- all methods together -----------------------------------------------------------------------------------
@@ -335,10 +360,19 @@ class Runner:
         print(f"Report: {written.html.resolve()}")
 
 
+def _human(seconds: float) -> str:
+    """A duration to two figures at most: it is an estimate."""
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds >= 1.5 * length:
+            return f"{seconds / length:.2g} {unit}" if seconds < 10 * length else f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+
+
 def _reset_peak_memory() -> None:
     """Peak memory is the process's: without this, a run would be charged with the runs before it."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
     gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
     with suppress(OSError):  # Linux alone has it; elsewhere the peak stays that of the whole process
         Path("/proc/self/clear_refs").write_text("5")

@@ -158,7 +158,11 @@ def _linear_config(cfg: DictConfig, settings: Any) -> DictConfig:
         "pretrain_method": cfg.method,
         "pretrained_feature_extractor": "features.ckpt",  # asked for by the schema, not read: the features are known
         "backbone": OmegaConf.to_container(cfg.backbone, resolve=True),
-        "data": {key: data[key] for key in ("dataset", "train_path", "val_path", "format", "num_workers")},
+        "data": {
+            key: data[key]
+            for key in ("dataset", "train_path", "val_path", "format", "num_workers", "no_labels")
+            if key in data
+        },
         "devices": [0],
         "performance": {"disable_channel_last": True},  # features have no channels
         "finetune": False,
