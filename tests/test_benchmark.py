@@ -451,3 +451,50 @@ def test_killed_anywhere_it_ends_in_the_same_table(settings, tmp_path):
         for table in (headline(collect(rows.read(folder / "rows.jsonl"))) for folder in (whole, killed))
     ]
     assert shown[0] == shown[1]
+
+
+# -- images without labels, or of one class ----------------------------------------------------------------------------
+
+
+def test_images_without_labels_from_start_to_report(settings, few_digits, tmp_path, capsys):
+    heap = tmp_path / "heap"
+    for number, path in enumerate(sorted((few_digits / "train").rglob("*.png"))[::2]):
+        target = heap / ("" if number % 2 else "more/deep") / f"{number}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(path.read_bytes())
+    (heap / ".DS_Store").touch()
+    (heap / "more" / "notes.txt").write_text("not an image")
+    run = {"data": {"train_path": str(heap), "val_path": None, "embedded": None, "no_labels": True}}
+    run_benchmark(settings(tmp_path / "b", run=run, seeds=[0], max_epochs=1))
+    made = rows.read(tmp_path / "b" / "rows.jsonl")
+    assert {row["stage"] for row in made} == {"pretrain", "diagnostics", "umap"}
+    metrics = {name: value for row in made for name, value in row["metrics"].items()}
+    assert not [name for name in metrics if "acc" in name or "class_loss" in name or "silhouette" in name]
+    assert metrics["projector_mi"] > 0
+    assert metrics["train_trustworthiness"] > 0.5
+    said = capsys.readouterr().out
+    assert f"'{heap}': 80 images; passed over: 1 .txt, 1 hidden" in said
+    assert "No accuracies: images without labels." in said
+    assert "Not finished" not in said
+    page = (tmp_path / "b" / "report.html").read_text()
+    assert "No accuracies: images without labels." in page
+    assert {path.name for path in (tmp_path / "b" / "umap").iterdir()} >= {"train.png", "emim-train.png"}
+    folder = next((tmp_path / "b" / "emim").iterdir())
+    for command in ("knn", "linear"):
+        with pytest.raises(SystemExit):
+            cli.main([command, str(folder)])
+        assert "images without labels: an accuracy would say nothing" in capsys.readouterr().err
+
+
+def test_one_class_keeps_no_run_from_being_made(settings, few_digits, tmp_path, capsys):
+    run = {"data": {}, "optimizer": {"batch_size": 8}}
+    for split in ("train", "val"):
+        shutil.copytree(few_digits / split / "3", tmp_path / split / "3")
+        run["data"][f"{split}_path"] = str(tmp_path / split)
+    changes = {"seeds": [0], "max_epochs": 1, "umap": {"enabled": False}, "run": run}
+    run_benchmark(settings(tmp_path / "b", **changes))
+    assert [row["stage"] for row in rows.read(tmp_path / "b" / "rows.jsonl")] == ["pretrain", "diagnostics"] * 2
+    assert "No accuracies: a single class." in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        cli.main(["linear", str(next((tmp_path / "b" / "emim").iterdir()))])
+    assert "was trained on a single class" in capsys.readouterr().err
