@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from omegaconf import DictConfig
 from torch import nn
 
@@ -181,9 +181,11 @@ NO_DEFAULT_FITS = ("deepclusterv2", "dino", "wmse")  # 24 images, an epoch, batc
 @pytest.mark.parametrize("method", METHODS)
 def test_settings_without_a_default_are_named(method: str, small: MakeCfg) -> None:
     """1.0.2 has a default for every setting of a method, main for some: a config without any is completed or refused."""
+    cfg = small(method)
+    cfg.method_kwargs = {}
     refused = None
     try:
-        load_suite().build(prepare(small(method, method_kwargs={})))
+        prepare(cfg)
     except UsageError as error:
         refused = str(error)
     if refused is not None:
@@ -211,6 +213,14 @@ def test_first_epoch_of_deepcluster_fills_its_memory_only(small: MakeCfg) -> Non
     first, second = (value for value in curve if not math.isnan(value))
     assert first == 0
     assert second > 0.1
+
+
+def test_singular_whitening_is_named(small: MakeCfg) -> None:
+    model: Any = load_suite().build(prepare(small("wmse")))
+    spread = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(model.whitening(spread).T.cov(), torch.eye(4), atol=1e-4, rtol=0)
+    with pytest.raises(FloatingPointError, match="cannot whiten 4 dimensions with 8 images"):
+        model.whitening(torch.zeros(8, 4))
 
 
 # -- the class loss ----------------------------------------------------------------------------------------------------
@@ -258,16 +268,15 @@ def test_with_labels_a_step_is_the_suites_own(
     assert all(torch.equal(value, gradients[1][name]) for name, value in gradients[0].items())
 
 
-def test_emim_as_the_clones_own_script_builds_it_needs_no_labels(
-    small: MakeCfg, built_to_step: Callable[[DictConfig], LightningModule]
-) -> None:
+def test_emim_as_the_clones_own_script_builds_it_needs_no_labels(small: MakeCfg) -> None:
     """main_pretrain.py takes the class out of METHODS: no face, and nothing of the other methods is mended there."""
     suite = load_suite()
     cfg = prepare(small("emim", labels=False))
-    model: Any = suite.methods()["emim"](**suite.constructor_kwargs(cfg)).train()
-    model.trainer = built_to_step(cfg).trainer
-    loss = model.training_step(next(iter(suite.train_loader(cfg))), 0)
-    assert torch.isfinite(loss)
-    if suite.generation == "main":  # 1.0.2 has no script, and its class is not told
-        assert model.no_labels
-        assert not model.knn_eval
+    model = suite.methods()["emim"](**suite.constructor_kwargs(cfg))
+    trainer = Trainer(accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False)
+    trainer.fit(model, suite.train_loader(cfg))
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    assert {"train_emim_loss"} <= metrics.keys()
+    assert all(math.isfinite(value) for value in metrics.values()), metrics
+    if suite.generation == "main":  # 1.0.2 has no script, and its class is not told that there are no labels
+        assert not [name for name in metrics if any(word in name for word in OF_LABELS)]

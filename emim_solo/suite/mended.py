@@ -75,9 +75,12 @@ class Mended(LabelsOptional):
 
     momentum_updater: Any  # of momentum methods
     kmeans: Any  # of DeepClusterV2
+    whitening: Any  # of W-MSE
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if hasattr(self, "whitening"):
+            self.whitening.forward = _named_where_singular(self.whitening.forward)
         self._of_a_fresh_model = frozenset(self.state_dict())
         self._restored: dict[str, Tensor] = {}
 
@@ -166,6 +169,21 @@ def _on_one_device(cluster_memory: Callable[..., Any], processes: int) -> Callab
         return assignments.to(device), [each.to(device) for each in centroids]
 
     return cluster
+
+
+def _named_where_singular(whiten: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """W-MSE's Cholesky factor, of hardly more images than dimensions or of collapsed ones, may not exist."""
+
+    def whiten_or_say(x: Tensor) -> Tensor:
+        try:
+            return whiten(x)
+        except torch.linalg.LinAlgError as error:
+            raise FloatingPointError(
+                f"wmse cannot whiten {x.shape[1]} dimensions with {x.shape[0]} images, their covariance is singular: "
+                "lower method_kwargs.proj_output_dim to half of whitening_size, or set whitening_eps above 0"
+            ) from error
+
+    return whiten_or_say
 
 
 class _StaticRates(LRScheduler):
