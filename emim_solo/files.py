@@ -118,12 +118,12 @@ def check_name(key: str, name: Any) -> None:
         UsageError: it would lead to another folder, or to none.
     """
     text = name if isinstance(name, str) else ""
-    odd = sorted(set(re.findall(f"[{_IN_NO_NAME}]", text)))
+    odd = re.search(f"[{_IN_NO_NAME}]", text)
     if odd or not text.strip() or text != text.strip() or text[0] in ".-" or len(text.encode()) > _LONGEST_NAME:
-        found = f" without {' '.join(map(repr, odd))}" if odd else ""
+        found = f", has {odd[0]!r}" if odd else ""
         raise UsageError(
-            f"{key}={name!r} becomes a file name: expected up to {_LONGEST_NAME} letters, digits, '_', '-', '+' and "
-            f"'.', the first a letter or digit{found}"
+            f"{key}={name!r} becomes a file name{found}: expected 1 to {_LONGEST_NAME} letters, digits, '_', '-', '+' "
+            "and the like, no path, the first a letter or digit"
         )
 
 

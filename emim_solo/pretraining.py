@@ -227,7 +227,10 @@ class KeepResults(Callback):
 
 
 class ContinueCheckpoints(Callback):
-    """Tells the suite's Checkpointer which file a resumed run continues, so that it replaces it like any other."""
+    """Tells the suite's Checkpointer which file a resumed run continues, so that it replaces it like any other.
+
+    And has it save the last epoch, whatever ``checkpoint.frequency`` is: its weights are what is evaluated.
+    """
 
     def __init__(self, checkpointer: Any, resumed: Path | None) -> None:
         self.checkpointer, self.resumed = checkpointer, resumed
@@ -235,6 +238,11 @@ class ContinueCheckpoints(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.resumed is not None:
             self.checkpointer.last_ckpt = self.resumed
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        epoch = trainer.current_epoch
+        if epoch + 1 == trainer.max_epochs and epoch % self.checkpointer.frequency != 0:
+            self.checkpointer.save(trainer)
 
 
 def pretrain(cfg: DictConfig, version: str | None = None) -> dict[str, Any]:

@@ -208,6 +208,12 @@ def test_a_run_goes_on_from_the_newest_whole_checkpoint(make_cfg: MakeCfg) -> No
     assert last_checkpoint(folder) == cut
 
 
+def test_the_last_epoch_is_saved_whatever_the_frequency(make_cfg: MakeCfg) -> None:
+    row = pretrain(prepare(make_cfg(max_epochs=2, checkpoint__frequency=5, data__num_workers=0)))
+    (path,) = Path(row["checkpoint"]).glob("*.ckpt")
+    assert path.name.endswith("ep=1.ckpt")
+
+
 class Payload:
     """Runs code where it is unpickled."""
 
