@@ -342,7 +342,7 @@ def _finished(cfg: DictConfig, path: Path, contents: dict[str, Any], *, own: boo
         if (found["stage"], found["config_hash"]) == ("pretrain", row["config_hash"]) and place == path.parent.parts[
             -2:
         ]:
-            print(f"Already finished: '{path}' has all {epochs} epochs. auto_resume.enabled=False starts another run.")
+            print(f"emim-solo: already finished, '{path}' has all {epochs} epochs: this is its row")
             return found
     if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
         rows.append(file, row)

@@ -159,7 +159,7 @@ def test_auto_resume_takes_the_run_of_the_same_config_only_and_once(
     folder = Path(first["checkpoint"])
     before = {path: path.stat().st_mtime_ns for path in [*folder.iterdir(), folder.parent.parent / "rows.jsonl"]}
     assert pretrain(prepare(make_cfg(**same))) == first
-    assert "Already finished" in capsys.readouterr().out
+    assert "already finished" in capsys.readouterr().out
     assert {
         path: path.stat().st_mtime_ns for path in [*folder.iterdir(), folder.parent.parent / "rows.jsonl"]
     } == before
