@@ -105,6 +105,8 @@ class Mended(LabelsOptional):
         """Take back what :meth:`on_save_checkpoint` has put aside."""
         super().on_load_checkpoint(checkpoint)
         self._restored = checkpoint.get("made_in_training", {})
+        for schedule in checkpoint.get("lr_schedulers", []):
+            schedule.pop("max_epochs", None)  # main's schedule would end where the run that is continued was to end
         if "cur_tau" in checkpoint and hasattr(self, "momentum_updater"):
             self.momentum_updater.cur_tau = checkpoint["cur_tau"]
 
