@@ -28,6 +28,8 @@ from emim_solo.suite.face import Suite, allow_few_classes, give_small_image_stem
 class EMIM(EMIMMethod, BaseMethod):
     """EMIM on main's ``BaseMethod(cfg)``."""
 
+    cfg: DictConfig
+
     def __init__(self, cfg: DictConfig) -> None:
         super().__init__(cfg)
         self.add_emim(cfg.method_kwargs)  # completed in place by the base class
@@ -36,6 +38,10 @@ class EMIM(EMIMMethod, BaseMethod):
         """Features and embeddings of a small crop."""
         out: dict[str, Any] = super().multicrop_forward(X)
         return {**out, "z": self.projector(out["feats"])}
+
+    def run_settings(self) -> dict[str, Any]:
+        """The whole config."""
+        return plain(self.cfg)
 
     @staticmethod
     def add_and_assert_specific_cfg(cfg: DictConfig) -> DictConfig:
