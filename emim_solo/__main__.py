@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from emim_solo import cli
+from emim_solo.errors import UsageError
 from emim_solo.registration import register
 
 
@@ -36,7 +37,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     sys.argv = arguments
     if not getattr(sys.flags, "safe_path", False):
         sys.path[0] = str(script.resolve().parent)  # as Python itself does for `python SCRIPT`
-    runpy.run_path(str(script), run_name="__main__")
+    try:
+        runpy.run_path(str(script), run_name="__main__")
+    except UsageError as error:
+        print(f"emim-solo: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 if __name__ == "__main__":

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
+import select
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emim_solo import files
+from emim_solo import completion, files
 from emim_solo.errors import UsageError
 from emim_solo.stopping import Stopped, stoppable
 
@@ -28,16 +31,41 @@ USAGE = """usage: emim-solo COMMAND ...
   digits     DIR                                                    write the embedded digits as image folders
 
 DIR of --config-path: a folder, or the name of a shipped one, such as pretrain/digits.
+Tab completion in bash and zsh: eval "$(emim-solo -sc install=bash)"; in fish: emim-solo -sc install=fish | source
 'emim-solo COMMAND --help' says more."""
 
 
+@contextlib.contextmanager
+def _silent_if_the_reader_leaves() -> Iterator[None]:
+    """``emim-solo configs | head -1`` ends as other programs do there: without a word, with the status of SIGPIPE."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        pipes = select.poll()
+        pipes.register(sys.stdout, 0)
+        if not pipes.poll(0):  # nothing wrong with this one: it was a pipe to a worker
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        raise SystemExit(128 + signal.SIGPIPE) from None
+
+
+@_silent_if_the_reader_leaves()
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command; exits with status 2 and one line on standard error if the user can mend what is wrong."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
         raise SystemExit(0 if arguments else 2)
+    if completion.FLAGS[0] in arguments[:2] or completion.FLAGS[1] in arguments[:2]:
+        _complete(arguments)
+        return
     command, rest = arguments[0], arguments[1:]
+    if command in ("report", "digits") and {"-h", "--help"}.intersection(rest):  # the others have options to explain
+        print(USAGE)
+        return
     if command not in COMMANDS:
         _exit(f"unknown command '{command}': expected one of {', '.join(COMMANDS)}")
     # torchmetrics 0.11, which the suite needs, says this at every start; setuptools<81 is among our dependencies.
@@ -73,7 +101,16 @@ def _exit(message: str) -> None:
     raise SystemExit(2)
 
 
-def hydra_run(task: Callable[[DictConfig], Any], arguments: Sequence[str]) -> None:
+def _complete(arguments: Sequence[str]) -> None:
+    """``emim-solo -sc install=bash``, and the question that the function so installed asks at each tab."""
+    query = next((argument for argument in arguments if argument.startswith("query=")), None)
+    if query is None:
+        hydra_run("", lambda cfg: None, [argument for argument in arguments if argument not in COMMANDS])
+    else:
+        completion.answer(query, os.environ.get("COMP_LINE", ""), COMMANDS, ("pretrain", "benchmark"))
+
+
+def hydra_run(command: str, task: Callable[[DictConfig], Any], arguments: Sequence[str]) -> None:
     """Compose a config from command-line arguments with Hydra and run ``task`` on it.
 
     ``--config-path`` may name a folder relative to the working directory or a shipped one (``pretrain/digits``).
@@ -91,6 +128,11 @@ def hydra_run(task: Callable[[DictConfig], Any], arguments: Sequence[str]) -> No
             elif position + 1 < len(arguments):
                 arguments[position + 1] = str(configs.find(arguments[position + 1]))
 
+    if {"-h", "--help"}.intersection(arguments):  # the overrides in one piece: Hydra's parser takes no other
+        overrides = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
+        flags = [argument for argument in arguments if argument not in overrides]
+        arguments = [*flags, *overrides, f"hydra.help.app_name='emim-solo {command}'"]
+
     original = sys.argv
 
     def run(cfg: DictConfig) -> None:
@@ -98,7 +140,7 @@ def hydra_run(task: Callable[[DictConfig], Any], arguments: Sequence[str]) -> No
         with _one_line():  # inside: Hydra would add its own lines
             task(cfg)
 
-    sys.argv = [original[0], *arguments]
+    sys.argv = ["emim-solo", *arguments]
     try:
         hydra.main(version_base="1.2", config_path=None)(run)()
     finally:
@@ -125,7 +167,7 @@ def _pretrain(arguments: Sequence[str]) -> None:
         results = Path(row["config"]["checkpoint"]["dir"]) / "rows.jsonl"
         print(f"row in '{results}', checkpoint in '{row['checkpoint']}'")
 
-    hydra_run(task, arguments)
+    hydra_run("pretrain", task, arguments)
 
 
 def _benchmark(arguments: Sequence[str]) -> None:
@@ -135,7 +177,7 @@ def _benchmark(arguments: Sequence[str]) -> None:
         run_benchmark(cfg)
 
     given = any(argument.split("=")[0] in ("--config-path", "-cp") for argument in arguments)
-    hydra_run(task, arguments if given else ["--config-path", "benchmark", *arguments])
+    hydra_run("benchmark", task, arguments if given else ["--config-path", "benchmark", *arguments])
 
 
 def _digits(arguments: Sequence[str]) -> None:

@@ -6,7 +6,6 @@ They lie in ``scripts/`` of a checkout and in ``emim_solo/scripts`` of an instal
 from __future__ import annotations
 
 import argparse
-import itertools
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -59,7 +58,16 @@ def files() -> Iterator[Path]:
 
 def folders() -> list[str]:
     """What may be given to :func:`find`: folders with whole configs."""
-    return sorted({path.parent.as_posix() for path in files() if path.suffix == ".yaml" and _is_whole(path)})
+    return sorted({path.parent.as_posix() for path in files() if _is_whole(path)})
+
+
+def names(folder: str | os.PathLike[str]) -> list[str]:
+    """The whole configs of a folder, what ``--config-name`` may be.
+
+    Raises:
+        UsageError: there is no such folder.
+    """
+    return sorted(path.name for path in find(folder).iterdir() if _is_whole(path))
 
 
 def copy(target: str | os.PathLike[str], *, force: bool = False) -> list[Path]:
@@ -111,11 +119,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(find(arguments.folder))
         return
     print(f"in '{root()}', usable from anywhere as --config-path FOLDER --config-name FILE:")
-    whole = [path for path in files() if _is_whole(path)]
-    for folder, paths in itertools.groupby(whole, lambda path: path.parent):
-        print(f"  {folder.as_posix()}: {', '.join(path.name for path in paths)}")
+    for folder in folders():
+        print(f"  {folder}: {', '.join(names(root() / folder))}")
+    print("for the scripts of a solo-learn clone, to be copied and run with bash:")
+    print(f"  {', '.join(path.as_posix() for path in files() if path.suffix == '.sh')}")
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether a file can be run, not a part of others (``_base.yaml``, ``augmentations/``, ``wandb/``)."""
-    return not path.name.startswith("_") and path.parent.name not in ("augmentations", "wandb")
+    """Whether a file is a config of its own, not a part of others (``_base.yaml``, ``augmentations/``)."""
+    return path.suffix == ".yaml" and not path.name.startswith("_") and path.parent.name != "augmentations"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from hydra.errors import CompactHydraException
 
-class UsageError(ValueError):
+
+class UsageError(CompactHydraException, ValueError):
     """Something given from outside is wrong: a config value, a folder, a checkpoint, an installation.
 
     The message says what was wrong, what was expected and what to do. The command line prints it on one line
-    and exits with status 2, without a traceback.
+    and exits with status 2, without a traceback. In somebody else's Hydra app, such as main_pretrain.py of a clone,
+    Hydra prints exceptions of its compact kind without their traceback.
     """
 
     def __init__(self, message: str) -> None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 from torch import Tensor, nn
 
+from emim_solo import rows
 from emim_solo.diagnostics import collapsed
 from emim_solo.errors import UsageError
 from emim_solo.objective import emim_loss_func, mutual_information, null_mutual_information
@@ -26,6 +29,8 @@ OBJECTIVE_DEFAULTS: dict[str, Any] = {
     "noise_variance": 0.1,
 }
 DEFAULTS = PROJECTOR_DEFAULTS | OBJECTIVE_DEFAULTS
+_SETTINGS = "emim_solo"  # key in a checkpoint
+_NOT_TO_CHANGE = ("method_kwargs", "seed", "backbone", "optimizer.name")  # in the middle of a run
 _IMAGES_TO_JUDGE_COLLAPSE = 256  # of the epoch's last batch; an SVD of them takes a tenth of a second
 
 
@@ -44,7 +49,9 @@ def complete_method_kwargs(given: Mapping[str, Any], names_of_other_methods: set
     """
     foreign = [name for name in given if name not in DEFAULTS and name in names_of_other_methods]
     if foreign:
-        rank_zero_info(f"EMIM ignores method_kwargs of other methods: {', '.join(foreign)}")
+        # A warning, for a line of the log is lost: the suite's configs turn Hydra's logging off, and with it that of
+        # every library loaded before.
+        rank_zero_warn(f"EMIM ignores method_kwargs of other methods: {', '.join(foreign)}")
     for name in given:
         if name not in DEFAULTS and name not in foreign:
             nearest = difflib.get_close_matches(name, DEFAULTS, n=1, cutoff=0.0)[0]
@@ -98,6 +105,7 @@ class EMIMMethod(LightningModule):
     num_large_crops: int
     num_small_crops: int
     projector: nn.Sequential
+    method_settings: dict[str, Any]
     objective_kwargs: dict[str, Any]
 
     def add_emim(self, method_kwargs: Mapping[str, Any]) -> None:
@@ -105,6 +113,7 @@ class EMIMMethod(LightningModule):
         if self.num_large_crops < 2:
             raise UsageError(f"EMIM takes 2 large crops or more, augmentations give {self.num_large_crops}")
         hidden, output = method_kwargs["proj_hidden_dim"], method_kwargs["proj_output_dim"]
+        self.method_settings = {name: method_kwargs[name] for name in DEFAULTS}
         self.objective_kwargs = {name: method_kwargs[name] for name in OBJECTIVE_DEFAULTS}
         self.projector = nn.Sequential(
             nn.Linear(self.features_dim, hidden),
@@ -141,9 +150,11 @@ class EMIMMethod(LightningModule):
         self.log("train_emim_loss", emim_loss, on_epoch=True, sync_dist=True)
 
         # Exact MI costs two sets of factorisations, and a GPU waits where a value is read: only on the steps whose
-        # metrics the trainer writes down.
-        interval = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if interval and (self.trainer.global_step + 1) % interval == 0:
+        # metrics the trainer writes down. Without a trainer there are none, and `self.log` says so, as for every method
+        # of the suite.
+        trainer = self._trainer
+        interval = getattr(trainer, "log_every_n_steps", 0)
+        if trainer is not None and interval and (trainer.global_step + 1) % interval == 0:
             self._check_finite(emim_loss, z1, z2, *more)
             noise_variance = self.objective_kwargs["noise_variance"]
             with torch.no_grad():
@@ -166,8 +177,39 @@ class EMIMMethod(LightningModule):
     def on_train_epoch_end(self) -> None:
         """Say so where training goes on without learning anything: the loss alone does not show a collapse."""
         super().on_train_epoch_end()
-        if self.trainer.is_global_zero and collapsed(self._latest):  # type: ignore[attr-defined]
+        if rank_zero_only.rank == 0 and collapsed(self._latest):  # type: ignore[attr-defined]
             rank_zero_warn(
                 f"EMIM: the embeddings have collapsed to a point or a few directions at epoch {self.current_epoch}: "
                 "raise method_kwargs.noise_variance, lower weight or optimizer.lr"
+            )
+
+    def run_settings(self) -> dict[str, Any]:
+        """What a checkpoint says of the run that wrote it: at least ``method_kwargs`` and the ``seed``."""
+        return {"method_kwargs": self.method_settings, "seed": os.environ.get("PL_GLOBAL_SEED")}  # Lightning's
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put the run's settings beside the weights."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint[_SETTINGS] = self.run_settings()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to go on training from a checkpoint of other settings; to evaluate one needs none of them.
+
+        Raises:
+            UsageError: ``method_kwargs``, seed, backbone or optimizer are not this run's. Other settings that differ
+                are warned of.
+        """
+        super().on_load_checkpoint(checkpoint)
+        if self._trainer is None or self._trainer.state.fn != TrainerFn.FITTING:
+            return
+        here = self.run_settings()
+        differing = rows.differences(checkpoint.get(_SETTINGS, here), here)
+        if others := [each for each in differing if each.startswith(_NOT_TO_CHANGE)]:
+            raise UsageError(
+                f"checkpoint '{self._trainer.ckpt_path}' is of other settings: {', '.join(others)}; "
+                "resume it with its own, or start afresh without resume_from_checkpoint"
+            )
+        if differing:
+            rank_zero_warn(
+                f"EMIM goes on from '{self._trainer.ckpt_path}', which is of other settings: {', '.join(differing)}"
             )

@@ -45,7 +45,7 @@ _REQUIRED = (
     "max_epochs",
 )
 _ANY_NUMBER_OF_CROPS = ("wmse", "mae")  # as in the suite's main_pretrain.py
-_RESULTS = "emim_solo"  # of a checkpoint: the results of its run so far
+_RESULTS = "results_so_far"  # key in a checkpoint
 
 
 def prepare(cfg: DictConfig) -> DictConfig:

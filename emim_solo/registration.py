@@ -42,9 +42,10 @@ def _add() -> None:
 
 
 def _adapt() -> None:
-    from emim_solo.suite import dali
+    from emim_solo.suite import dali, resuming
 
     dali.free_cpu_pipelines_from_cuda()
+    resuming.compare_all_settings_of_emim()
 
 
 class _SoloFinder(MetaPathFinder):

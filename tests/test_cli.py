@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -111,3 +113,77 @@ def test_what_is_wrong_is_said_on_one_line(arguments: list[str], part: str, tmp_
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("emim-solo: ")]
     assert part in line
     assert "Traceback" not in done.stderr
+
+
+def completed(line: str, cwd: Path) -> list[str]:
+    """What Hydra's own shell function offers in bash for a line with the cursor at its end."""
+    script = """
+        eval "$(emim-solo -sc install=bash)"
+        complete -p emim-solo >&2
+        words=($COMP_LINE)
+        COMP_CWORD=$((${#words[@]} - 1)); [[ $COMP_LINE == *" " ]] && COMP_CWORD=${#words[@]}
+        hydra_bash_completion
+        printf '%s\\n' "${COMPREPLY[@]}"
+    """
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-c", script],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PATH": path, "COMP_LINE": line, "COMP_POINT": str(len(line))},
+    )
+    said = done.stderr.split()
+    assert said[0] == "complete" and said[-1] == "emim-solo" and done.stderr.count("\n") == 1, done.stderr
+    return done.stdout.split()
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="completion is a function of bash, which is not here")
+def test_tab_completion(tmp_path: Path) -> None:
+    assert completed("emim-solo be", tmp_path) == ["benchmark"]
+    assert "pretrain/digits" in completed("emim-solo pretrain --config-path ", tmp_path)
+    assert completed("emim-solo pretrain --config-path pretrain/digits --config-name emim_", tmp_path) == [
+        "emim_multicrop.yaml"
+    ]
+    digits = "emim-solo pretrain --config-path pretrain/digits --config-name=emim.yaml max_epochs=3"
+    assert completed(f"{digits} method_kwargs.w", tmp_path) == ["method_kwargs.weight="]
+    assert completed(f"{digits} augmentations=", tmp_path) == ["augmentations=multicrop", "augmentations=symmetric"]
+    assert completed("emim-solo benchmark --config-name digits see", tmp_path) == ["seeds."]
+    assert completed("emim-solo pretrain --config-path pretrain/nowhere --config-name emim opt", tmp_path) == []
+
+
+@pytest.mark.parametrize("arguments", ["", "configs", "pretrain --help", "--help"])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_leaves_is_no_error(arguments: str, unbuffered: str, tmp_path: Path) -> None:
+    command = [str(Path(sys.executable).parent / "emim-solo"), *arguments.split()]
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+    )
+    os.close(writing)
+    assert done.stderr == ""
+    assert done.returncode == 128 + signal.SIGPIPE
+
+
+@pytest.mark.parametrize("command", ["pretrain", "benchmark", "knn", "linear", "umap", "report", "configs", "digits"])
+def test_help_names_the_program(command: str, tmp_path: Path) -> None:
+    done = emim_solo(command, "--help", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "emim-solo" in done.stdout.splitlines()[0]
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_shows_the_config_with_its_overrides(tmp_path: Path) -> None:
+    config = ("--config-path", "pretrain/digits", "--config-name", "emim")
+    done = emim_solo("pretrain", *config, "--help", "max_epochs=77", cwd=tmp_path)
+    assert "max_epochs: 77" in done.stdout
+    wrong = emim_solo("pretrain", "--no-such-flag", cwd=tmp_path)
+    assert wrong.stderr.startswith("usage: emim-solo ")

@@ -83,6 +83,8 @@ def test_every_dataset_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
             assert f"{kind}/{dataset}: barlow.yaml, {ours}, vicreg.yaml" in printed
     assert "_base" not in printed
     assert "augmentations" not in printed
+    assert not re.search(r"^ +\S+: .*\.sh", printed, re.MULTILINE), "a script is no config of a folder"
+    assert "knn/custom/knn.sh" in printed
 
 
 def test_copy_is_whole_and_overwrites_nothing_unasked(tmp_path: Path) -> None:
@@ -186,6 +188,15 @@ def test_linear_config_is_complete(dataset: str, name: str, folders: list[str]) 
     assert done.optimizer.lr == pytest.approx(lr)  # one device, batches of 256
     assert done.max_epochs > max(done.scheduler.lr_decay_steps)
     assert not OmegaConf.missing_keys(done)
+
+
+def test_a_run_of_a_shipped_config_starts_afresh_and_needs_no_account() -> None:
+    """Each job of a sweep, too: solo-learn main would go on with the one before."""
+    for folder in (folder for folder in configs.folders() if folder != "benchmark"):
+        for name in configs.names(folder):
+            cfg = composed(configs.find(folder), name)
+            assert not cfg.auto_resume.enabled, folder
+            assert not cfg.wandb.enabled, folder
 
 
 def test_emim_config_states_the_defaults_of_the_method() -> None:
@@ -349,8 +360,6 @@ def test_values_said_to_be_the_suites_are(path: Path, suite_scripts: Path) -> No
     for key, value, comment in leaves(configs.root() / path):
         if not comment.startswith("suite") or comment.startswith("suite's default") or key[0] in SELF_EXPLANATORY:
             continue
-        if path.parts[2:] == ("wandb", "private.yaml"):
-            key = ("wandb", *key)
         augmentation = "augmentations" in path.parts
         if augmentation and path.stem == "asymmetric":
             entries = [(f"pretrain/{dataset}", "byol.yaml" if dataset == "custom" else "barlow.yaml")]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Trainer, seed_everything
 from omegaconf import DictConfig
 
 from emim_solo import method
@@ -85,3 +87,53 @@ def test_nan_is_said_at_the_logging_interval_where_no_step_may_wait(
     )
     with pytest.raises(FloatingPointError, match=r"EMIM's loss is NaN or infinite by step 3 .* [1-9]\d* in z1, "):
         trainer.fit(suite.build(cfg), suite.train_loader(cfg))
+
+
+def test_training_step_outside_a_trainer(make_cfg: Callable[..., DictConfig]) -> None:
+    """As the suite's own methods do: a loss with a gradient, and a warning that nothing is logged."""
+    suite = load_suite()
+    for name in ("emim", "barlow_twins"):
+        cfg = prepare(make_cfg(method=name, log_every_n_steps=1))
+        model, batch = suite.build(cfg), next(iter(suite.train_loader(cfg)))
+        loss = model.training_step(batch, 0)
+        loss.backward()
+        assert torch.isfinite(loss)
+        assert all(torch.isfinite(p.grad).all() and p.grad.any() for p in model.projector[-1].parameters())
+
+
+def test_names_of_other_methods_are_said() -> None:
+    with pytest.warns(UserWarning, match="ignores method_kwargs of other methods: scale_loss"):
+        complete_method_kwargs({"scale_loss": 0.1, "weight": 2.0}, {"scale_loss"})
+
+
+def test_a_checkpoint_of_other_settings_is_not_trained_on(make_cfg: Callable[..., DictConfig]) -> None:
+    suite = load_suite()
+
+    def fit(path: Path | None = None, **changed: Any) -> Trainer:
+        cfg = prepare(make_cfg(scheduler__name="none", **changed))
+        seed_everything(cfg.seed)
+        trainer = Trainer(
+            max_epochs=1 if path is None else 2,
+            limit_train_batches=1,
+            accelerator="cpu",
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+        )
+        trainer.fit(suite.build(cfg), suite.train_loader(cfg), ckpt_path=path)
+        return trainer
+
+    path = Path(make_cfg().checkpoint.dir) / "one.ckpt"
+    fit().save_checkpoint(path)
+    assert fit(path).current_epoch == 2
+    for changed, said in (
+        ({"method_kwargs__weight": 1.0}, r"method_kwargs.weight \(4.0 there, 1.0 here\)"),
+        ({"method_kwargs__proj_output_dim": 8}, "proj_output_dim"),
+        ({"seed": 8}, r"seed \(7 there, 8 here\)"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            fit(path, **changed)
+
+    # To evaluate it, no setting of the training matters.
+    cfg = prepare(make_cfg(method_kwargs__weight=1.0))
+    suite.emim_class().load_from_checkpoint(path, **suite.constructor_kwargs(cfg))

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import textwrap
 import time
+import venv
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
+from emim_solo import configs
 from emim_solo.registration import register
 from emim_solo.suite import load_suite
 
@@ -143,8 +151,9 @@ def test_unrelated_hydra_app_imports_neither_torch_nor_solo(tmp_path: Path) -> N
         def main(cfg):
             from hydra.core.hydra_config import HydraConfig
 
+            assert "hydra_plugins.emim_solo" in sys.modules, "the plugin has been loaded"
             providers = [source.provider for source in HydraConfig.get().runtime.config_sources]
-            assert "emim-solo" in providers, providers
+            assert providers == ["hydra", "schema"], "its configs are no groups of this app"
             assert not {"torch", "lightning", "solo", "emim_solo.suite"} & set(sys.modules)
             print("ran")
 
@@ -169,13 +178,61 @@ def test_plugin_costs_an_unrelated_hydra_app_little(tmp_path: Path) -> None:
         search_path = ConfigSearchPathImpl()
         EMIMSearchPath().manipulate_search_path(search_path)
         seconds = time.perf_counter() - started
-        (entry,) = search_path.get_path()
-        assert entry.path.startswith("file://") and entry.path.endswith("scripts")
+        assert not search_path.get_path()
         print(seconds)
         """,
         tmp_path,
     )
     print(f"the plugin adds {float(printed) * 1000:.0f} ms to a Hydra app")
+
+
+def test_usage_error_in_another_hydra_app_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(
+        textwrap.dedent(
+            """
+            import hydra
+            from emim_solo import UsageError
+
+            @hydra.main(version_base="1.2", config_path=None)
+            def main(cfg):
+                raise UsageError("weight must be a number")
+
+            main()
+            """
+        )
+    )
+    done = run("app.py", "+a=1", "hydra.run.dir=.", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "weight must be a number" in done.stderr.splitlines()
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("another_plugin", [False, True])
+def test_uninstall_leaves_nothing_behind(another_plugin: bool, tmp_path: Path) -> None:
+    """Real pip, in an environment of its own; the wheel is zipped here, of the packages that pyproject.toml names."""
+    wheel = tmp_path / "emim_solo-0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for package in ("emim_solo", "hydra_plugins"):
+            for path in sorted((REPOSITORY / package).rglob("*")):
+                if path.is_file() and path.suffix != ".pyc":
+                    archive.write(path, path.relative_to(REPOSITORY))
+        info = "emim_solo-0.dist-info"
+        archive.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: emim-solo\nVersion: 0\n")
+        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{info}/RECORD", "".join(f"{name},,\n" for name in [*archive.namelist(), f"{info}/RECORD"]))
+    environment = tmp_path / "environment"
+    venv.create(environment)
+    if another_plugin:
+        (site,) = environment.glob("lib/*/site-packages")
+        (site / "hydra_plugins" / "other").mkdir(parents=True)
+        (site / "hydra_plugins" / "other" / "__init__.py").touch()
+    before = sorted(environment.rglob("*"))
+    pip = ("-m", "pip", "--python", environment / "bin" / "python")
+    for command in (("install", "--no-index", "--no-deps", wheel), ("uninstall", "--yes", "emim-solo")):
+        done = run(*pip, *command, cwd=tmp_path, PYTHONPATH="", PYTHONDONTWRITEBYTECODE="")
+        assert done.returncode == 0, done.stderr
+    assert "Uninstalling emim-solo" in done.stdout
+    assert sorted(environment.rglob("*")) == before
 
 
 def test_processes_started_by_lightning_register_too(tmp_path: Path) -> None:
@@ -261,17 +318,24 @@ def clone() -> Path:
 
 
 @pytest.fixture(scope="module")
-def checkpoint(clone: Path, few_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def overrides(few_digits: Path) -> list[str]:
+    """What makes main_pretrain.py run on a CPU for a few seconds, with any config that has a projector."""
+    return [
+        *(f"data.train_path={few_digits / 'train'}", f"data.val_path={few_digits / 'val'}", "data.num_workers=0"),
+        *("optimizer.batch_size=32", "max_epochs=1", "accelerator=cpu", "strategy=auto", "devices='1'", "precision=32"),
+        *("sync_batchnorm=False", "method_kwargs.proj_hidden_dim=64", "method_kwargs.proj_output_dim=16"),
+        *("+enable_progress_bar=False", "+limit_val_batches=0", "+num_sanity_val_steps=0"),
+    ]
+
+
+DIGITS = ("--config-path", REPOSITORY / "scripts" / "pretrain" / "digits", "--config-name", "emim.yaml")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(clone: Path, overrides: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One epoch of EMIM in two processes by main_pretrain.py, with the shipped config; the checkpoint's folder."""
     cwd = tmp_path_factory.mktemp("clone")
-    done = run(
-        clone / "main_pretrain.py",
-        *("--config-path", REPOSITORY / "scripts" / "pretrain" / "digits", "--config-name", "emim.yaml"),
-        *(f"data.train_path={few_digits / 'train'}", f"data.val_path={few_digits / 'val'}", "data.num_workers=0"),
-        *("optimizer.batch_size=32", "max_epochs=1", "accelerator=cpu", "strategy=ddp", "devices='2'"),
-        *("method_kwargs.proj_hidden_dim=64", "method_kwargs.proj_output_dim=16", "+enable_progress_bar=False"),
-        cwd=cwd,
-    )
+    done = run(clone / "main_pretrain.py", *DIGITS, *overrides, "strategy=ddp", "devices='2'", cwd=cwd)
     assert done.returncode == 0, done.stderr[-3000:]
     (folder,) = (cwd / "trained_models" / "emim").iterdir()
     assert list(folder.glob("*.ckpt"))
@@ -285,20 +349,160 @@ def test_main_pretrain_trains_emim_in_two_processes(checkpoint: Path) -> None:
     assert (checkpoint / "args.json").is_file()
 
 
-def test_suites_own_barlow_config_runs_with_method_emim(clone: Path, few_digits: Path, tmp_path: Path) -> None:
-    """README's second way: nothing of ours but the method's name on the command line."""
-    done = run(
-        clone / "main_pretrain.py",
+def one_line(done: subprocess.CompletedProcess[str], *parts: str) -> None:
+    """The command ended with one line that holds the parts, no traceback, beside Hydra's own of the overrides."""
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if parts[0] in line and "with overrides" not in line]
+    for part in parts:
+        assert part in line
+
+
+def settings(folder: Path, *keys: str) -> list[list[Any]]:
+    """What the runs in ``trained_models/emim`` were configured with, sorted."""
+    stored = [OmegaConf.create(json.loads(path.read_text())) for path in folder.glob("trained_models/emim/*/args.json")]
+    return sorted([OmegaConf.select(config, key) for key in keys] for config in stored)
+
+
+def test_a_sweep_on_the_suites_own_barlow_config_trains_every_job(
+    clone: Path, overrides: list[str], tmp_path: Path
+) -> None:
+    """README's second way: nothing of ours but the method's name and settings. That config has auto_resume on."""
+    arguments = (
+        *(clone / "main_pretrain.py", "--multirun"),
         *("--config-path", clone / "scripts" / "pretrain" / "cifar", "--config-name", "barlow.yaml"),
-        *("method=emim", "name=emim-on-barlow", "wandb.enabled=False", "data.dataset=custom"),
-        *(f"data.train_path={few_digits / 'train'}", f"data.val_path={few_digits / 'val'}", "data.num_workers=0"),
-        *("optimizer.batch_size=32", "max_epochs=1", "accelerator=cpu", "strategy=auto", "devices='1'", "precision=32"),
-        *("sync_batchnorm=False", "method_kwargs.proj_hidden_dim=64", "+enable_progress_bar=False"),
-        *("+limit_train_batches=1", "+limit_val_batches=0", "+num_sanity_val_steps=0"),
-        cwd=tmp_path,
+        *("method=emim", "name=emim-on-barlow", "wandb.enabled=False", "data.dataset=custom", *overrides),
+        *("+method_kwargs.weight=1.0,4.0", "+limit_train_batches=1"),
     )
+    first = run(*arguments, "+seed=1,2", cwd=tmp_path)
+    assert first.returncode == 0, first.stderr[-3000:]
+    assert settings(tmp_path, "seed", "method_kwargs.weight") == [[1, 1.0], [1, 4.0], [2, 1.0], [2, 4.0]]
+    assert len(list(tmp_path.glob("trained_models/emim/*/emim-on-barlow*.ckpt"))) == 4
+    assert "Resuming" not in first.stdout
+    assert "EMIM does not continue" in first.stderr
+    assert "method_kwargs.weight (1.0 there, 4.0 here)" in first.stderr
+    assert "EMIM ignores method_kwargs of other methods: scale_loss" in first.stderr
+
+    again = run(*arguments, "+seed=2,3", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert again.stdout.count("Resuming from previous checkpoint") == 2, "of seed 2, whose four are all there"
+    assert len(settings(tmp_path, "seed")) == 6
+
+
+def test_a_typo_in_method_kwargs_is_one_line(clone: Path, overrides: list[str], tmp_path: Path) -> None:
+    done = run(clone / "main_pretrain.py", *DIGITS, *overrides, "+method_kwargs.wieght=1.0", cwd=tmp_path)
+    one_line(done, "method_kwargs.wieght", "'weight'")
+
+
+def test_explicit_resume_with_other_settings_is_one_line(
+    clone: Path, checkpoint: Path, overrides: list[str], tmp_path: Path
+) -> None:
+    (path,) = checkpoint.glob("*.ckpt")
+    other = ("method_kwargs.weight=1.0", "method_kwargs.proj_output_dim=8", "+seed=6", "max_epochs=2")
+    done = run(
+        clone / "main_pretrain.py", *DIGITS, *overrides, f"+resume_from_checkpoint='{path}'", *other, cwd=tmp_path
+    )
+    one_line(
+        done, "is of other settings", path.name, "weight (4.0 there, 1.0 here)", "proj_output_dim", "seed (5 there"
+    )
+    assert not (tmp_path / "trained_models").exists()
+
+
+def test_a_killed_run_goes_on_with_the_same_command(clone: Path, overrides: list[str], tmp_path: Path) -> None:
+    (tmp_path / "killed.py").write_text(
+        textwrap.dedent(
+            """
+            import os, runpy, signal, sys
+            from lightning.pytorch import Trainer
+
+            save = Trainer.save_checkpoint
+
+            def save_and_be_killed(self, *arguments, **kwargs):
+                save(self, *arguments, **kwargs)
+                os.kill(os.getpid(), signal.SIGKILL)
+
+            Trainer.save_checkpoint = save_and_be_killed
+            sys.argv = sys.argv[1:]
+            runpy.run_path(sys.argv[0], run_name="__main__")
+            """
+        )
+    )
+    command = (clone / "main_pretrain.py", *DIGITS, *overrides, "auto_resume.enabled=True", "max_epochs=3")
+    command = (*command, "+limit_train_batches=2")
+    assert run("killed.py", *command, cwd=tmp_path).returncode == -signal.SIGKILL
+    (path,) = tmp_path.glob("trained_models/emim/*/*-ep=0.ckpt")
+    done = run(*command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert list(tmp_path.glob("trained_models/emim/*/emim-on-barlow*.ckpt"))
+    assert f"'{path.relative_to(tmp_path)}'" in done.stdout
+    assert "other settings" not in done.stderr
+    (last,) = tmp_path.glob("trained_models/emim/*/*-ep=2.ckpt")
+    assert torch.load(last, map_location="cpu", weights_only=True)["global_step"] == 6
+
+
+def test_auto_resume_offers_the_newest_run_of_the_same_settings(clone: Path, tmp_path: Path) -> None:
+    """The suite's AutoResumer itself, on folders as its Checkpointer leaves them."""
+    from solo.utils.auto_resumer import AutoResumer
+
+    register()
+    config: dict[str, Any] = {
+        "name": "run",
+        "method": "emim",
+        "seed": 5,
+        "max_epochs": 10,
+        "backbone": {"name": "resnet18", "kwargs": {}},
+        "data": {"dataset": "custom", "train_path": "a", "num_workers": 4},
+        "method_kwargs": {"weight": 4.0},
+        "augmentations": [{"crop_size": 32, "num_crops": 2}],
+        "optimizer": {"name": "sgd", "lr": 0.1, "classifier_lr": "${optimizer.lr}", "kwargs": {"betas": [0.9, 0.99]}},
+        "checkpoint": {"dir": "there"},
+    }
+
+    def write(version: str, stored: dict[str, Any] | str, *epochs: int) -> list[Path]:
+        folder = tmp_path / version
+        folder.mkdir(parents=True)
+        (folder / "args.json").write_text(stored if isinstance(stored, str) else json.dumps(stored))
+        paths = [folder / f"run-ep={epoch}.ckpt" for epoch in epochs]
+        for path in paths:
+            path.touch()
+            time.sleep(0.02)  # the suite goes by the time of the file
+        return paths
+
+    def offered(**changed: Any) -> Path | None:
+        cfg = OmegaConf.merge(config, changed)
+        return AutoResumer(tmp_path, max_hours=1).find_checkpoint(cfg)[0]
+
+    assert offered() is None
+    _, wanted = write("0", config | {"wandb_run_id": "x", "checkpoint": {"dir": "here"}}, 8, 9)
+    assert offered() == wanted, "the newer of two, of a run that was written elsewhere"
+    others: list[dict[str, Any]] = [
+        {"seed": 6},
+        {"method_kwargs": {"weight": 1.0}},
+        {"augmentations": [{"crop_size": 32, "num_crops": 2}, {"crop_size": 16, "num_crops": 2}]},
+        {"data": config["data"] | {"train_path": "b"}},
+        {"optimizer": config["optimizer"] | {"kwargs": {"betas": [0.9, 0.95]}}},
+        {"gradient_clip_val": 1.0},
+    ]
+    for number, other in enumerate(others, start=1):
+        with pytest.warns(UserWarning, match="training starts afresh"):
+            assert offered(**other) is None, other
+        (path,) = write(str(number), config | other, 3)
+        assert offered(**other) == path
+        assert offered() == wanted, "newer ones of other settings do not hide it"
+    write("half-written", '{"name": "run", "meth', 3)
+    assert offered() == wanted
+
+    write("barlow", config | {"method": "barlow_twins"}, 3)
+    assert offered(method="barlow_twins", seed=9) is not None, "other methods are the suite's affair"
+
+
+def test_copied_configs_survive_the_gitignore_of_a_clone(clone: Path, tmp_path: Path) -> None:
+    shutil.copy(clone / ".gitignore", tmp_path)
+    assert "wandb" in (tmp_path / ".gitignore").read_text()
+    copied = configs.copy(tmp_path / "emim-scripts")
+    for command in (("init", "--quiet"), ("add", "--all")):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    kept = subprocess.run(["git", "ls-files", "emim-scripts"], cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert sorted(kept.stdout.split()) == sorted(path.relative_to(tmp_path).as_posix() for path in copied)
 
 
 @pytest.mark.parametrize("as_python_does", [True, False])

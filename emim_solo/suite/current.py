@@ -32,6 +32,8 @@ from emim_solo.suite.needs import check_method
 class EMIM(EMIMMethod, LabelsOptional, BaseMethod):
     """EMIM on main's ``BaseMethod(cfg)``."""
 
+    cfg: DictConfig
+
     def __init__(self, cfg: DictConfig) -> None:
         super().__init__(cfg)
         self.add_emim(cfg.method_kwargs)  # completed in place by the base class
@@ -42,6 +44,10 @@ class EMIM(EMIMMethod, LabelsOptional, BaseMethod):
         """Features and embeddings of a small crop."""
         out: dict[str, Any] = super().multicrop_forward(X)
         return {**out, "z": self.projector(out["feats"])}
+
+    def run_settings(self) -> dict[str, Any]:
+        """The whole config."""
+        return plain(self.cfg)
 
     @staticmethod
     def add_and_assert_specific_cfg(cfg: DictConfig) -> DictConfig:

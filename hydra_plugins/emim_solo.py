@@ -7,11 +7,12 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 
 
 class EMIMSearchPath(SearchPathPlugin):
-    """Registers EMIM with an unmodified solo-learn and puts the shipped configs last on Hydra's search path."""
+    """Registers EMIM with an unmodified solo-learn: of Hydra's plugins this kind is asked before every app's job.
+
+    The search path itself stays as it is. Shipped configs on it would be groups of every other Hydra app as well.
+    """
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        from emim_solo import configs
         from emim_solo.registration import register
 
         register()
-        search_path.append(provider="emim-solo", path=f"file://{configs.root().as_posix()}")
