@@ -9,6 +9,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 from solo.args.utils import N_CLASSES_PER_DATASET
@@ -209,6 +210,9 @@ class RegistrySuite(Suite):
         model.scheduler_interval = cfg.scheduler.interval
         if cfg.knn_eval.enabled:  # 1.0.2 itself offers Euclidean distance only
             model.knn = self.knn_classifier(cfg.knn_eval.k, 0.07, cfg.knn_eval.distance_func)
+        # main's default; here only where it is asked for: it rounds otherwise, and committed rows are without
+        if not OmegaConf.select(cfg, "performance.disable_channel_last", default=True):
+            model = model.to(memory_format=torch.channels_last)
         return model
 
     def constructor_kwargs(self, cfg: DictConfig) -> dict[str, Any]:
