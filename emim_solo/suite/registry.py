@@ -225,6 +225,9 @@ class RegistrySuite(Suite):
         model.scheduler_interval = cfg.scheduler.interval
         if cfg.knn_eval.enabled:  # 1.0.2 itself offers Euclidean distance only
             model.knn = self.knn_classifier(cfg.knn_eval.k, 0.07, cfg.knn_eval.distance_func)
+        # main's default; here only where it is asked for: it rounds otherwise, and committed rows are without
+        if not OmegaConf.select(cfg, "performance.disable_channel_last", default=True):
+            model.to(memory_format=torch.channels_last)
 
     def constructor_kwargs(self, cfg: DictConfig) -> dict[str, Any]:
         values = plain(cfg)
