@@ -43,6 +43,11 @@ class Checkpoint:
     path: Path
     cfg: DictConfig
 
+    @property
+    def epochs(self) -> int:
+        """How many epochs it was trained for."""
+        return _epoch(self.path) + 1
+
     def model(self) -> LightningModule:
         """The trained method in evaluation mode, on the CPU."""
         contents = load(self.path)
@@ -84,16 +89,24 @@ def open_checkpoint(folder: Path | str) -> Checkpoint:
     return Checkpoint(folder, path, cfg)
 
 
+def by_epoch(folder: Path) -> list[tuple[int, Path]]:
+    """The checkpoints in a run's folder with their epochs, from 0, in order; nothing is read."""
+    return sorted((epoch, path) for path in folder.glob("*.ckpt") if (epoch := _epoch(path)) >= 0)
+
+
+def _epoch(path: Path) -> int:
+    match = re.search(r"-ep=(\d+)\.ckpt$", path.name)
+    return int(match[1]) if match else -1
+
+
 def last_checkpoint(folder: Path) -> Path | None:
     """The whole checkpoint of the latest epoch in a run's folder; damaged ones that are newer are named in a warning.
 
     Raises:
         DamagedCheckpoint: there are checkpoints and none of them is whole.
     """
-    epochs = {path: re.search(r"-ep=(\d+)\.ckpt$", path.name) for path in folder.glob("*.ckpt")}
-    newest_first = sorted((int(match[1]), path) for path, match in epochs.items() if match)[::-1]
     damaged: list[DamagedCheckpoint] = []
-    for _, path in newest_first:
+    for _, path in by_epoch(folder)[::-1]:
         try:
             load(path)
         except DamagedCheckpoint as error:

@@ -26,6 +26,7 @@ USAGE = """usage: emim-solo COMMAND ...
   pretrain   --config-path DIR --config-name NAME [key=value ...]   train any method of the suite
   benchmark  --config-name NAME [key=value ...]                     methods x seeds, evaluation, table and report
   knn | linear | umap  CHECKPOINT_FOLDER ... [options]              evaluate checkpoints
+  score      CHECKPOINT_FOLDER ... [options]                        rank checkpoints without labels
   report     DIR                                                    rebuild the report of a benchmark from its rows
   configs    [--copy DIR]                                           list or copy the configs that are shipped
   digits     DIR                                                    write the embedded digits as image folders
@@ -204,6 +205,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "knn": _lazily("emim_solo.evaluation.commands", "knn_main"),
     "linear": _lazily("emim_solo.evaluation.commands", "linear_main"),
     "umap": _lazily("emim_solo.evaluation.commands", "umap_main"),
+    "score": _lazily("emim_solo.evaluation.score", "score_main"),
     "report": _lazily("emim_solo.benchmark.report", "main"),
     "configs": _lazily("emim_solo.configs", "main"),
     "digits": _digits,

@@ -75,7 +75,7 @@ def new_row(stage: str, *, config: Mapping[str, Any], suite: Mapping[str, str], 
     """A row that names everything that made it.
 
     Args:
-        stage: ``pretrain``, ``knn``, ``logistic``, ``linear``, ``diagnostics`` or ``umap``.
+        stage: ``pretrain``, ``knn``, ``logistic``, ``linear``, ``diagnostics``, ``umap`` or ``score``.
         config: the completed config of the pretraining run (solo-learn main's schema).
         suite: ``generation`` and ``version`` of the installed solo-learn.
         **fields: at least ``metrics`` (name to number), ``seconds``, ``epochs``, ``device``, ``checkpoint``.

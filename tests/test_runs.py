@@ -384,13 +384,13 @@ def test_names_that_may_be(make_cfg: MakeCfg) -> None:
 def test_two_runs_that_are_called_the_same_are_told_apart_by_their_folders(
     trained: Path, copied: Path, tmp_path: Path
 ) -> None:
-    names = commands._distinct_names([open_checkpoint(trained), open_checkpoint(copied)])
+    names = commands.distinct_names([open_checkpoint(trained), open_checkpoint(copied)])
     assert len(set(names)) == 2
     assert all(name.startswith("emim-digits-") and name.endswith("-emim-0") for name in names)
     for name in names:
         files.check_name("name", name)
     with pytest.raises(UsageError, match="named twice"):
-        commands._distinct_names([open_checkpoint(trained), open_checkpoint(trained / ".." / "0")])
+        commands.distinct_names([open_checkpoint(trained), open_checkpoint(trained / ".." / "0")])
 
 
 # -- settings left from another config ---------------------------------------------------------------------------------

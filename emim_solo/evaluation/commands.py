@@ -40,7 +40,8 @@ def evaluation_row(
     )
 
 
-def _parser(command: str, description: str) -> argparse.ArgumentParser:
+def folders_parser(command: str, description: str) -> argparse.ArgumentParser:
+    """The parser of a command on the folders of runs."""
     parser = argparse.ArgumentParser(prog=f"emim-solo {command}", description=description)
     parser.add_argument("folders", nargs="+", metavar="FOLDER", help="of a run: <checkpoint.dir>/<method>/<version>")
     return parser
@@ -55,7 +56,7 @@ def _each(
     """Evaluate checkpoints one after the other; the row of each stands beside that of its pretraining."""
     checkpoints = [open_checkpoint(folder) for folder in folders]  # all of them are there before work begins
     for checkpoint in checkpoints:
-        files.writable_folder(_rows_file(checkpoint).parent, "the folder of the rows")
+        files.writable_folder(rows_file(checkpoint).parent, "the folder of the rows")
         if reason := why_no_accuracy(checkpoint.cfg.data):
             raise UsageError(
                 f"'{checkpoint.folder}' was trained on {reason}: an accuracy would say nothing; 'emim-solo umap' shows "
@@ -64,7 +65,7 @@ def _each(
     for checkpoint in checkpoints:
         start = time.perf_counter()
         metrics = evaluate(checkpoint, extract_features(checkpoint))
-        place = _rows_file(checkpoint)
+        place = rows_file(checkpoint)
         seconds = time.perf_counter() - start
         rows.append(place, evaluation_row(stage, checkpoint.cfg, checkpoint.folder, metrics, seconds, settings))
         print(f"{checkpoint.cfg.name} ({checkpoint.path})")
@@ -73,7 +74,8 @@ def _each(
         print(f"  row in '{place}'")
 
 
-def _rows_file(checkpoint: Checkpoint) -> Path:
+def rows_file(checkpoint: Checkpoint) -> Path:
+    """Where the rows of a run stand, that of its pretraining among them."""
     return checkpoint.folder.parent.parent / "rows.jsonl"
 
 
@@ -81,7 +83,9 @@ def knn_main(arguments: Sequence[str]) -> None:
     """``emim-solo knn FOLDER ...``."""
     from emim_solo.evaluation.knn import DISTANCES, KS, TEMPERATURE, knn
 
-    parser = _parser("knn", "Offline k-NN accuracy by the suite's WeightedKNNClassifier, backbone and projector.")
+    parser = folders_parser(
+        "knn", "Offline k-NN accuracy by the suite's WeightedKNNClassifier, backbone and projector."
+    )
     parser.add_argument("-k", type=int, nargs="+", default=list(KS), help="numbers of neighbours")
     parser.add_argument("--distance", choices=DISTANCES, nargs="+", default=list(DISTANCES))
     parser.add_argument("--temperature", type=float, default=TEMPERATURE, help="of cosine")
@@ -94,7 +98,7 @@ def linear_main(arguments: Sequence[str]) -> None:
     """``emim-solo linear FOLDER ... [key=value ...]``."""
     from emim_solo.evaluation.linear import complete_settings, linear, logistic
 
-    parser = _parser(
+    parser = folders_parser(
         "linear",
         "Offline linear evaluation by the suite's LinearModel on frozen features, beside a logistic regression.",
     )
@@ -102,8 +106,8 @@ def linear_main(arguments: Sequence[str]) -> None:
     parser.epilog = (
         "key=value after the folders sets max_epochs, optimizer.lr, scheduler.name and so on, as in scripts/linear."
     )
-    given = parser.parse_args([argument for argument in arguments if not _is_setting(argument)])
-    given_settings = OmegaConf.from_dotlist([argument for argument in arguments if _is_setting(argument)])
+    given = parser.parse_args([argument for argument in arguments if not is_setting(argument)])
+    given_settings = OmegaConf.from_dotlist([argument for argument in arguments if is_setting(argument)])
     settings = complete_settings(given_settings)
 
     def evaluate(checkpoint: Checkpoint, features: Features) -> Mapping[str, float]:
@@ -113,7 +117,8 @@ def linear_main(arguments: Sequence[str]) -> None:
     _each("linear", given.folders, evaluate, {**settings, "seed": given.seed})
 
 
-def _is_setting(argument: str) -> bool:
+def is_setting(argument: str) -> bool:
+    """Whether an argument is ``key=value``, not a folder with a ``=`` in its name."""
     return "=" in argument and not argument.startswith("-") and not Path(argument).exists()
 
 
@@ -121,13 +126,13 @@ def umap_main(arguments: Sequence[str]) -> None:
     """``emim-solo umap FOLDER ...``."""
     from emim_solo.evaluation.umap import make_pictures
 
-    parser = _parser("umap", "UMAP of each checkpoint by the suite, and of all of them in one aligned layout.")
+    parser = folders_parser("umap", "UMAP of each checkpoint by the suite, and of all of them in one aligned layout.")
     parser.add_argument("--output", type=Path, default=Path("umap"), help="folder for the pictures")
     parser.add_argument("--limit", type=int, default=2000, help="number of images at most in each picture")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(arguments)
     checkpoints = [open_checkpoint(folder) for folder in given.folders]
-    names = _distinct_names(checkpoints)
+    names = distinct_names(checkpoints)
     output = files.writable_folder(given.output.expanduser(), "--output")
     features = dict(zip(names, map(extract_features, checkpoints), strict=True))
     metrics = make_pictures(features, checkpoints[0].cfg, output, seed=given.seed, limit=given.limit)
@@ -136,7 +141,7 @@ def umap_main(arguments: Sequence[str]) -> None:
     print(f"pictures (PNG, PDF) and coordinates (CSV) in '{output}'")
 
 
-def _distinct_names(checkpoints: Sequence[Checkpoint]) -> list[str]:
+def distinct_names(checkpoints: Sequence[Checkpoint]) -> list[str]:
     """Names of the runs; where they repeat, with as many of their folders as tell them apart."""
     places = [checkpoint.folder.resolve().parts for checkpoint in checkpoints]
     if len(set(places)) < len(places):

@@ -129,8 +129,7 @@ class CurrentSuite(Suite):
         from solo.data import pretrain_dataloader as suite_data
 
         views = [
-            suite_data.NCropAugmentation(suite_data.build_transform_pipeline(cfg.data.dataset, view), view.num_crops)
-            for view in cfg.augmentations
+            suite_data.NCropAugmentation(self.view_transform(cfg, view), view.num_crops) for view in cfg.augmentations
         ]
         with reading_folders(suite_data, labelled=not cfg.data.no_labels):
             dataset = suite_data.prepare_datasets(
@@ -145,15 +144,19 @@ class CurrentSuite(Suite):
             dataset, batch_size=cfg.optimizer.batch_size, num_workers=cfg.data.num_workers
         )
 
+    def view_transform(self, cfg: DictConfig, view: DictConfig) -> Callable[[Any], Tensor]:
+        from solo.data.pretrain_dataloader import build_transform_pipeline
+
+        return build_transform_pipeline(cfg.data.dataset, view)
+
     def suite_evaluation_transform(self, dataset: str) -> Any:
         from solo.data.classification_dataloader import prepare_transforms
 
         return prepare_transforms(dataset)[1]
 
-    def _prepare_evaluation(self, cfg: DictConfig, val_path: str) -> tuple[Dataset, Dataset]:
+    def _prepare_evaluation(self, cfg: DictConfig, val_path: str, transform: Any) -> tuple[Dataset, Dataset]:
         from solo.data import classification_dataloader as suite_data
 
-        transform = self.evaluation_transform(cfg)
         with reading_folders(suite_data, labelled=not cfg.data.get("no_labels", False)):
             return suite_data.prepare_datasets(
                 cfg.data.dataset,

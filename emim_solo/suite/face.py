@@ -203,16 +203,21 @@ class Suite(ABC):
     def train_loader(self, cfg: DictConfig) -> DataLoader:
         """Batches of (indices, views, labels), shuffled, the last incomplete batch dropped."""
 
-    def evaluation_datasets(self, cfg: DictConfig) -> tuple[Dataset, Dataset | None]:
-        """Train and validation images, both as :meth:`evaluation_transform` shows them.
+    @abstractmethod
+    def view_transform(self, cfg: DictConfig, view: DictConfig) -> Callable[[Any], torch.Tensor]:
+        """What makes one random view of an image, by an entry of ``augmentations``; mean and std of a known dataset."""
+
+    def evaluation_datasets(self, cfg: DictConfig, transform: Any = None) -> tuple[Dataset, Dataset | None]:
+        """Train and validation images, both shown by ``transform``, by default :meth:`evaluation_transform`.
 
         Without labels each has the label -1 and ``classes`` is empty. Without ``data.val_path`` there are no second ones.
         """
-        train, val = self._prepare_evaluation(cfg, cfg.data.val_path or cfg.data.train_path)
+        transform = transform or self.evaluation_transform(cfg)
+        train, val = self._prepare_evaluation(cfg, cfg.data.val_path or cfg.data.train_path, transform)
         return train, val if cfg.data.val_path is not None else None
 
     @abstractmethod
-    def _prepare_evaluation(self, cfg: DictConfig, val_path: str) -> tuple[Dataset, Dataset]:
+    def _prepare_evaluation(self, cfg: DictConfig, val_path: str, transform: Any) -> tuple[Dataset, Dataset]:
         """The suite's own ``prepare_datasets`` of its evaluation."""
 
     @abstractmethod

@@ -165,12 +165,7 @@ class RegistrySuite(Suite):
         cfg.data.num_large_crops = sum(n for n, size in zip(crops, sizes, strict=True) if size == sizes[0])
         cfg.data.num_small_crops = sum(crops) - cfg.data.num_large_crops
         for view in cfg.augmentations:
-            if not view.rrc.enabled:
-                raise UsageError(
-                    f"augmentations: rrc.enabled=False: {_ONLY_MAIN}; set crop_min_scale and crop_max_scale"
-                )
-            if OmegaConf.select(view, "equalization.prob", default=0.0):
-                raise UsageError(f"augmentations: equalization.prob > 0: {_ONLY_MAIN}; set it to 0")
+            _check_view(view)
         if cfg.data.val_path is not None:
             cfg.optimizer.classifier_lr *= self._batch_scale(cfg)
         given = plain(cfg.method_kwargs)
@@ -287,10 +282,7 @@ class RegistrySuite(Suite):
     # -- data ---------------------------------------------------------------------------------------------------
 
     def train_loader(self, cfg: DictConfig) -> DataLoader:
-        views = [
-            pretrain_dataloader.prepare_transform(cfg.data.dataset, **view_kwargs(cfg, view))
-            for view in cfg.augmentations
-        ]
+        views = [self.view_transform(cfg, view) for view in cfg.augmentations]
         transform = pretrain_dataloader.prepare_n_crop_transform(
             views, num_crops_per_aug=[view.num_crops for view in cfg.augmentations]
         )
@@ -307,11 +299,15 @@ class RegistrySuite(Suite):
             dataset, batch_size=cfg.optimizer.batch_size, num_workers=cfg.data.num_workers
         )
 
+    def view_transform(self, cfg: DictConfig, view: DictConfig) -> Callable[[Any], Tensor]:
+        _check_view(view)
+        transform: Any = pretrain_dataloader.prepare_transform(cfg.data.dataset, **view_kwargs(cfg, view))
+        return transform
+
     def suite_evaluation_transform(self, dataset: str) -> Any:
         return classification_dataloader.prepare_transforms(dataset)[1]
 
-    def _prepare_evaluation(self, cfg: DictConfig, val_path: str) -> tuple[Dataset, Dataset]:
-        transform = self.evaluation_transform(cfg)
+    def _prepare_evaluation(self, cfg: DictConfig, val_path: str, transform: Any) -> tuple[Dataset, Dataset]:
         with reading_folders(classification_dataloader, labelled=not cfg.data.get("no_labels", False)):
             return classification_dataloader.prepare_datasets(
                 cfg.data.dataset,
@@ -398,6 +394,13 @@ def _lars(
         params, lr=lr, weight_decay=weight_decay, momentum=momentum, dampening=dampening, nesterov=nesterov
     )
     return LARSWrapper(sgd, eta=eta, clip=clip_lr, exclude_bias_n_norm=exclude_bias_n_norm)
+
+
+def _check_view(view: DictConfig) -> None:
+    if not view.rrc.enabled:
+        raise UsageError(f"augmentations: rrc.enabled=False: {_ONLY_MAIN}; set crop_min_scale and crop_max_scale")
+    if OmegaConf.select(view, "equalization.prob", default=0.0):
+        raise UsageError(f"augmentations: equalization.prob > 0: {_ONLY_MAIN}; set it to 0")
 
 
 def view_kwargs(cfg: DictConfig, view: DictConfig) -> dict[str, Any]:

@@ -1,0 +1,377 @@
+"""``emim-solo score``: checkpoints ranked without labels, all of them by one protocol."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext, redirect_stdout
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.seed import isolate_rng
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from emim_solo import checkpoints, configs, files, rows
+from emim_solo.checkpoints import Checkpoint, DamagedCheckpoint, open_checkpoint
+from emim_solo.data import why_no_accuracy
+from emim_solo.errors import UsageError
+from emim_solo.evaluation.commands import distinct_names, evaluation_row, folders_parser, is_setting, rows_file
+from emim_solo.evaluation.features import PARTS, device_of, extract, extract_features
+from emim_solo.evaluation.knn import knn
+from emim_solo.evaluation.palette import PALETTE
+from emim_solo.scores import half_widths, scores
+from emim_solo.suite import load_suite
+
+FEWEST_IMAGES = 4
+NEIGHBOURS = 20
+_COLUMNS = {
+    "view_information": "view information (nats)",
+    "view_information_null": "its null",
+    "pair_information": "MI of two views",
+    "rankme": "RankMe",
+    "lidar": "LiDAR",
+    "alpha_req": "alpha-ReQ",
+    "alignment": "alignment",
+    "uniformity": "uniformity",
+    "knn_acc1": f"{NEIGHBOURS}-NN (%)",
+}
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How representations are scored: the same for all that are compared, whatever they were trained with.
+
+    Attributes:
+        images: number of images at most.
+        views: of each image.
+        features: ``backbone`` or ``projector``.
+        noise_variance: e of the informations.
+        delta: of LiDAR.
+        splits: of the images into halves, for the intervals.
+        seed: of the images, views, nulls and splits.
+        augmentation: of the views, an entry of ``augmentations`` less what follows the run's images: crop size, mean, std.
+    """
+
+    images: int
+    views: int
+    features: str
+    noise_variance: float
+    delta: float
+    splits: int
+    seed: int
+    augmentation: Mapping[str, Any]
+
+    @property
+    def hash(self) -> str:
+        """Twelve digits that tell protocols apart."""
+        return rows.config_hash(asdict(self))
+
+    @staticmethod
+    def read(name: str, changes: Sequence[str] = ()) -> Protocol:
+        """A protocol from a YAML file.
+
+        Args:
+            name: of the file, or of a shipped one (``default``, ``digits``).
+            changes: ``key=value`` each.
+
+        Raises:
+            UsageError: no such file, or a key or value that no protocol has.
+        """
+        shipped = configs.root() / "score"
+        path = Path(name).expanduser() if Path(name).expanduser().is_file() else shipped / f"{name}.yaml"
+        if not path.is_file():
+            names = ", ".join(sorted(file.stem for file in shipped.glob("*.yaml")))
+            raise UsageError(f"no protocol '{name}': expected a YAML file, or a shipped one: {names}")
+        try:
+            changed = OmegaConf.merge(OmegaConf.create(files.read_text(path)), OmegaConf.from_dotlist(list(changes)))
+        except (yaml.YAMLError, ValueError) as error:
+            raise UsageError(f"protocol '{path}' is no YAML of keys and values ({error})") from error
+        example = yaml.safe_load(files.read_text(shipped / "default.yaml"))
+        protocol = Protocol(**_like(OmegaConf.to_container(changed), example, ""))
+        crop = protocol.augmentation["rrc"]
+        for right, message in (
+            (protocol.images >= FEWEST_IMAGES, f"images={protocol.images}: expected at least {FEWEST_IMAGES}"),
+            (protocol.views >= 2, f"views={protocol.views}: expected at least 2 of each image"),
+            (protocol.features in PARTS, f"features={protocol.features}: expected {' or '.join(PARTS)}"),
+            (protocol.noise_variance > 0, f"noise_variance={protocol.noise_variance}: expected above 0"),
+            (protocol.delta > 0, f"delta={protocol.delta}: expected above 0"),
+            (protocol.splits > 0, f"splits={protocol.splits}: expected at least 1"),
+            (
+                0 < crop["crop_min_scale"] <= crop["crop_max_scale"] <= 1,
+                "augmentation.rrc: expected 0 < crop_min_scale <= crop_max_scale <= 1",
+            ),
+            (
+                protocol.augmentation["color_jitter"]["hue"] <= 0.5,
+                "augmentation.color_jitter.hue: expected at most 0.5",
+            ),
+        ):
+            if not right:
+                raise UsageError(f"protocol: {message}")
+        return protocol
+
+
+def _like(given: Any, example: Any, key: str) -> Any:
+    """What was given, if it has the keys and the kinds of values that the example has."""
+    if isinstance(example, dict):
+        found = set(given) if isinstance(given, dict) else set()
+        if odd := sorted(map(str, found ^ set(example))):
+            raise UsageError(f"protocol: {key}{odd[0]} is unknown or missing: expected {', '.join(example)}")
+        return {name: _like(given[name], value, f"{key}{name}.") for name, value in example.items()}
+    kind = type(example)
+    number = isinstance(given, int | float) and not isinstance(given, bool) and 0 <= given < math.inf
+    if not (number and given == kind(given) if kind in (int, float) else isinstance(given, kind)):
+        expected = {int: "a whole number of at least 0", float: "a number of at least 0"}.get(kind, kind.__name__)
+        raise UsageError(f"protocol: {key[:-1]}={given}: expected {expected}")
+    return kind(given)
+
+
+# -- one checkpoint ----------------------------------------------------------------------------------------------
+
+
+class _Views(Dataset):
+    """Views of chosen images, each image's own by its seed: whatever the workers, the batches or the model."""
+
+    def __init__(self, images: Any, chosen: Sequence[int], seed: int) -> None:
+        self.images, self.chosen, self.seed = images, chosen, seed
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, position: int) -> tuple[Tensor, Tensor]:
+        index = self.chosen[position]
+        state = int(np.random.SeedSequence([self.seed, index]).generate_state(1)[0])
+        with isolate_rng(include_cuda=False):
+            random.seed(state)
+            np.random.seed(state)
+            torch.default_generator.manual_seed(state)  # torch.manual_seed would change a GPU's, too
+            views, label = self.images[index]
+        return views, torch.full((len(views),), int(label))
+
+
+def _several(transform: Any, number: int, image: Any) -> Tensor:
+    return torch.stack([transform(image) for _ in range(number)])
+
+
+def _joined(batch: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    return torch.cat([views for views, _ in batch]), torch.cat([labels for _, labels in batch])
+
+
+def view_features(model: LightningModule, cfg: DictConfig, protocol: Protocol) -> tuple[Tensor, str]:
+    """Features of a protocol's views of held-out images, or of training images where there are no others.
+
+    Args:
+        model: of any method of the suite, on its device; it is left in evaluation mode.
+        cfg: the completed config of its run.
+        protocol: which images, views and features.
+
+    Returns:
+        ``(N, q, d)`` in float32 on the CPU, and ``validation`` or ``training``.
+
+    Raises:
+        UsageError: too few images, no such features, or an augmentation that this generation does not have.
+    """
+    suite = load_suite()
+    of_run = {key: cfg.augmentations[0][key] for key in ("crop_size", "mean", "std") if key in cfg.augmentations[0]}
+    view = OmegaConf.create({**protocol.augmentation, **of_run, "num_crops": protocol.views})
+    show = partial(_several, suite.view_transform(cfg, view), protocol.views)
+    train, val = suite.evaluation_datasets(cfg, show)
+    images: Any = train if val is None else val
+    which = "training" if val is None else "validation"
+    if len(images) < FEWEST_IMAGES:
+        raise UsageError(f"{cfg.name} has {len(images)} {which} images: scores need at least {FEWEST_IMAGES}; add some")
+    chosen = np.random.default_rng(protocol.seed).permutation(len(images))[: protocol.images].tolist()
+    loader = DataLoader(
+        _Views(images, chosen, protocol.seed),
+        batch_size=max(1, cfg.optimizer.batch_size // protocol.views),
+        num_workers=cfg.data.num_workers,
+        collate_fn=_joined,
+        generator=torch.Generator(),  # a loader draws a seed for its workers, from the one that trains if it has no own
+    )
+    found = extract(model, loader, f"{cfg.name}: views").parts().get(protocol.features)
+    if found is None:
+        raise UsageError(f"{cfg.method} has no {protocol.features} to score: take features=backbone")
+    return found.unflatten(0, (-1, protocol.views)), which
+
+
+def score_checkpoint(checkpoint: Checkpoint, protocol: Protocol, *, neighbours: bool = True) -> dict[str, Any]:
+    """Score one checkpoint.
+
+    Args:
+        checkpoint: of any method of the suite.
+        protocol: how.
+        neighbours: where there are labels, set 20-NN accuracy (cosine) on features of the images as they are beside it.
+
+    Returns:
+        A row of stage ``score``. Its metrics are those of :func:`emim_solo.scores.scores`, ``<name>_half_width`` of their
+        95 % intervals and, with labels, ``knn_acc1``.
+
+    Raises:
+        UsageError: as :func:`view_features`, or the checkpoint does not fit.
+    """
+    start, cfg = time.perf_counter(), checkpoint.cfg
+    features, which = view_features(checkpoint.model().to(device_of(cfg)), cfg, protocol)
+    settings: Any = {"noise_variance": protocol.noise_variance, "delta": protocol.delta, "seed": protocol.seed}
+    metrics = scores(features, **settings)
+    widths = half_widths(features, splits=protocol.splits, **settings)
+    metrics |= {f"{name}_half_width": width for name, width in widths.items() if not name.endswith("_null")}
+    if neighbours and why_no_accuracy(cfg.data) is None:
+        try:
+            found = knn(extract_features(checkpoint), ks=[NEIGHBOURS], distances=["cosine"])
+            metrics["knn_acc1"] = found[f"{protocol.features}_cosine_k{NEIGHBOURS}"]
+        except UsageError as error:  # a score needs no labels, so wrong ones must not stop it
+            warnings.warn(f"{cfg.name}: no {NEIGHBOURS}-NN beside the score: {error}", stacklevel=2)
+    seconds = time.perf_counter() - start
+    row = evaluation_row("score", cfg, checkpoint.folder, metrics, seconds, asdict(protocol))
+    shape = {"images": len(features), "of": which, "width": features.shape[2]}
+    return row | {"epochs": checkpoint.epochs, "protocol": protocol.hash, **shape}
+
+
+# -- the command -------------------------------------------------------------------------------------------------
+
+
+def score_main(arguments: Sequence[str]) -> None:
+    """``emim-solo score FOLDER ... [key=value ...]``."""
+    parser = folders_parser("score", "Rank checkpoints of any method of the suite without labels, all by one protocol.")
+    parser.epilog = "key=value after the folders changes the protocol: views=4 augmentation.grayscale.prob=0"
+    parser.add_argument("--protocol", default="default", help="a YAML file, or a shipped one: default, digits")
+    parser.add_argument("--another-protocol", action="store_true", help="beside rows of other protocols")
+    parser.add_argument("--epochs", action="store_true", help="every checkpoint of each run, and a curve of them")
+    parser.add_argument("--output", type=Path, default=Path("score"), help="folder for the curve")
+    parser.add_argument("--no-knn", action="store_true", help=f"no {NEIGHBOURS}-NN where there are labels")
+    parser.add_argument("--json", action="store_true", help="protocol and ranked rows in JSON, nothing else")
+    given = parser.parse_args([argument for argument in arguments if not is_setting(argument)])
+    protocol = Protocol.read(given.protocol, [argument for argument in arguments if is_setting(argument)])
+
+    with redirect_stdout(sys.stderr) if given.json else nullcontext():
+        print(f"protocol {protocol.hash}: {json.dumps(asdict(protocol))}")
+        runs = [open_checkpoint(folder) for folder in given.folders]  # all of them are there before work begins
+        names = distinct_names(runs)
+        for run in runs:
+            files.writable_folder(rows_file(run).parent, "the folder of the rows")
+            if not given.another_protocol:
+                _check_earlier(rows_file(run), protocol)
+        if given.epochs:
+            files.writable_folder(given.output.expanduser(), "--output")
+        scored = []
+        for name, run in zip(names, runs, strict=True):
+            for checkpoint in _each_epoch(run) if given.epochs else [run]:
+                row = score_checkpoint(checkpoint, protocol, neighbours=not given.no_knn)
+                rows.append(rows_file(run), row)
+                scored.append((name, row))
+        ranked = sorted(scored, key=lambda pair: np.nan_to_num(-pair[1]["metrics"]["view_information"], nan=np.inf))
+        print(_table(ranked))
+        if given.epochs:
+            draw_curves(scored, given.output.expanduser() / "view-information")
+            print(f"curve (PNG, PDF) in '{given.output}'")
+        print(f"rows in {', '.join(sorted({str(rows_file(run)) for run in runs}))}")
+    if given.json:
+        document = {"protocol_hash": protocol.hash, "protocol": asdict(protocol)}
+        json.dump(
+            document | {"rows": [row | {"metrics": _without_nan(row["metrics"])} for _, row in ranked]},
+            sys.stdout,
+            indent=1,
+        )
+        print()
+
+
+def _without_nan(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    """JSON has no NaN."""
+    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+
+
+def _check_earlier(file: Path, protocol: Protocol) -> None:
+    """Rows of one file are of one protocol, so that whoever compares them compares like with like."""
+    earlier = [row["settings"] for row in rows.read(file) if row["stage"] == "score"] if file.is_file() else []
+    ours = asdict(protocol)
+    if earlier and ours not in earlier:
+        theirs, now = dict(_leaves(earlier[-1])), dict(_leaves(ours))
+        odd = [key for key in theirs | now if theirs.get(key) != now.get(key)]
+        raise UsageError(
+            f"'{file}' has rows of another protocol: "
+            f"{', '.join(f'{key} {theirs.get(key)} there, {now.get(key)} here' for key in odd)}; "
+            "take theirs, or go on with --another-protocol: scores of different protocols are not to be compared"
+        )
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _each_epoch(run: Checkpoint) -> Iterator[Checkpoint]:
+    for _, path in checkpoints.by_epoch(run.folder):
+        try:
+            checkpoints.load(path)
+        except DamagedCheckpoint as error:
+            warnings.warn(f"{error}; it is passed over", stacklevel=2)
+            continue
+        yield replace(run, path=path)
+
+
+def _table(ranked: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
+    columns = {key: title for key, title in _COLUMNS.items() if any(key in row["metrics"] for _, row in ranked)}
+    lines = [["", "run", "epochs", "width", "images", *columns.values()]]
+    for place, (name, row) in enumerate(ranked, start=1):
+        cells = [_cell(row["metrics"], key) for key in columns]
+        lines.append([str(place), name, str(row["epochs"]), str(row["width"]), f"{row['images']} {row['of']}", *cells])
+    sizes = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(size) for cell, size in zip(line, sizes, strict=True)).rstrip() for line in lines
+    )
+
+
+def _cell(metrics: Mapping[str, float], key: str) -> str:
+    if key not in metrics:
+        return "–"
+    half_width = metrics.get(f"{key}_half_width")
+    return f"{metrics[key]:.2f}" + ("" if half_width is None else f" ± {half_width:.2f}")
+
+
+def draw_curves(scored: Sequence[tuple[str, Mapping[str, Any]]], stem: Path) -> None:
+    """Information of a view about its image by epoch, a line for each run, and 20-NN below it where there are labels.
+
+    Args:
+        scored: name of the run and row of stage ``score``, in order of the epochs.
+        stem: of the picture, to which .png and .pdf are added.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    keys = [key for key in ("view_information", "knn_acc1") if any(key in row["metrics"] for _, row in scored)]
+    with matplotlib.rc_context({"text.parse_math": False}):  # a name with a $ in it is a name
+        figure = Figure(figsize=(5.2, 2.6 * len(keys) + 0.4), layout="constrained")
+        panels = figure.subplots(len(keys), sharex=True, squeeze=False)[:, 0]
+        for axes, key in zip(panels, keys, strict=True):
+            for number, name in enumerate(dict(scored)):
+                own = [row for run, row in scored if run == name and key in row["metrics"]]
+                epochs = [row["epochs"] for row in own]
+                values = np.array([row["metrics"][key] for row in own])
+                widths = np.array([row["metrics"].get(f"{key}_half_width", 0.0) for row in own])
+                colour = PALETTE[number % len(PALETTE)]
+                axes.plot(epochs, values, marker="o", markersize=3.5, color=colour, label=name)
+                axes.fill_between(epochs, values - widths, values + widths, color=colour, alpha=0.2, linewidth=0)
+            axes.set_ylabel(_COLUMNS[key])
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        panels[0].legend(frameon=False, fontsize=8)
+        panels[-1].set_xlabel("epochs")
+        for suffix in (".png", ".pdf"):
+            with files.whole(stem.with_name(f"{stem.name}{suffix}")) as unfinished:
+                figure.savefig(unfinished, dpi=200)

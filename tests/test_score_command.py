@@ -1,0 +1,222 @@
+"""``emim-solo score`` on one tiny trained run, its protocol, its rows and its curve."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+
+from emim_solo import rows
+from emim_solo.benchmark.plan import make_plan
+from emim_solo.checkpoints import Checkpoint, open_checkpoint
+from emim_solo.errors import UsageError
+from emim_solo.evaluation.features import extract_features
+from emim_solo.evaluation.knn import knn
+from emim_solo.evaluation.score import Protocol, score_checkpoint, score_main, view_features
+from emim_solo.pretraining import pretrain
+from emim_solo.scores import NAMES, scores
+from emim_solo.suite import load_suite
+
+QUICK = ["images=30", "views=3", "splits=2"]
+
+
+@pytest.fixture(scope="module")
+def run(few_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """Two epochs of VICReg on a few digits, a checkpoint of each kept."""
+    settings = {
+        "dir": str(tmp_path_factory.mktemp("trained")),
+        "pretrain": "pretrain/digits",
+        "only": "vicreg",
+        "max_epochs": 2,
+        "run": {
+            "data": {"train_path": str(few_digits / "train"), "val_path": str(few_digits / "val"), "num_workers": 0},
+            "enable_progress_bar": False,
+            "accelerator": "cpu",
+        },
+    }
+    (planned,) = make_plan(OmegaConf.create(settings)).runs
+    planned.cfg.checkpoint.keep_prev = True
+    return open_checkpoint(pretrain(planned.cfg, version="0")["checkpoint"])
+
+
+@pytest.fixture
+def copy(run: Checkpoint, tmp_path: Path) -> Path:
+    """A copy of the folder of the run, where no other test writes rows."""
+    return Path(shutil.copytree(run.folder, tmp_path / "trained" / "vicreg" / "0"))
+
+
+def changed(run: Checkpoint, **keys: object) -> Checkpoint:
+    cfg = run.cfg.copy()
+    for key, value in keys.items():
+        OmegaConf.update(cfg, key.replace("__", "."), value, force_add=True)
+    return replace(run, cfg=cfg)
+
+
+def untrained(run: Checkpoint, folder: Path) -> Path:
+    """A run's folder with a model that has only been initialised."""
+    folder.mkdir(parents=True)
+    (folder / "args.json").write_text(json.dumps(OmegaConf.to_container(run.cfg, resolve=True)))
+    torch.save({"state_dict": load_suite().build(run.cfg).state_dict(), "epoch": 0}, folder / "untrained-ep=0.ckpt")
+    return folder
+
+
+def features_of(run: Checkpoint, protocol: Protocol) -> torch.Tensor:
+    return view_features(run.model(), run.cfg, protocol)[0]
+
+
+# -- the protocol ------------------------------------------------------------------------------------------------
+
+
+def test_views_are_the_protocols_whatever_workers_batches_and_augmentations_the_run_had(run):
+    protocol = Protocol.read("digits", QUICK)
+    features = features_of(run, protocol)
+    assert features.shape == (30, 3, 512)
+    views = [
+        {**view, "rrc": {"enabled": True, "crop_min_scale": 0.05, "crop_max_scale": 0.1}}
+        for view in run.cfg.augmentations
+    ]
+    other = changed(run, data__num_workers=1, optimizer__batch_size=7, augmentations=views)
+    torch.testing.assert_close(features_of(other, protocol), features, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(features_of(run, Protocol.read("digits", [*QUICK, "seed=1"])), features)
+
+
+def test_without_augmentation_views_are_the_images_of_evaluation(run):
+    """A crop of the whole image and nothing else: each view has the feature of the image that it is of."""
+    whole = ["augmentation.color_jitter.prob=0", "augmentation.rrc.crop_min_scale=1"]
+    features = features_of(run, Protocol.read("digits", [*QUICK, *whole, "images=60"]))
+    images = extract_features(run).val.backbone
+    order = np.random.default_rng(0).permutation(60)
+    nearest = torch.cdist(features[:, 0], images).argmin(1)
+    assert (nearest == torch.tensor(order)).float().mean() > 0.9  # an aspect ratio of a crop is never quite 1
+
+
+def test_scoring_leaves_the_random_state_alone(run):
+    """While training, it must not change what is trained."""
+    model, protocol = run.model(), Protocol.read("digits", QUICK)
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    view_features(model, run.cfg, protocol)
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ("views=1", "at least 2"),
+        ("views=2.5", "whole number"),
+        ("images=3", "at least 4"),
+        ("noise_variance=0", "above 0"),
+        ("features=head", "backbone or projector"),
+        ("augmentation.blur.prob=1", "augmentation.blur is unknown"),
+        ("augmentation.rrc.crop_min_scale=2", "crop_min_scale <= crop_max_scale"),
+        ("seed=-1", "seed=-1: expected a whole number"),
+        ("augmentation=none", "unknown or missing"),
+    ],
+)
+def test_bad_protocols_are_refused(change, expected):
+    with pytest.raises(UsageError, match=expected):
+        Protocol.read("default", [change])
+
+
+def test_protocol_files(tmp_path):
+    with pytest.raises(UsageError, match="shipped one: default, digits"):
+        Protocol.read("nowhere")
+    (tmp_path / "mine.yaml").write_text("images: [")
+    with pytest.raises(UsageError, match="no YAML"):
+        Protocol.read(str(tmp_path / "mine.yaml"))
+    default = Protocol.read("default")
+    assert Protocol.read("default", ["noise_variance=0.1", "augmentation.grayscale.prob=0.2"]).hash == default.hash
+    assert Protocol.read("default", ["noise_variance=1"]).hash != default.hash
+
+
+# -- one checkpoint ----------------------------------------------------------------------------------------------
+
+
+def test_row_holds_scores_intervals_and_knn(run):
+    protocol = Protocol.read("digits", QUICK)
+    row = score_checkpoint(run, protocol)
+    expected = scores(features_of(run, protocol))
+    assert {name: row["metrics"][name] for name in NAMES} == pytest.approx(expected)
+    assert row["metrics"]["view_information_half_width"] > 0
+    assert row["metrics"]["knn_acc1"] == knn(extract_features(run), ks=[20])["backbone_cosine_k20"]
+    assert (row["stage"], row["protocol"], row["epochs"]) == ("score", protocol.hash, 2)
+    assert (row["images"], row["of"], row["width"]) == (30, "validation", 512)
+
+
+def test_without_labels_or_validation_images(run, few_digits, tmp_path):
+    protocol = Protocol.read("digits", QUICK)
+    alone = score_checkpoint(changed(run, data__val_path=None), protocol)
+    unlabelled = changed(run, data__no_labels=True)
+    of_heap = view_features(run.model(), unlabelled.cfg, protocol)
+    assert alone["of"] == "training" and "knn_acc1" not in alone["metrics"]
+    torch.testing.assert_close(of_heap[0], features_of(run, protocol))
+    assert of_heap[1] == "validation"
+    one_class = tmp_path / "val" / "0"
+    shutil.copytree(few_digits / "val" / "0", one_class)
+    with pytest.warns(UserWarning, match="no 20-NN beside the score"):
+        row = score_checkpoint(changed(run, data__val_path=str(one_class.parent)), protocol)
+    assert row["images"] == 6 and "knn_acc1" not in row["metrics"]
+
+
+def test_too_few_images_are_refused(run, tmp_path):
+    for number in range(3):
+        (tmp_path / "heap").mkdir(exist_ok=True)
+        Image.new("RGB", (32, 32), (number, 0, 0)).save(tmp_path / "heap" / f"{number}.png")
+    few = changed(run, data__no_labels=True, data__val_path=str(tmp_path / "heap"))
+    with pytest.raises(UsageError, match="3 validation images: scores need at least 4"):
+        features_of(few, Protocol.read("digits", QUICK))
+
+
+# -- the command -------------------------------------------------------------------------------------------------
+
+
+def test_command_ranks_runs_and_keeps_to_one_protocol(run, copy, capsys):
+    broken = shutil.copytree(copy, copy.parent / "1")
+    for path in broken.glob("*.ckpt"):
+        contents = torch.load(path, weights_only=True)
+        backbone = next(name for name, value in contents["state_dict"].items() if value.ndim == 4)
+        contents["state_dict"][backbone].fill_(torch.nan)
+        torch.save(contents, path)
+    narrow = untrained(changed(run, backbone={"name": "vit_tiny", "kwargs": {"img_size": 32}}), copy.parent / "2")
+    score_main([str(broken), str(copy), str(narrow), "--no-knn", "--protocol", "digits", *QUICK])
+    table = capsys.readouterr().out.splitlines()
+    places = {line[0]: line for line in table if line[:1].isdecimal()}
+    assert "nan" in places["3"] and "±" in places["1"]
+    assert {"1": places["1"].split()[3], "2": places["2"].split()[3]} in (
+        {"1": "512", "2": "192"},
+        {"1": "192", "2": "512"},
+    )
+
+    file = copy.parent.parent / "rows.jsonl"
+    found = rows.read(file)
+    assert [(row["stage"], row["width"]) for row in found] == [("score", 512), ("score", 512), ("score", 192)]
+    with pytest.raises(UsageError, match="views 3 there, 2 here"):
+        score_main([str(copy), "--protocol", "digits", *QUICK, "views=2"])
+    assert len(rows.read(file)) == 3
+    score_main([str(copy), "--no-knn", "--another-protocol", "--protocol", "digits", *QUICK, "views=2"])
+    assert rows.read(file)[-1]["settings"]["views"] == 2
+
+
+def test_epochs_are_scored_and_drawn_and_json_is_all_that_is_printed(copy, tmp_path, capsys):
+    (copy / "cut-ep=7.ckpt").write_bytes(b"PK")
+    arguments = [str(copy), "--epochs", "--json", "--output", str(tmp_path / "out"), "--protocol", "digits", *QUICK]
+    with pytest.warns(UserWarning, match="passed over"):
+        score_main(arguments)
+    document = json.loads(capsys.readouterr().out)
+    assert sorted(row["epochs"] for row in document["rows"]) == [1, 2]
+    ranked = [row["metrics"]["view_information"] for row in document["rows"]]
+    assert ranked == sorted(ranked, reverse=True) and ranked[0] != ranked[1]
+    assert document["protocol_hash"] == Protocol.read("digits", QUICK).hash
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "view-information.pdf",
+        "view-information.png",
+    ]
+    assert (tmp_path / "out" / "view-information.pdf").read_bytes().startswith(b"%PDF")
