@@ -462,8 +462,8 @@ def test_auto_resume_offers_the_newest_run_of_the_same_settings(clone: Path, tmp
         folder.mkdir(parents=True)
         (folder / "args.json").write_text(stored if isinstance(stored, str) else json.dumps(stored))
         paths = [folder / f"run-ep={epoch}.ckpt" for epoch in epochs]
-        for path in paths:
-            path.touch()
+        for path, epoch in zip(paths, epochs, strict=True):
+            torch.save({"state_dict": {}, "epoch": epoch}, path)
             time.sleep(0.02)  # the suite goes by the time of the file
         return paths
 
@@ -490,6 +490,9 @@ def test_auto_resume_offers_the_newest_run_of_the_same_settings(clone: Path, tmp
         assert offered() == wanted, "newer ones of other settings do not hide it"
     write("half-written", '{"name": "run", "meth', 3)
     assert offered() == wanted
+    (wanted.parent / "run-ep=10.ckpt").write_bytes(wanted.read_bytes()[:50])
+    with pytest.warns(UserWarning, match="run-ep=10.ckpt'.*'run-ep=9.ckpt' is taken"):
+        assert offered() == wanted
 
     write("barlow", config | {"method": "barlow_twins"}, 3)
     assert offered(method="barlow_twins", seed=9) is not None, "other methods are the suite's affair"

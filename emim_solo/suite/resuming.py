@@ -53,7 +53,9 @@ def compare_all_settings_of_emim() -> None:
         candidates.sort(key=lambda candidate: candidate[0], reverse=True)
         for _, checkpoint, wandb_run_id, stored in candidates:
             if not rows.differences(stored, here):
-                return checkpoint, wandb_run_id
+                from emim_solo.checkpoints import last_checkpoint  # which needs the whole face
+
+                return last_checkpoint(checkpoint.parent) or checkpoint, wandb_run_id
         if candidates:
             _, checkpoint, _, stored = candidates[0]
             rank_zero_warn(
