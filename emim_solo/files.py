@@ -127,6 +127,11 @@ def check_name(key: str, name: Any) -> None:
         )
 
 
+def as_name(text: str) -> str:
+    """A text with everything replaced that a file name cannot hold."""
+    return re.sub(f"[{_IN_NO_NAME}]", "-", text)
+
+
 def explain(error: OSError) -> str | None:
     """One line about a disk or folder that failed under us, or None for an error of our own."""
     if error.errno not in _NOT_OURS_TO_MEND:

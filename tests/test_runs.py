@@ -393,6 +393,17 @@ def test_two_runs_that_are_called_the_same_are_told_apart_by_their_folders(
         commands.distinct_names([open_checkpoint(trained), open_checkpoint(trained / ".." / "0")])
 
 
+def test_numbers_that_an_evaluation_cannot_take_are_refused_before_features(trained: Path) -> None:
+    for main, arguments in (
+        (commands.knn_main, ["-k", "0"]),
+        (commands.knn_main, ["--temperature", "0"]),
+        (commands.umap_main, ["--limit", "0"]),
+        (commands.umap_main, ["--seed", "-1"]),
+    ):
+        with pytest.raises(UsageError, match=f"{arguments[0]} .*expected"):
+            main([str(trained), *arguments])
+
+
 # -- settings left from another config ---------------------------------------------------------------------------------
 
 LARS = {"clip_lr": True, "eta": 0.02, "exclude_bias_n_norm": True, "momentum": 0.8}

@@ -90,6 +90,10 @@ def knn_main(arguments: Sequence[str]) -> None:
     parser.add_argument("--distance", choices=DISTANCES, nargs="+", default=list(DISTANCES))
     parser.add_argument("--temperature", type=float, default=TEMPERATURE, help="of cosine")
     given = parser.parse_args(arguments)
+    if min(given.k) < 1 or not given.temperature > 0:
+        raise UsageError(
+            f"-k {given.k} --temperature {given.temperature}: expected whole numbers from 1 on, and above 0"
+        )
     settings = {"ks": given.k, "distances": given.distance, "temperature": given.temperature}
     _each("knn", given.folders, lambda _, features: knn(features, **settings), settings)
 
@@ -124,13 +128,16 @@ def is_setting(argument: str) -> bool:
 
 def umap_main(arguments: Sequence[str]) -> None:
     """``emim-solo umap FOLDER ...``."""
-    from emim_solo.evaluation.umap import make_pictures
+    from emim_solo.evaluation.umap import check_installed, make_pictures
 
     parser = folders_parser("umap", "UMAP of each checkpoint by the suite, and of all of them in one aligned layout.")
     parser.add_argument("--output", type=Path, default=Path("umap"), help="folder for the pictures")
     parser.add_argument("--limit", type=int, default=2000, help="number of images at most in each picture")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(arguments)
+    check_installed()
+    if given.limit < 1 or given.seed < 0:
+        raise UsageError(f"--limit {given.limit} --seed {given.seed}: expected at least 1 and 0")
     checkpoints = [open_checkpoint(folder) for folder in given.folders]
     names = distinct_names(checkpoints)
     output = files.writable_folder(given.output.expanduser(), "--output")
@@ -146,7 +153,7 @@ def distinct_names(checkpoints: Sequence[Checkpoint]) -> list[str]:
     places = [checkpoint.folder.resolve().parts for checkpoint in checkpoints]
     if len(set(places)) < len(places):
         raise UsageError("the same checkpoint is named twice: give each folder once")
-    names = [str(checkpoint.cfg.name) for checkpoint in checkpoints]
+    names = [files.as_name(str(checkpoint.cfg.name)) for checkpoint in checkpoints]  # the suite's own may be paths
     for depth in range(1, max(map(len, places)) + 1):
         distinct = [
             name if names.count(name) == 1 else "-".join([name, *place[-depth:]])

@@ -321,6 +321,12 @@ def _torchs_threads_kept() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+def check_installed() -> None:
+    """Raises UsageError where umap-learn, an extra, is missing."""
+    if importlib.util.find_spec("umap") is None:
+        raise UsageError("UMAP pictures need umap-learn: pip install 'emim-solo[umap]'")
+
+
 @_torchs_threads_kept()
 def make_pictures(
     features: Mapping[str, Features],
@@ -348,8 +354,7 @@ def make_pictures(
     Raises:
         UsageError: umap-learn is not installed, or the methods did not see the same images.
     """
-    if importlib.util.find_spec("umap") is None:
-        raise UsageError("UMAP pictures need umap-learn: pip install 'emim-solo[umap]'")
+    check_installed()
     folder.mkdir(parents=True, exist_ok=True)
     train, val = load_suite().evaluation_datasets(cfg)
     metrics: dict[str, dict[str, float]] = {name: {} for name in features}
