@@ -70,6 +70,11 @@ def names(folder: str | os.PathLike[str]) -> list[str]:
     return sorted(path.name for path in find(folder).iterdir() if _is_whole(path))
 
 
+def protocols() -> list[str]:
+    """Names of the shipped protocols of ``emim-solo score``."""
+    return sorted(path.stem for path in (root() / "score").glob("*.yaml"))
+
+
 def copy(target: str | os.PathLike[str], *, force: bool = False) -> list[Path]:
     """Copy every shipped file into ``target``, keeping the folders.
 
@@ -121,10 +126,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"in '{root()}', usable from anywhere as --config-path FOLDER --config-name FILE:")
     for folder in folders():
         print(f"  {folder}: {', '.join(names(root() / folder))}")
+    print(f"protocols of emim-solo score, usable as --protocol NAME: {', '.join(protocols())}")
     print("for the scripts of a solo-learn clone, to be copied and run with bash:")
     print(f"  {', '.join(path.as_posix() for path in files() if path.suffix == '.sh')}")
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether a file is a config of its own, not a part of others (``_base.yaml``, ``augmentations/``)."""
-    return path.suffix == ".yaml" and not path.name.startswith("_") and path.parent.name != "augmentations"
+    """Whether a file is a config of its own, not a part of others (``_base.yaml``, ``augmentations/``) or a protocol."""
+    parts = ("augmentations", "score")
+    return path.suffix == ".yaml" and not path.name.startswith("_") and path.parent.name not in parts

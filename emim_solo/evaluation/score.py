@@ -93,7 +93,7 @@ class Protocol:
         shipped = configs.root() / "score"
         path = Path(name).expanduser() if Path(name).expanduser().is_file() else shipped / f"{name}.yaml"
         if not path.is_file():
-            names = ", ".join(sorted(file.stem for file in shipped.glob("*.yaml")))
+            names = ", ".join(configs.protocols())
             raise UsageError(f"no protocol '{name}': expected a YAML file, or a shipped one: {names}")
         try:
             changed = OmegaConf.merge(OmegaConf.create(files.read_text(path)), OmegaConf.from_dotlist(list(changes)))
