@@ -183,11 +183,11 @@ def test_shipped_configs_have_every_key(name):
 
 
 def test_the_demo_is_the_digits_but_for_what_its_head_says():
-    """Half the epochs and the side, twice the batch at the same rate a step, channels last: nothing else, and the same for all methods."""
+    """Fewer epochs, half the side, twice the batch at the same rate a step, channels last: nothing else, and the same for all methods."""
     digits, demo = (OmegaConf.load(plan.configs.root() / "benchmark" / f"{name}.yaml") for name in ("digits", "demo"))
     changed = {key for key in plan.DEFAULTS if digits[key] != demo[key]}
     assert changed == {"dir", "max_epochs", "run", "umap"}
-    assert demo.max_epochs * 2 == digits.max_epochs
+    assert demo.max_epochs < digits.max_epochs
     assert demo.methods == digits.methods
     found = {}
     for name, cfg in (("digits", digits), ("demo", demo)):
