@@ -71,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         _exit(f"unknown command '{command}': expected one of {', '.join(COMMANDS)}")
     # torchmetrics 0.11, which the suite needs, says this at every start; setuptools<81 is among our dependencies.
     warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
+    warnings.filterwarnings("ignore", message=r"`torch\.cuda\.amp\.custom_", category=FutureWarning)  # of the suite's
     if not sys.stdout.isatty():  # a log file keeps every state of Lightning's bars: one in a thousand will do
         os.environ.setdefault("TQDM_MINITERS", "1000")
     try:
