@@ -80,13 +80,13 @@ def open_checkpoint(folder: Path | str) -> Checkpoint:
     suite = load_suite()
     if cfg.method not in suite.methods():
         raise UsageError(f"'{folder}' is of method '{cfg.method}', which solo-learn {suite.version} does not have")
-    path = last_checkpoint(folder)
-    if path is None:
+    found = _last_whole(folder)
+    if found is None:
         raise UsageError(
             f"no checkpoint in '{folder}': expected a .ckpt file; train again with checkpoint.enabled=True"
         )
-    check_generation(path, load(path))
-    return Checkpoint(folder, path, cfg)
+    check_generation(*found)
+    return Checkpoint(folder, found[0], cfg)
 
 
 def by_epoch(folder: Path) -> list[tuple[int, Path]]:
@@ -105,16 +105,22 @@ def last_checkpoint(folder: Path) -> Path | None:
     Raises:
         DamagedCheckpoint: there are checkpoints and none of them is whole.
     """
+    found = _last_whole(folder)
+    return None if found is None else found[0]
+
+
+def _last_whole(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """That checkpoint and what is in it: to know that it is whole it has to be read."""
     damaged: list[DamagedCheckpoint] = []
     for _, path in by_epoch(folder)[::-1]:
         try:
-            load(path)
+            contents = load(path)
         except DamagedCheckpoint as error:
             damaged.append(error)
             continue
         for newer in damaged:
-            warnings.warn(f"{newer}; '{path.name}' is taken", stacklevel=2)
-        return path
+            warnings.warn(f"{newer}; '{path.name}' is taken", stacklevel=3)
+        return path, contents
     if damaged:
         raise damaged[0]
     return None

@@ -10,7 +10,6 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(stopped.status) from None
 
 
-@contextmanager
+@contextlib.contextmanager
 def _one_line() -> Iterator[None]:
     """What a user can mend is one line; a fault of ours keeps its traceback."""
     try:
