@@ -71,7 +71,7 @@ def open_checkpoint(folder: Path | str) -> Checkpoint:
             f"no {ARGUMENTS} in '{folder}': expected the folder of a run, <checkpoint.dir>/<method>/<version>, "
             "as the pretraining prints it"
         )
-    cfg = OmegaConf.create(files.read_json(folder / ARGUMENTS, dict))
+    cfg = OmegaConf.create(files.read_json(folder / ARGUMENTS))
     odd = [key for key in ("name", "method", "seed", "data", "backbone") if cfg.get(key) is None]
     if odd:
         raise UsageError(
@@ -205,7 +205,7 @@ def stored_arguments(path: Path) -> dict[str, Any]:
     if not arguments.is_file():
         return {}
     try:
-        return files.read_json(arguments, dict)
+        return files.read_json(arguments)
     except UsageError as error:
         warnings.warn(str(error), stacklevel=2)
         return {}

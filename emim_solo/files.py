@@ -10,11 +10,9 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from emim_solo.errors import UsageError
-
-Kind = TypeVar("Kind", dict, list)
 
 _NOT_OURS_TO_MEND = {
     errno.ENOSPC,
@@ -65,21 +63,20 @@ def read_text(path: str | os.PathLike[str]) -> str:
         raise UsageError(f"'{path}' is not UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8") from error
 
 
-def read_json(path: str | os.PathLike[str], kind: type[Kind]) -> Kind:
-    """The object (``dict``) or array (``list``) in a JSON file.
+def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The object in a JSON file.
 
     Raises:
         UsageError: it holds something else, or is damaged.
     """
-    expected = {dict: "an object", list: "an array"}[kind]
     try:
         content = json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise UsageError(
-            f"'{path}' is damaged: {error}; expected {expected} in JSON: put a whole copy in its place, or remove it"
+            f"'{path}' is damaged: {error}; expected an object in JSON: put a whole copy in its place, or remove it"
         ) from error
-    if not isinstance(content, kind):
-        raise UsageError(f"'{path}' is damaged: expected {expected} in JSON, got {type(content).__name__}; remove it")
+    if not isinstance(content, dict):
+        raise UsageError(f"'{path}' is damaged: expected an object in JSON, got {type(content).__name__}; remove it")
     return content
 
 

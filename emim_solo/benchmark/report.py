@@ -293,7 +293,7 @@ def _read_spectra(folder: Path, results: Results) -> dict[tuple[str, int], dict[
     for name, seed in results.rows:
         path = spectrum_file(folder, name, seed)
         if path.is_file():
-            found[name, seed] = files.read_json(path, dict)
+            found[name, seed] = files.read_json(path)
     return found
 
 
@@ -303,7 +303,7 @@ def _umap(folder: Path, results: Results) -> dict[str, Any] | None:
         path = folder / "umap" / f"{split}.json"
         if not path.is_file():
             continue
-        content = files.read_json(path, dict)
+        content = files.read_json(path)
         sprite = path.with_suffix(".webp")
         if sprite.is_file():
             content["sprite"] = "data:image/webp;base64," + base64.b64encode(sprite.read_bytes()).decode()
