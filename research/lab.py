@@ -5,7 +5,8 @@
 For comparing objectives with each other, not for absolute numbers. CIFAR10_FOLDER holds train/<class>/* and
 test/<class>/*. Trains on the first `images` of a fixed shuffle of the training images and scores on the next 20,000
 ("val"), or on the test images with `--split test`. A trial is a mapping in the YAML file, over the defaults in
-`SETTINGS`; every trial and seed is one line of ROWS.jsonl, and those that are there already are not run again.
+`SETTINGS`; every trial and seed is one line of ROWS.jsonl, and those that are there already are not run again. With
+`--protocol` each is scored without labels, too, on images that are in neither part (label_free.py reads those rows).
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ import yaml
 from sklearn.linear_model import RidgeClassifier
 from torch import Tensor, nn
 
+from emim_solo.rows import config_hash
+
 SETTINGS: dict[str, Any] = {
     "loss": "emim",  # a name of losses()
     "kwargs": {},
@@ -48,9 +51,19 @@ SETTINGS: dict[str, Any] = {
     "momentum": 0.0,  # of a target encoder for the second view; 0 for none
     "predictor": 0,  # hidden width, 0 for none
     "features_weight": 0.0,  # of the same loss on the backbone's features
+    "width": 16,  # of the network
+    "crop_min": 0.2,  # the least share of an image that a view shows
+    "colour": 1.0,  # strength of colour jitter
+    "bank": None,  # labelled images that k-NN and the classifier know; all that were trained on
+    "validation_from": None,  # place in the shuffle of the first validation image; `images`
 }
 CROP, SMALL = 24, 16
 JUDGED = 4096  # held-out images that MI and rank are measured on
+CAPABILITIES = {name for name, there in torch.cpu.get_capabilities().items() if there is True}
+FEATURES = {"avx2", "avx512_f", "avx512_bf16", "amx_bf16"}
+PRECISION = (
+    torch.bfloat16 if CAPABILITIES & {"avx512_bf16", "amx_bf16"} else torch.float32
+)  # emulated: ten times slower
 MEAN = torch.tensor([0.4914, 0.4822, 0.4465]).view(1, 3, 1, 1)
 STD = torch.tensor([0.247, 0.243, 0.261]).view(1, 3, 1, 1)
 
@@ -67,8 +80,9 @@ def images_of(folder: Path) -> tuple[Tensor, Tensor]:
     return torch.tensor(stored["x"]).permute(0, 3, 1, 2).contiguous(), torch.tensor(stored["y"]).long()
 
 
-def augment(x: Tensor, size: int = CROP, scale: tuple[float, float] = (0.2, 1.0)) -> Tensor:
+def augment(x: Tensor, size: int = CROP, scale: tuple[float, float] = (0.2, 1.0), colour: float = 1.0) -> Tensor:
     """Random resized crop, flip, brightness, contrast, saturation, hue, grayscale: each image its own."""
+    spread = 1.2 * colour
     n = x.shape[0]
     side = torch.empty(n).uniform_(*scale).sqrt()
     ratio = torch.empty(n).uniform_(math.log(3 / 4), math.log(4 / 3)).exp().sqrt()
@@ -81,21 +95,21 @@ def augment(x: Tensor, size: int = CROP, scale: tuple[float, float] = (0.2, 1.0)
     grid = F.affine_grid(theta, [n, 3, size, size], align_corners=False)
     x = F.grid_sample(x, grid, align_corners=False, padding_mode="reflection")
     jittered = (torch.rand(n, 1, 1, 1) < 0.8).float()
-    x = x * (1 + jittered * (torch.rand(n, 1, 1, 1) * 1.2 - 0.6))
+    x = x * (1 + jittered * (torch.rand(n, 1, 1, 1) * spread - spread / 2))
     # Contrast, saturation and hue are one 3 x 3 colour matrix and an offset for each image.
     mean = x.mean((1, 2, 3), keepdim=True)
-    contrast = 1 + jittered * (torch.rand(n, 1, 1, 1) * 1.2 - 0.6)
-    saturation = (1 + jittered * (torch.rand(n, 1, 1, 1) * 1.2 - 0.6)).view(n, 1, 1)
-    angle = jittered.view(n) * (torch.rand(n) * 2 - 1) * 0.6
+    contrast = 1 + jittered * (torch.rand(n, 1, 1, 1) * spread - spread / 2)
+    saturation = (1 + jittered * (torch.rand(n, 1, 1, 1) * spread - spread / 2)).view(n, 1, 1)
+    angle = jittered.view(n) * (torch.rand(n) * 2 - 1) * spread / 2
     k = 1 / 3**0.5
     cross = torch.tensor([[0, -k, k], [k, 0, -k], [-k, k, 0]])
     hue = torch.eye(3) + angle.sin().view(n, 1, 1) * cross + (1 - angle.cos()).view(n, 1, 1) * (cross @ cross)
     luma = torch.tensor([0.299, 0.587, 0.114]).expand(3, 3)
-    colour = hue @ (saturation * torch.eye(3) + (1 - saturation) * luma)
+    mixed = hue @ (saturation * torch.eye(3) + (1 - saturation) * luma)
     gray = torch.rand(n, 1, 1) < 0.2
-    colour = torch.where(gray, luma, colour)
+    mixed = torch.where(gray, luma, mixed)
     offset = (1 - contrast) * mean
-    x = torch.einsum("nij,njhw->nihw", colour, x * contrast + offset)
+    x = torch.einsum("nij,njhw->nihw", mixed, x * contrast + offset)
     return ((x.clamp(0, 1) - MEAN) / STD).contiguous(memory_format=torch.channels_last)
 
 
@@ -129,14 +143,14 @@ def encoder(width: int = 16) -> tuple[nn.Module, int]:
 
 
 class Model(nn.Module):
-    """The network in bfloat16 where it is cheap, the embeddings in float32."""
+    """The network in bfloat16 where the processor has it, the embeddings in float32."""
 
     def __init__(self, net: nn.Module, projector: nn.Module) -> None:
         super().__init__()
         self.net, self.projector = net, projector
 
     def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=torch.bfloat16 == PRECISION):
             self.h = self.net(x).float()
         embeddings: Tensor = self.projector(self.h)
         return embeddings
@@ -160,6 +174,38 @@ def features(net: nn.Module, images: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
+class Swav(nn.Module):
+    """The suite's SwAV loss over its prototypes and their Sinkhorn assignments, without a queue."""
+
+    def __init__(self, dim: int, prototypes: int = 300, temperature: float = 0.1) -> None:
+        from solo.utils.sinkhorn_knopp import SinkhornKnopp
+
+        super().__init__()
+        self.prototypes, self.assign, self.temperature = (
+            nn.Linear(dim, prototypes, bias=False),
+            SinkhornKnopp(),
+            temperature,
+        )
+
+    def forward(self, *z: Tensor) -> Any:
+        from solo.losses.swav import swav_loss_func
+
+        weight = F.normalize(self.prototypes.weight, dim=1)
+        scores = [F.normalize(view, dim=1) @ weight.T for view in z]
+        return swav_loss_func(scores, [self.assign(view.detach()) for view in scores], self.temperature)
+
+
+class Supervised(nn.Module):
+    """Cross-entropy of a linear classifier on the embeddings: a control."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.classifier = nn.Linear(dim, 10)
+
+    def forward(self, *z: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(self.classifier(torch.cat(z)), labels.repeat(len(z)))
+
+
 def losses() -> dict[str, Any]:
     """The suite's own baselines, EMIM, and what was tried for it."""
     import candidates
@@ -167,14 +213,20 @@ def losses() -> dict[str, Any]:
     from emim_solo.suite import load_suite
 
     load_suite()
-    from solo.losses import barlow_loss_func, vicreg_loss_func
+    from solo.losses.barlow import barlow_loss_func
+    from solo.losses.byol import byol_loss_func
+    from solo.losses.simclr import simclr_loss_func
+    from solo.losses.simsiam import simsiam_loss_func
+    from solo.losses.vicreg import vicreg_loss_func
 
     def over_pairs(loss: Any) -> Any:
         """A loss of two views averaged over all pairs of views: what the suite does not have, as a control."""
         return lambda *z, **kwargs: torch.stack([loss(a, b, **kwargs) for a, b in combinations(z, 2)]).mean()
 
     suites = {"barlow_twins": barlow_loss_func, "vicreg": vicreg_loss_func}
-    return suites | {f"{name}_pairs": over_pairs(loss) for name, loss in suites.items()} | candidates.LOSSES
+    others = {"byol": byol_loss_func, "simsiam": simsiam_loss_func, "simclr": simclr_loss_func}
+    pairs = {f"{name}_pairs": over_pairs(loss) for name, loss in suites.items()}
+    return suites | others | pairs | {"swav": Swav, "supervised": Supervised} | candidates.LOSSES
 
 
 def optimiser_of(parameters: list[nn.Parameter], s: dict[str, Any]) -> tuple[Any, torch.optim.Optimizer]:
@@ -196,18 +248,21 @@ def batches(count: int, size: int) -> Iterator[Tensor]:
     yield from order[: count - count % size].split(size)
 
 
-def train(s: dict[str, Any], seed: int, images: Tensor) -> tuple[Model, dict[str, Any]]:
-    """Trains on the images with the settings `s`."""
+def train(s: dict[str, Any], seed: int, images: Tensor, labels: Tensor) -> tuple[Model, dict[str, Any]]:
+    """Trains on the images with the settings `s`; the labels are for the loss "supervised" alone."""
     torch.manual_seed(seed)
-    net, width = encoder()
+    net, width = encoder(s["width"])
     projector = mlp([width, *[s["hidden"]] * (s["layers"] - 1), s["dim"]])
     predictor = mlp([s["dim"], s["predictor"], s["dim"]]) if s["predictor"] else nn.Identity()
     model = Model(net, projector)
     target = copy.deepcopy(model).requires_grad_(False) if s["momentum"] else None
     loss_func = losses()[s["loss"]]
-    loss_func = loss_func(**s["kwargs"]) if isinstance(loss_func, type) else loss_func
+    if isinstance(loss_func, type):
+        loss_func = loss_func(**s["kwargs"], **({"dim": s["dim"]} if loss_func in (Swav, Supervised) else {}))
     kwargs = {} if isinstance(loss_func, nn.Module) else s["kwargs"]
     parameters = [*model.parameters(), *predictor.parameters()]
+    if isinstance(loss_func, nn.Module):
+        parameters += loss_func.parameters()
     optimiser, scheduled = optimiser_of(parameters, s)
     steps = len(images) // s["batch"]
     total = s["epochs"] * steps
@@ -219,19 +274,24 @@ def train(s: dict[str, Any], seed: int, images: Tensor) -> tuple[Model, dict[str
         last = 0.0
         for index in batches(len(images), s["batch"]):
             x = images[index].float() / 255
-            large = torch.cat([augment(x) for _ in range(s["views"])])
+            if s["loss"] == "supervised":
+                kwargs = {"labels": labels[index]}
+            large = torch.cat([augment(x, CROP, (s["crop_min"], 1.0), s["colour"]) for _ in range(s["views"])])
             z = list(model(large).chunk(s["views"]))
             h = model.h.chunk(s["views"])
             if s["small_views"]:
                 small = torch.cat([augment(x, SMALL, (0.1, 0.4)) for _ in range(s["small_views"])])
                 z += model(small).chunk(s["small_views"])
-            if target is None:
+            if target is None and not s["predictor"]:
                 loss = loss_func(*z, **kwargs)
                 if s["features_weight"]:
                     loss = loss + s["features_weight"] * loss_func(*h, **kwargs)
             else:
-                with torch.no_grad():
-                    t1, t2 = target(large).chunk(2)
+                if target is None:  # SimSiam: the gradient stops
+                    t1, t2 = (view.detach() for view in z)
+                else:
+                    with torch.no_grad():
+                        t1, t2 = target(large).chunk(2)
                 z1, z2 = predictor(z[0]), predictor(z[1])
                 loss = (loss_func(z1, t2, **kwargs) + loss_func(z2, t1, **kwargs)) / 2
             if not torch.isfinite(loss):
@@ -262,6 +322,41 @@ def judge(model: Model, images: Tensor) -> dict[str, float]:
     return {name: round(found[name], 3) for name in ("mi", "mi_null", "effective_rank", "spread", "collapsed")}
 
 
+@torch.no_grad()
+def score_without_labels(model: Model, images: Tensor, protocol: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """The package's scores of the protocol's views of its first images, by the name of the features and of a variant."""
+    from emim_solo.scores import NAMES, scores
+
+    model.eval()
+    x = images[: protocol["images"]].float() / 255
+    found: dict[str, dict[str, float]] = {}
+
+    def add(name: str, features: Sequence[Tensor], noise_variance: float, names: Sequence[str] = NAMES) -> None:
+        values = scores(
+            torch.stack(list(features), 1),
+            noise_variance=noise_variance,
+            delta=protocol["delta"],
+            seed=protocol["seed"],
+        )
+        found[name] = {key: round(values[key], 4) for key in names}
+
+    for variant, views in protocol["augmentations"].items():
+        torch.manual_seed(protocol["seed"])
+        backbone, projector = [], []
+        for _ in range(protocol["views"]):
+            view = augment(x, CROP, (views["crop_min"], 1.0), views["colour"])
+            projector.append(model(view))
+            backbone.append(model.h)
+        if variant == "default":
+            add("backbone", backbone, protocol["noise_variance"])
+            add("projector", projector, protocol["noise_variance"])
+            for noise_variance in protocol["other_noise_variances"]:
+                add(f"backbone, e = {noise_variance}", backbone, noise_variance, NAMES[:2])
+        else:
+            add(f"backbone, {variant} views", backbone, protocol["noise_variance"], NAMES[:2])
+    return found
+
+
 def score(net: nn.Module, train_set: tuple[Tensor, Tensor], held_out: tuple[Tensor, Tensor]) -> dict[str, float]:
     """Top-1 accuracy in percent of the suite's k-NN (k = 20, cosine) and of a ridge classifier on the features."""
     from emim_solo.evaluation.knn import knn_accuracy
@@ -279,15 +374,20 @@ def run(job: tuple[str, dict[str, Any], int, argparse.Namespace]) -> dict[str, A
     started = time.time()
     x, y = images_of(arguments.data / "train")
     shuffled = torch.tensor(np.random.RandomState(0).permutation(len(y)))
-    chosen, rest, _ = shuffled.tensor_split((settings["images"], settings["images"] + settings["validation_images"]))
+    chosen, first = shuffled[: settings["images"]], settings["validation_from"] or settings["images"]
+    rest, unseen = shuffled[first:].tensor_split((settings["validation_images"],))
+    bank = chosen[: settings["bank"]]
     held_out = images_of(arguments.data / "test") if arguments.split == "test" else (x[rest], y[rest])
     row: dict[str, Any] = {"trial": name, "seed": seed, "split": arguments.split}
     try:
-        model, report = train(settings, seed, x[chosen])
-        row |= score(model.net, (x[chosen], y[chosen]), held_out) | report | judge(model, held_out[0])
-    except FloatingPointError as error:
+        model, report = train(settings, seed, x[chosen], y[chosen])
+        row |= score(model.net, (x[bank], y[bank]), held_out) | report | judge(model, held_out[0])
+        if protocol := arguments.protocol and yaml.safe_load(arguments.protocol.read_text()):
+            row |= {"scores": score_without_labels(model, x[unseen], protocol), "protocol": config_hash(protocol)}
+    except (FloatingPointError, ValueError) as error:
         row |= {"failed": str(error)}
-    return row | {"settings": settings, "seconds": round(time.time() - started)}
+    machine = {"precision": str(PRECISION).removeprefix("torch."), "processor": sorted(CAPABILITIES & FEATURES)}
+    return row | machine | {"settings": settings, "seconds": round(time.time() - started)}
 
 
 def trials_of(path: Path) -> dict[str, dict[str, Any]]:
@@ -307,11 +407,12 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", help="names of trials; all otherwise")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--split", choices=("val", "test"), default="val")
+    parser.add_argument("--protocol", type=Path, help="YAML: score without labels, too")
     parser.add_argument("--jobs", type=int, default=2, help="processes, of one thread each")
     arguments = parser.parse_args()
     trials = trials_of(arguments.trials)
     lines = arguments.rows.read_text().splitlines() if arguments.rows.exists() else []
-    done = [(row["settings"], row["seed"], row["split"]) for row in map(json.loads, lines)]
+    done = [(SETTINGS | row["settings"], row["seed"], row["split"]) for row in map(json.loads, lines)]
     jobs = [
         (name, settings, seed, arguments)
         for seed in arguments.seeds
