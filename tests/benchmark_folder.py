@@ -80,6 +80,14 @@ def write_rows(
                     f"{part}_collapsed": float(name == collapsed and seed == 1),
                 }
             add("diagnostics", diagnostics)
+            information = {"view_information": mi / 2 + score / 10, "view_information_half_width": 0.3, "rankme": 50.0}
+            shape = {
+                "settings": {"views": 8, "features": "backbone"},
+                "protocol": "abc",
+                "images": 1000,
+                "of": "validation",
+            }
+            add("score", information, **shape)
             add("umap", {"val_trustworthiness": 0.97, "val_silhouette": 0.5})
     return folder
 

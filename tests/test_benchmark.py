@@ -26,7 +26,9 @@ from emim_solo.benchmark.cost import loading_seconds, measure, stage_seconds
 from emim_solo.benchmark.report import write_report
 from emim_solo.benchmark.results import collect, headline
 from emim_solo.benchmark.runner import Runner, run_benchmark
+from emim_solo.checkpoints import open_checkpoint
 from emim_solo.errors import UsageError
+from emim_solo.evaluation.score import Protocol, score_checkpoint
 from emim_solo.pretraining import pretrain
 
 DRIVER = Path(__file__).with_name("benchmark_driver.py")
@@ -55,6 +57,7 @@ def settings(few_digits):
             },
             "linear": {"max_epochs": 5},
             "diagnostics": {"images": 64, "steps": 2},
+            "score": {"protocol": "digits"},
             "umap": {"images": 40},
         }
         return OmegaConf.merge(base, changes)
@@ -209,7 +212,7 @@ def test_the_demo_is_the_digits_but_for_what_its_head_says():
 
 def test_every_stage_of_every_run_is_one_row(finished):
     found = [(row["name"], row["seed"], row["stage"]) for row in rows.read(finished / "rows.jsonl")]
-    stages = ("pretrain", "knn", "logistic", "linear", "diagnostics")
+    stages = ("pretrain", "knn", "logistic", "linear", "diagnostics", "score")
     expected = {(name, seed, stage) for name in ("emim", "vicreg") for seed in (0, 1) for stage in stages}
     expected |= {("emim", 0, "umap"), ("vicreg", 0, "umap")}
     assert len(found) == len(expected)
@@ -249,7 +252,7 @@ def test_the_expected_time_is_that_of_the_steps_and_epochs(settings, tmp_path):
     few, many = (stage_seconds(cfg, cost, evaluation, methods=2) for cfg in cfgs)
     assert many["pretrain"] == pytest.approx(100 * few["pretrain"]) == pytest.approx(300 * cost.epoch_seconds)
     assert all(0 < seconds < math.inf for seconds in few.values())
-    assert few.keys() == {"pretrain", "knn", "logistic", "linear", "diagnostics", "umap"}
+    assert few.keys() == {"pretrain", "knn", "logistic", "linear", "diagnostics", "score", "umap"}
 
 
 def test_loading_that_is_slower_than_the_steps_is_seen():
@@ -299,6 +302,29 @@ def test_cost_and_collapse_are_among_the_diagnostics(finished):
         assert "loss_share" not in by_run[name, 1], "measured once for each method"
         assert by_run[name, 1]["projector_collapsed"] in (0, 1)
         assert math.isfinite(by_run[name, 1]["backbone_mi_null"])
+
+
+def test_the_score_is_that_of_the_command_in_the_table_and_beside_the_accuracy(finished, capsys):
+    scored = {
+        row["name"]: row for row in rows.read(finished / "rows.jsonl") if row["stage"] == "score" if row["seed"] == 0
+    }
+    for name, row in scored.items():
+        (folder,) = (finished / row["method"]).glob(f"{name}-seed0-*")
+        row_of_command = score_checkpoint(open_checkpoint(folder), Protocol.read("digits"), neighbours=False)
+        assert row_of_command["metrics"] == pytest.approx(row["metrics"], nan_ok=True)
+        assert row_of_command["protocol"] == row["protocol"] == Protocol.read("digits").hash
+    page = (finished / "report.html").read_text()
+    assert "Spearman’s rank correlation" in page
+    assert f"8 views of {row['images']} validation images, protocol {row['protocol']}" in page
+    assert "View information (nats)" in (finished / "table.md").read_text()
+
+
+def test_without_the_score_it_is_neither_made_nor_missed(settings, tmp_path, capsys):
+    run_benchmark(settings(tmp_path / "b", only="emim", seeds=[0], max_epochs=1, score={"enabled": False}))
+    assert "score" not in {row["stage"] for row in rows.read(tmp_path / "b" / "rows.jsonl")}
+    said = capsys.readouterr().out
+    assert "View information" not in said
+    assert "Not finished" not in said
 
 
 def test_everything_is_where_the_last_line_says(finished):
@@ -467,7 +493,8 @@ def test_images_without_labels_from_start_to_report(settings, few_digits, tmp_pa
     run = {"data": {"train_path": str(heap), "val_path": None, "embedded": None, "no_labels": True}}
     run_benchmark(settings(tmp_path / "b", run=run, seeds=[0], max_epochs=1))
     made = rows.read(tmp_path / "b" / "rows.jsonl")
-    assert {row["stage"] for row in made} == {"pretrain", "diagnostics", "umap"}
+    assert {row["stage"] for row in made} == {"pretrain", "diagnostics", "score", "umap"}
+    assert [row["of"] for row in made if row["stage"] == "score"] == ["training"] * 2
     metrics = {name: value for row in made for name, value in row["metrics"].items()}
     assert not [name for name in metrics if "acc" in name or "class_loss" in name or "silhouette" in name]
     assert metrics["projector_mi"] > 0
@@ -493,7 +520,11 @@ def test_one_class_keeps_no_run_from_being_made(settings, few_digits, tmp_path, 
         run["data"][f"{split}_path"] = str(tmp_path / split)
     changes = {"seeds": [0], "max_epochs": 1, "umap": {"enabled": False}, "run": run}
     run_benchmark(settings(tmp_path / "b", **changes))
-    assert [row["stage"] for row in rows.read(tmp_path / "b" / "rows.jsonl")] == ["pretrain", "diagnostics"] * 2
+    assert [row["stage"] for row in rows.read(tmp_path / "b" / "rows.jsonl")] == [
+        "pretrain",
+        "diagnostics",
+        "score",
+    ] * 2
     assert "No accuracies: a single class." in capsys.readouterr().out
     with pytest.raises(SystemExit):
         cli.main(["linear", str(next((tmp_path / "b" / "emim").iterdir()))])

@@ -30,6 +30,7 @@ STAGE_OF = {
     "linear": ("linear", "acc1"),
     "logistic": ("logistic", "backbone_acc1"),
     "knn": ("knn", "backbone_cosine_k20"),
+    "score": ("score", "view_information"),
     "rank": ("diagnostics", "backbone_effective_rank"),
     "loss_share": ("diagnostics", "loss_share"),
 }
@@ -112,6 +113,31 @@ def test_deviation_from_equal_terms_is_printed(tmp_path):
         assert "slow deviates from equal terms: max_epochs 10 (others 20)" in path.read_text()
     assert "Not finished: slow seed 0" in written.markdown.read_text()
     assert "Equal terms: same" not in written.markdown.read_text()
+
+
+def test_the_score_stands_beside_the_accuracy(folder):
+    scored = charts.scored_runs(results.collect(rows.read(folder / "rows.jsonl")))
+    assert len(scored) == 8, "nine runs, one with NaN"
+    ours = from_rows(folder, "emim", "score"), from_rows(folder, "emim", "linear"), from_rows(folder, "emim", "knn")
+    assert [run[1:] for run in scored if run[0] == "emim"] == [
+        pytest.approx((score, 0.3, (linear + knn) / 2)) for score, linear, knn in zip(*ours, strict=True)
+    ]
+    ranks = [stats.rankdata([run[i] for run in scored]) for i in (1, 3)]
+    rho = f"{np.corrcoef(*ranks)[0, 1]:.2f} over 8 runs"
+    assert rho in (folder / "report.html").read_text()
+    assert charts.rank_correlation([("a", 1.0, 0.1, 90.0 - i) for i in range(5)]) == "", "all scores are one"
+    assert "−1.00" in charts.rank_correlation([("a", float(i), 0.1, 90.0 - i) for i in range(5)])
+
+
+def test_scores_of_two_protocols_are_named(tmp_path):
+    write_rows(tmp_path, seeds=2)
+    lines = (tmp_path / "rows.jsonl").read_text().splitlines()
+    last = max(i for i, line in enumerate(lines) if '"stage": "score"' in line)
+    lines[last] = lines[last].replace('"protocol": "abc"', '"protocol": "xyz"')
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines) + "\n")
+    assert any(
+        "different protocols" in note for note in results.notes(results.collect(rows.read(tmp_path / "rows.jsonl")))
+    )
 
 
 def test_latex_escapes_and_markdown_lines_up(folder):

@@ -18,10 +18,12 @@ from markupsafe import escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from scipy import stats
 
 from emim_solo.benchmark.curves import Curve
 from emim_solo.benchmark.results import HEADLINE, Metric, Results
 from emim_solo.benchmark.statistics import Estimate
+from emim_solo.evaluation.palette import MARKERS
 
 METHOD_COLOURS: tuple[tuple[str, str], ...] = (
     ("#0072b2", "#56b4e9"),
@@ -336,6 +338,64 @@ def information(results: Results, features: str, name: str) -> str:
 
     title = f"Mutual information of {features} features of two views, beside its null"
     return draw(name, title, paint, height=0.75 + 0.42 * len(results.names))
+
+
+ScoredRun = tuple[str, float, float, float]
+
+
+def scored_runs(results: Results) -> list[ScoredRun]:
+    """Method, score, half width of its interval and accuracy of each run that has been scored and has labels."""
+    by_key = {metric.key: metric for metric in HEADLINE}
+    width = Metric("width", "", "", "score", ("view_information_half_width",), 1)
+    found = []
+    for method in results.names:
+        score, half, linear, knn = (
+            results.values(method, metric) for metric in (by_key["score"], width, by_key["linear"], by_key["knn"])
+        )
+        for seed in score.keys() & half.keys() & linear.keys() & knn.keys():
+            run = (method, score[seed], half[seed], (linear[seed] + knn[seed]) / 2)
+            if all(map(math.isfinite, run[1:])):
+                found.append(run)
+    return found
+
+
+def rank_correlation(scored: Sequence[ScoredRun]) -> str:
+    """Spearman's, in words; with three runs or fewer it says nothing."""
+    if len(scored) < 4 or len({run[1] for run in scored}) == 1 or len({run[3] for run in scored}) == 1:
+        return ""
+    rho = stats.spearmanr([run[1] for run in scored], [run[3] for run in scored]).statistic
+    return f"Spearman’s rank correlation {rho:.2f} over {len(scored)} runs".replace("-", "−")
+
+
+def score_against_accuracy(results: Results, scored: Sequence[ScoredRun], name: str) -> str:
+    """Every run by its score, with the interval over images, and its accuracy."""
+    own = colours(results)
+
+    def paint(axes: Axes) -> None:
+        handles = []
+        for method in dict.fromkeys(run[0] for run in scored):
+            _, scores, widths, accuracies = zip(*(run for run in scored if run[0] == method), strict=True)
+            marker = MARKERS[results.names.index(method) // len(METHOD_COLOURS) % len(MARKERS)]
+            axes.errorbar(
+                scores, accuracies, xerr=widths, fmt=marker, markersize=5, elinewidth=0.8, alpha=0.85, color=own[method]
+            )
+            handles.append((method, own[method]))
+        axes.set_xlabel("view information (nats)")
+        axes.set_ylabel("mean of linear and 20-NN top-1 (%)")
+        axes.grid(axis="x")
+        for place, (method, colour) in enumerate(handles):
+            axes.annotate(
+                method,
+                (1.02, 1 - 0.085 * place),
+                xycoords="axes fraction",
+                va="top",
+                color=colour,
+                fontsize=9,
+                annotation_clip=False,
+            )
+
+    title = f"Score without labels against accuracy of the runs of {', '.join(results.names)}"
+    return draw(name, title, paint, height=max(_HEIGHT, 0.25 * len(results.names)))
 
 
 def spectra(

@@ -35,6 +35,7 @@ _LINEAR_BATCHES, _LINEAR_EPOCHS = 4, (2, 32)
 _KNN_PER_IMAGE = 0.04
 _LOGISTIC_PER_IMAGE = 0.1
 _DIAGNOSTICS = 250
+_SCORE = 500
 _UMAP = 12_000  # compiling umap-learn
 _UMAP_PER_IMAGE = 5.6  # and method
 
@@ -49,12 +50,14 @@ class Cost:
         epoch_seconds: of one epoch, loading and validation included.
         image_seconds: at most, of one image shown to the frozen model, loading included.
         images: for training.
+        held_out: images that are scored without labels: those for validation, or for training where there are no others.
     """
 
     metrics: dict[str, float]
     epoch_seconds: float
     image_seconds: float
     images: int
+    held_out: int
 
 
 class _StepTimes(Callback):
@@ -115,9 +118,11 @@ def measure(cfg: DictConfig, *, steps: int = STEPS) -> Cost:
     # DALI loads on its own: the loader above is not its.
     pace = metrics["step_seconds"] if cfg.data.format == "dali" else max(times.pace(), loading_seconds(loader))
     image_seconds = pace / cfg.optimizer.batch_size / (cfg.data.num_large_crops + cfg.data.num_small_crops)
-    shown = 0 if why_no_accuracy(cfg.data) else len(suite.evaluation_datasets(cfg)[1])  # type: ignore[arg-type]
+    images: list[Any] = [part for part in suite.evaluation_datasets(cfg) if part is not None]
+    held_out = len(images[-1])
+    shown = 0 if why_no_accuracy(cfg.data) else held_out
     epoch = pace * len(loader) / (len(cfg.devices) * cfg.num_nodes) + shown * image_seconds
-    return Cost(metrics, epoch, image_seconds, len(loader.dataset))  # type: ignore[arg-type]
+    return Cost(metrics, epoch, image_seconds, len(loader.dataset), held_out)  # type: ignore[arg-type]
 
 
 def loading_seconds(loader: DataLoader) -> float:
@@ -168,8 +173,14 @@ def stage_seconds(
         "logistic": cost.images * _LOGISTIC_PER_IMAGE * step,
         "linear": settings["linear"]["max_epochs"] * batches * step,
         "diagnostics": 2 * diagnosed * cost.image_seconds + _DIAGNOSTICS * step,
+        "score": _views(cost, settings["score"]) * cost.image_seconds + _SCORE * step,
         "umap": (_UMAP + _UMAP_PER_IMAGE * pictured * methods) * step,
     }
+
+
+def _views(cost: Cost, protocol: Mapping[str, Any]) -> int:
+    """Shown to the frozen model for the score, of which there may be none."""
+    return min(cost.held_out, protocol["images"]) * protocol["views"] if protocol else 0
 
 
 def _linear_step_seconds(cfg: DictConfig, settings: Mapping[str, Any]) -> float:

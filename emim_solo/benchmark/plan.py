@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from emim_solo.errors import UsageError
 from emim_solo.evaluation.knn import DISTANCES, KS, TEMPERATURE
 from emim_solo.evaluation.linear import DEFAULTS as LINEAR_DEFAULTS
 from emim_solo.evaluation.linear import complete_settings
+from emim_solo.evaluation.score import Protocol
 
 DEFAULTS: dict[str, Any] = {
     "dir": "runs/benchmark",
@@ -39,6 +40,7 @@ DEFAULTS: dict[str, Any] = {
     "knn": {"ks": list(KS), "distances": list(DISTANCES), "temperature": TEMPERATURE},
     "linear": LINEAR_DEFAULTS,
     "diagnostics": {"images": 2048, "steps": 4},
+    "score": {"enabled": True, "protocol": "default"},
     "umap": {"enabled": True, "images": 2000, "seed": 0},
 }
 """Every key of a benchmark's config; what each means is said in scripts/benchmark/digits.yaml."""
@@ -81,11 +83,13 @@ class Plan:
         folder: for everything that is made.
         runs: methods by seeds, one seed of every method first.
         settings: of the evaluation stages, by stage.
+        protocol: of the score without labels; None where it is not wanted.
     """
 
     folder: Path
     runs: list[Run]
     settings: dict[str, dict[str, Any]]
+    protocol: Protocol | None
 
 
 def make_plan(cfg: DictConfig) -> Plan:
@@ -124,7 +128,13 @@ def make_plan(cfg: DictConfig) -> Plan:
         settings["linear"] = complete_settings(settings["linear"])
     except UsageError as error:
         raise UsageError(f"linear: {error}") from error
-    return Plan(Path(plain["dir"]), runs, settings)
+    try:
+        score = plain["score"]
+        protocol = Protocol.read(str(score["protocol"])) if score["enabled"] else None
+    except UsageError as error:
+        raise UsageError(f"score: {error}") from error
+    settings["score"] = asdict(protocol) if protocol else {}
+    return Plan(Path(plain["dir"]), runs, settings, protocol)
 
 
 def _complete(cfg: DictConfig) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from emim_solo.benchmark.results import (
     DIAGNOSTICS,
     HEADLINE,
     KNN,
+    SCORES,
     Cell,
     Results,
     Table,
@@ -254,6 +255,17 @@ def _chart_sections(folder: Path, results: Results) -> list[dict[str, Any]]:
         ]
         sections.append({"id": "mi", "title": "Mutual information against its null", "lead": lead, "charts": found})
 
+    if scored := charts.scored_runs(results):
+        lead = (
+            "Each point is a run: the information of a view about its image, in nats, computed without any label, and the mean "
+            "of linear and 20-NN accuracy. The score is meant to put runs in the order that labels would."
+        )
+        picture = Markup(charts.score_against_accuracy(results, scored, "score"))
+        found = [{"title": "View information", "note": charts.rank_correlation(scored), "svg": picture}]
+        sections.append(
+            {"id": "score", "title": "Score without labels against accuracy", "lead": lead, "charts": found}
+        )
+
     values = _read_spectra(folder, results)
     parts = [part for part in ("projector", "backbone") if any(part in own for own in values.values())]
     if parts:
@@ -374,6 +386,7 @@ def _more_tables(results: Results) -> list[dict[str, Any]]:
         for identifier, title, metrics in (
             ("knn", "k-NN, every k, distance and feature", KNN),
             ("diagnostics", "Diagnostics of the features", DIAGNOSTICS),
+            ("scores", "Scores without labels", SCORES),
         )
         if len((table := _without_notes(headline(results, metrics))).heads) > 2
     ]

@@ -64,6 +64,7 @@ HEADLINE = (
     Metric("linear", "Linear top-1", "%", "linear", ("acc1",), 1),
     Metric("logistic", "Logistic top-1", "%", "logistic", ("backbone_acc1",), 1),
     Metric("knn", "20-NN top-1", "%", "knn", ("backbone_cosine_k20",), 1),
+    Metric("score", "View information", "nats", "score", ("view_information",), 1),
     Metric("mi", "MI − null", "nats", "diagnostics", ("projector_mi", "projector_mi_null"), 1, False),
     Metric("rank", "Effective rank", "", "diagnostics", ("backbone_effective_rank",), 1, False),
     Metric("epoch", "Epoch", "s", "pretrain", ("seconds_per_epoch",), 1, False),
@@ -96,6 +97,20 @@ DIAGNOSTICS = tuple(
         ("uniformity", "uniformity", "", 3),
         ("spectrum_decay", "spectrum decay", "", 2),
         ("spread", "spread", "", 3),
+    )
+)
+
+SCORES = tuple(
+    Metric(name, label, unit, "score", (name,), digits, name == "view_information")
+    for name, label, unit, digits in (
+        ("view_information", "view information", "nats", 1),
+        ("view_information_null", "its null", "nats", 2),
+        ("pair_information", "MI of two views", "nats", 1),
+        ("rankme", "RankMe", "", 1),
+        ("lidar", "LiDAR", "", 1),
+        ("alpha_req", "alpha-ReQ", "", 2),
+        ("alignment", "alignment", "", 3),
+        ("uniformity", "uniformity", "", 3),
     )
 )
 
@@ -305,7 +320,11 @@ def notes(results: Results) -> list[str]:
         said.append("Accuracies: frozen backbone, validation images.")
     elif reasons := sorted({reason for row in results.pretrained() if (reason := _no_accuracy(row))}):
         said.append(f"No accuracies: {', '.join(reasons)}.")
-    if results.shown(HEADLINE[3:5]):
+    if protocols := sorted({how for stages in results.rows.values() if (how := _protocol(stages.get("score")))}):
+        said.append(f"View information: the score without labels (docs/label-free.md), {'; '.join(protocols)}.")
+    if len(protocols) > 1:
+        said.append("Not finished: scores of different protocols are not to be compared; start the benchmark again.")
+    if results.shown(HEADLINE[4:6]):
         said.append("MI: embeddings of the projector, two views of an image. Effective rank: RankMe of the backbone.")
     for name in results.names:
         collapsed = results.collapsed(name)
@@ -335,20 +354,30 @@ def notes(results: Results) -> list[str]:
     few = [value for name in results.names for value in results.values(name, fewest).values() if value < FEW_IMAGES]
     if few:
         said.append(f"Few validation images: {min(few):.0f} in the rarest class, too few to judge by.")
+    scored = any("score" in stages for stages in results.rows.values())
     waiting = [
         f"{name} seed {seed} ({', '.join(missing)})"
         for (name, seed), stages in results.rows.items()
         if not results.failed(name, seed)
-        and (missing := sorted(set(evaluation_stages(stages["pretrain"]["config"])) - stages.keys()))
+        and (missing := sorted(set(evaluation_stages(stages["pretrain"]["config"], scored=scored)) - stages.keys()))
     ]
     if waiting:
         said.append(f"Not finished: {'; '.join(waiting)}.")
     return said
 
 
-def evaluation_stages(config: Mapping[str, Any]) -> tuple[str, ...]:
+def evaluation_stages(config: Mapping[str, Any], *, scored: bool) -> tuple[str, ...]:
     """The stages that evaluate a run; without labels those alone that need none."""
-    return ("diagnostics",) if why_no_accuracy(config["data"]) else ("knn", "logistic", "linear", "diagnostics")
+    labelled = () if why_no_accuracy(config["data"]) else ("knn", "logistic", "linear")
+    return (*labelled, "diagnostics", *(("score",) if scored else ()))
+
+
+def _protocol(row: Row | None) -> str | None:
+    """How a row was scored, in a few words."""
+    if row is None:
+        return None
+    images = f"{row['settings']['views']} views of {row['images']} {row['of']} images"
+    return f"{row['settings']['features']}, {images}, protocol {row['protocol']}"
 
 
 def _no_accuracy(row: Row) -> str | None:

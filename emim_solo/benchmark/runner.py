@@ -36,6 +36,7 @@ from emim_solo.evaluation.commands import evaluation_row
 from emim_solo.evaluation.features import Features, extract_features, extract_views
 from emim_solo.evaluation.knn import knn
 from emim_solo.evaluation.linear import linear, logistic
+from emim_solo.evaluation.score import score_checkpoint
 from emim_solo.evaluation.umap import make_pictures
 from emim_solo.pretraining import pretrain
 from emim_solo.stopping import Stopped
@@ -81,15 +82,15 @@ class Runner:
         self.start = time.perf_counter()
         files.writable_folder(plan.folder, "dir")
         waiting = [
-            stage
-            for run in plan.runs
-            for stage in ("pretrain", *evaluation_stages(run.cfg))
-            if not self._is_done(run, stage)
+            stage for run in plan.runs for stage in ("pretrain", *self._stages(run)) if not self._is_done(run, stage)
         ]
         waiting += [] if self._pictures_done() else ["umap"]
         self.waiting = waiting
 
     # -- what is there ------------------------------------------------------------------------------------------
+
+    def _stages(self, run: Run) -> tuple[str, ...]:
+        return evaluation_stages(run.cfg, scored=self.plan.protocol is not None)
 
     def _rows_of(self, run: Run) -> dict[str, Mapping[str, Any]]:
         """Newest row of each stage of a run, with this config."""
@@ -268,12 +269,19 @@ class Runner:
             "linear": lambda features: linear(features, run.cfg, self.plan.settings["linear"], seed=run.seed),
             "diagnostics": lambda _: self._diagnose(run),
         }
-        stages = evaluation_stages(run.cfg)
+        stages = self._stages(run)
         if all(self._is_done(run, stage) for stage in stages):
             return
         features = self._features(run)
         for stage in stages:
-            self._stage(run, stage, partial(self._row, run, stage, partial(work[stage], features)))
+            if stage == "score":
+                self._stage(run, stage, partial(self._score, run))
+            else:
+                self._stage(run, stage, partial(self._row, run, stage, partial(work[stage], features)))
+
+    def _score(self, run: Run) -> dict[str, Any]:
+        assert self.plan.protocol is not None
+        return score_checkpoint(self._checkpoint(run), self.plan.protocol, neighbours=False)
 
     def _row(self, run: Run, stage: str, evaluate: Callable[[], Mapping[str, float]]) -> dict[str, Any]:
         start = time.perf_counter()

@@ -1,8 +1,9 @@
 """Draws the recipes of the laboratory's runs for docs/label-free.md: which these are was fixed before any was run.
 
     python research/label_free/draw.py > research/label_free/trials.yaml
+    python research/label_free/draw.py --digits > research/label_free/digits.yaml
 
-Three parts, by the names of the trials: `METHOD_search0_3`, recipes for a choice among eight of one length; `METHOD_any_3`,
+The laboratory's have three parts, by the names of the trials: `METHOD_search0_3`, recipes for a choice among eight of one length; `METHOD_any_3`,
 of all lengths; and controls, `METHOD_CONTROL`, which are in no rank correlation but in the table of where the score fails.
 """
 
@@ -11,7 +12,11 @@ from __future__ import annotations
 import json
 import math
 import random
+import sys
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 SHORT, LONG = 5000, 20000  # images to train on
 COMMON = {"validation_from": LONG, "bank": SHORT}  # all are judged on the same images, with the same labels
@@ -125,7 +130,69 @@ def drawn() -> dict[str, dict[str, Any]]:
     return {name: trial | COMMON for name, trial in trials.items()}
 
 
+DIGITS_TERMS = (
+    "optimizer.lr",
+    "optimizer.weight_decay",
+    "optimizer.batch_size",
+    "optimizer.classifier_lr",
+    "method_kwargs.proj_hidden_dim",
+    "method_kwargs.proj_output_dim",
+    "max_epochs",
+)
+OF_THE_SUITE = {
+    "predictor": "pred_hidden_dim",
+    "prototypes": "num_prototypes",
+}  # the laboratory's names, and the suite's
+
+
+def drawn_for_digits() -> dict[str, dict[str, Any]]:
+    """Entries of `methods` of a benchmark on the digits."""
+    entries: dict[str, dict[str, Any]] = {}
+    for method in METHODS:
+        rng = random.Random(f"label-free digits {method}")
+        for number in range(10 if method in GOOD else 8):
+            own = METHODS[method](rng)
+            kwargs = {OF_THE_SUITE.get(key, key): value for key, value in own.pop("kwargs", {}).items()}
+            kwargs |= {OF_THE_SUITE[key]: value for key, value in own.items() if key in OF_THE_SUITE}
+            hidden = rng.choice([128, 256, 512])
+            kwargs |= {"proj_hidden_dim": hidden, "proj_output_dim": rng.choice([64, 128, 256])}
+            run: dict[str, Any] = {
+                "optimizer": {
+                    "lr": log_uniform(rng, 5e-4, 2e-2),
+                    "weight_decay": log_uniform(rng, 1e-6, 1e-2),
+                    "batch_size": rng.choice([64, 128]),
+                }
+            }
+            if "momentum" in own:
+                run["momentum"] = {"base_tau": own["momentum"], "final_tau": 1.0}
+            entries[f"{method}_{number}"] = {
+                "config": "emim",
+                "method": method,
+                "method_kwargs": kwargs,
+                "run": run,
+                "share_of_epochs": rng.choice([0.25, 0.5, 1.0]),
+            }
+    mixed = list(entries.items())
+    random.Random("order").shuffle(mixed)
+    return dict(mixed)
+
+
+def print_digits() -> None:
+    entries = drawn_for_digits()
+    benchmark = yaml.safe_load((Path(__file__).parents[2] / "scripts" / "benchmark" / "demo.yaml").read_text())
+    benchmark |= {"dir": "runs/label-free-digits", "max_epochs": 12, "umap": {"enabled": False}, "methods": entries}
+    benchmark["deviations"] = {name: list(DIGITS_TERMS) for name in entries}
+    print(
+        "# Made by research/label_free/draw.py --digits: recipes drawn at random from the ranges there, on `make demo`'s terms."
+    )
+    print("#   emim-solo benchmark --config-path research/label_free --config-name digits")
+    print(yaml.safe_dump(benchmark, sort_keys=False, default_flow_style=None, width=10_000), end="")
+
+
 def main() -> None:
+    if sys.argv[1:] == ["--digits"]:
+        print_digits()
+        return
     print("# Made by research/label_free/draw.py: recipes drawn at random from the ranges there, and controls.")
     for name, trial in drawn().items():
         print(f"{name}: {json.dumps(trial)}")

@@ -1,0 +1,301 @@
+"""Tables and picture of docs/label-free.md, from rows alone: how well scores without labels put runs in order.
+
+    python research/label_free/table.py docs/results/label-free/cifar10.jsonl > docs/results/label-free/cifar10.md
+    python research/label_free/table.py docs/results/label-free/digits.jsonl > docs/results/label-free/digits.md
+    python research/label_free/table.py ROWS.jsonl ROWS.jsonl --picture docs/images/label-free.png
+
+Rows are the laboratory's or a benchmark's. Quality is (20-NN + linear) / 2. Intervals are the 2.5 % and 97.5 % quantiles of a
+bootstrap over runs, differences are paired: both scores on the same resample.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from scipy import stats
+
+THE_SCORE = "view_information, backbone"
+TITLES = {
+    "view_information": "view information",
+    "pair_information": "MI of two views",
+    "rankme": "RankMe",
+    "lidar": "LiDAR",
+    "alpha_req": "alpha-ReQ",
+    "alignment": "alignment",
+    "uniformity": "uniformity",
+}
+BETTER: dict[str, Callable[[float], float]] = {  # than another run, the higher this is; as each's authors have it
+    "alpha_req": lambda alpha: -abs(alpha - 1),
+    "alignment": lambda distance: -distance,
+    "uniformity": lambda potential: -potential,
+}
+RESAMPLES = 2000
+METHODS = ("emim", "vicreg", "barlow_twins", "simclr", "byol", "simsiam", "swav")
+
+
+@dataclass
+class Run:
+    """One run: its quality in percent and its scores by name, the higher the better."""
+
+    name: str
+    method: str
+    quality: float
+    scores: dict[str, float] = field(default_factory=dict)
+
+
+def read(path: Path) -> tuple[list[Run], list[str]]:
+    """Runs of a file, and the names of those that diverged: without features there is no score and no accuracy."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    found, diverged = [], []
+    for name, method, quality, scores in _lab(rows) if "trial" in rows[0] else _benchmark(rows):
+        if math.isnan(quality):
+            diverged.append(name)
+            continue
+        run = Run(name, method, quality)
+        for features, values in scores.items():
+            for score in TITLES.keys() & values.keys():
+                run.scores[f"{score}, {features}"] = BETTER.get(score, float)(values[score])
+        found.append(run)
+    return found, diverged
+
+
+def _lab(rows: list[dict]) -> Iterator[tuple[str, str, float, dict]]:
+    for row in rows:
+        quality = math.nan if row.get("failed") else (row["knn"] + row["linear"]) / 2
+        yield row["trial"], row["settings"]["loss"], quality, row.get("scores", {})
+
+
+def _benchmark(rows: list[dict]) -> Iterator[tuple[str, str, float, dict]]:
+    stages: dict[tuple[str, int], dict[str, dict]] = {}
+    for row in rows:
+        stages.setdefault((row["name"], row["seed"]), {})[row["stage"]] = row
+    for (name, _), own in stages.items():
+        if own["pretrain"].get("failed"):
+            yield name, own["pretrain"]["method"], math.nan, {}
+            continue
+        knn, linear = own["knn"]["metrics"]["backbone_cosine_k20"], own["linear"]["metrics"]["acc1"]
+        yield name, own["pretrain"]["method"], (knn + linear) / 2, {"backbone": own["score"]["metrics"]}
+
+
+# -- measures ------------------------------------------------------------------------------------------------------
+
+
+def spearman(scores: np.ndarray, quality: np.ndarray) -> float:
+    """NaN where all are equal."""
+    ranks = stats.rankdata(scores), stats.rankdata(quality)
+    return math.nan if min(rank.std() for rank in ranks) == 0 else float(np.corrcoef(*ranks)[0, 1])
+
+
+def kendall(scores: np.ndarray, quality: np.ndarray) -> float:
+    return float(stats.kendalltau(scores, quality).statistic)
+
+
+def regret(scores: np.ndarray, quality: np.ndarray) -> float:
+    """Points that the run of the highest score lies under the best; of runs with one score, their mean."""
+    return float(quality.max() - quality[scores == scores.max()].mean())
+
+
+def within(measure: Callable[[np.ndarray, np.ndarray], float]) -> Callable[..., float]:
+    """Mean over the methods of a measure."""
+
+    def mean(scores: np.ndarray, quality: np.ndarray, methods: np.ndarray) -> float:
+        return float(np.nanmean([measure(scores[methods == m], quality[methods == m]) for m in np.unique(methods)]))
+
+    return mean
+
+
+def resamples(methods: np.ndarray) -> list[np.ndarray]:
+    """Of the runs, with as many of each method as there are."""
+    rng = np.random.default_rng(0)
+    groups = [np.flatnonzero(methods == method) for method in np.unique(methods)]
+    return [np.concatenate([rng.choice(group, len(group)) for group in groups]) for _ in range(RESAMPLES)]
+
+
+def interval(values: list[float], digits: int) -> str:
+    low, high = np.nanquantile(values, [0.025, 0.975])
+    return f"{low:.{digits}f} to {high:.{digits}f}"
+
+
+# -- tables --------------------------------------------------------------------------------------------------------
+
+
+def correlations(runs: list[Run]) -> list[str]:
+    """Every score over all runs, within methods, and what the best-scored run lies under the best."""
+    quality, methods = np.array([run.quality for run in runs]), np.array([run.method for run in runs])
+    draws = resamples(methods)
+    names = [name for name in dict.fromkeys(name for run in runs for name in run.scores) if usual(name)]
+    names.sort(key=lambda name: (name != THE_SCORE, list(TITLES).index(name.split(",")[0]), name))
+    ours: list[float] = []
+    lines = [
+        "| score | features | Spearman, all | THE minus it | Kendall, all | Spearman within, mean | regret | regret within, mean |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name in names:
+        scores = np.array([run.scores[name] for run in runs])
+        drawn = [spearman(scores[draw], quality[draw]) for draw in draws]
+        ours = ours or drawn
+        less = interval([a - b for a, b in zip(ours, drawn, strict=True)], 2) if name != THE_SCORE else "–"
+        title, features = name.split(", ", 1)
+        cells = [
+            f"{spearman(scores, quality):.2f} ({interval(drawn, 2)})",
+            less,
+            f"{kendall(scores, quality):.2f} ({interval([kendall(scores[d], quality[d]) for d in draws[:500]], 2)})",
+            *(
+                f"{measure(scores, quality, methods):.{digits}f} "
+                f"({interval([measure(scores[d], quality[d], methods[d]) for d in draws[:500]], digits)})"
+                for measure, digits in (
+                    (within(spearman), 2),
+                    (lambda s, q, _: regret(s, q), 1),
+                    (within(regret), 1),
+                )
+            ),
+        ]
+        cells = [cell.replace("-", "−") for cell in cells]
+        bold = "**" if name == THE_SCORE else ""
+        lines.append(f"| {bold}{TITLES[title]}{bold} | {features} | {' | '.join(cells)} |")
+    return [line.replace("THE minus it", "the first minus it (95 %)") for line in lines]
+
+
+def usual(name: str) -> bool:
+    """Whether a score is of the views that all are compared on."""
+    return "views" not in name
+
+
+def by_method(runs: list[Run]) -> list[str]:
+    """The score within each method, beside RankMe."""
+    lines = ["| method | runs | quality (%) | Spearman | regret | RankMe's |", "|---|---:|---:|---:|---:|---:|"]
+    for method in [m for m in METHODS if any(run.method == m for run in runs)]:
+        own = [run for run in runs if run.method == method]
+        quality = np.array([run.quality for run in own])
+        scores, rankme = (np.array([run.scores[name] for run in own]) for name in (THE_SCORE, "rankme, backbone"))
+        drawn = [spearman(scores[draw], quality[draw]) for draw in resamples(np.array([run.method for run in own]))]
+        cells = f"{spearman(scores, quality):.2f} ({interval(drawn, 2)}) | {regret(scores, quality):.1f}"
+        rank = f"{spearman(rankme, quality):.2f}"
+        cells, rank = cells.replace("-", "−"), rank.replace("-", "−")
+        lines.append(f"| {method} | {len(own)} | {quality.min():.1f} to {quality.max():.1f} | {cells} | {rank} |")
+    return lines
+
+
+def choices(runs: list[Run]) -> list[str]:
+    """What the score chooses of each search of eight, beside the best, which labels choose."""
+    searches: dict[tuple[str, str], list[Run]] = {}
+    for run in runs:
+        if found := re.search(r"_search(\d)_", run.name):
+            searches.setdefault((run.method, found.group(1)), []).append(run)
+    if not searches:
+        return []
+    lines = [
+        "| method | search | worst | median | best, by labels | by the score | regret |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    regrets = []
+    for (method, number), own in sorted(searches.items()):
+        quality = np.array([run.quality for run in own])
+        regrets.append(regret(np.array([run.scores[THE_SCORE] for run in own]), quality))
+        cells = [quality.min(), np.median(quality), quality.max(), quality.max() - regrets[-1], regrets[-1]]
+        lines.append(f"| {method} | {number} of {len(own)} | {' | '.join(f'{cell:.1f}' for cell in cells)} |")
+    mean = stats.bootstrap((regrets,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=0).confidence_interval
+    return [
+        *lines,
+        "",
+        f"Mean regret {np.mean(regrets):.2f} points ({mean.low:.2f} to {mean.high:.2f}), worst {max(regrets):.1f}.",
+    ]
+
+
+def controls(pool: list[Run], others: list[Run]) -> list[str]:
+    """Where the score goes wrong: what it makes one believe of a run, by the other runs of that score."""
+    from sklearn.isotonic import IsotonicRegression
+
+    if not others:
+        return []
+    fit = IsotonicRegression(out_of_bounds="clip").fit(
+        [run.scores[THE_SCORE] for run in pool], [run.quality for run in pool]
+    )
+    lines = [
+        "| control | score (nats) | quality (%) | quality by the score | off (points) |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for run in others:
+        expected = float(fit.predict([run.scores[THE_SCORE]])[0])
+        off = f"{expected - run.quality:+.1f}".replace("-", "−")
+        lines.append(f"| {run.name} | {run.scores[THE_SCORE]:.1f} | {run.quality:.1f} | {expected:.1f} | {off} |")
+    usual_error = np.mean([abs(fit.predict([run.scores[THE_SCORE]])[0] - run.quality) for run in pool])
+    return [*lines, "", f"Runs of the pool are off by {usual_error:.1f} points in the mean."]
+
+
+# -- picture -------------------------------------------------------------------------------------------------------
+
+
+def picture(pools: list[list[Run]], path: Path) -> None:
+    """The score and RankMe against quality, a row for each file."""
+    from matplotlib.figure import Figure
+
+    from emim_solo.evaluation.palette import PALETTE
+
+    figure = Figure(figsize=(8.4, 3.4 * len(pools)), layout="constrained")
+    panels = figure.subplots(len(pools), 2, squeeze=False)
+    for line, runs in zip(panels, pools, strict=True):
+        quality = np.array([run.quality for run in runs])
+        for axes, name, label in zip(
+            line, (THE_SCORE, "rankme, backbone"), ("view information (nats)", "RankMe"), strict=True
+        ):
+            for number, method in enumerate(METHODS):
+                own = [run for run in runs if run.method == method]
+                axes.plot(
+                    [run.scores[name] for run in own],
+                    [run.quality for run in own],
+                    *("o",),
+                    markersize=4,
+                    alpha=0.8,
+                    color=PALETTE[number],
+                    label=method,
+                )
+            rho = spearman(np.array([run.scores[name] for run in runs]), quality)
+            axes.set_title(f"Spearman {rho:.2f}, {len(runs)} runs".replace("-", "−"), fontsize=9)
+            axes.set_xlabel(label)
+            axes.set_ylabel("(20-NN + linear) / 2 (%)")
+            axes.spines[["top", "right"]].set_visible(False)
+    panels[0, 0].legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rows", type=Path, nargs="+")
+    parser.add_argument("--picture", type=Path)
+    given = parser.parse_args()
+    pools = []
+    for path in given.rows:
+        runs, diverged = read(path)
+        main_pool = [
+            run
+            for run in runs
+            if run.method in METHODS and (re.search("_(search|any)", run.name) or "digits" in path.name)
+        ]
+        pools.append(main_pool)
+        if given.picture:
+            continue
+        print(
+            f"{len(main_pool)} runs of {len({run.method for run in main_pool})} methods; diverged: {', '.join(diverged) or 'none'}.\n"
+        )
+        for lines in (
+            correlations(main_pool),
+            by_method(main_pool),
+            choices(main_pool),
+            controls(main_pool, [run for run in runs if run not in main_pool]),
+        ):
+            if lines:
+                print("\n".join(lines), end="\n\n")
+    if given.picture:
+        picture(pools, given.picture)
+
+
+if __name__ == "__main__":
+    main()
