@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy import special, stats
+from scipy import integrate, special, stats
 
 from emim_solo import diagnostics
 
@@ -170,3 +170,43 @@ def test_bad_features_are_refused_with_their_shape(function):
         function(torch.ones(1, 3))
     with pytest.raises(FloatingPointError, match="NaN"):
         function(torch.full((4, 3), math.nan))
+
+
+def test_non_gaussianity_of_one_column_is_the_integral_of_its_definition():
+    x = np.random.default_rng(0).exponential(size=200)
+    scaled = (x - x.mean()) / x.std()
+
+    def integrand(t: float) -> float:
+        distance = abs(np.exp(1j * t * scaled).mean() - math.exp(-(t**2) / 2)) ** 2
+        return distance * stats.norm.pdf(t)
+
+    expected = integrate.quad(integrand, -12, 12, limit=500)[0]
+    found, _ = diagnostics.non_gaussianity(torch.tensor(x)[:, None], directions=1)
+    assert found == pytest.approx(expected, rel=1e-8)
+    # Epps and Pulley's own sum over pairs
+    pairs = np.exp(-((scaled[:, None] - scaled) ** 2) / 2).mean()
+    assert found == pytest.approx(pairs - 2**0.5 * np.exp(-(scaled**2) / 4).mean() + 3**-0.5, rel=1e-8)
+
+
+def test_non_gaussianity_is_at_its_null_for_gaussians_of_any_covariance_alone():
+    generator = torch.Generator().manual_seed(1)
+    mixing = torch.randn(16, 16, generator=generator, dtype=torch.float64)
+    gaussian = torch.randn(2000, 16, generator=generator, dtype=torch.float64) @ mixing
+    found, null = diagnostics.non_gaussianity(gaussian)
+    assert found == pytest.approx(null, rel=0.5)
+    assert null == pytest.approx(diagnostics.non_gaussianity(gaussian[:500])[1] / 4, rel=0.3), "it falls as 1/N"
+    signs = torch.randint(0, 2, (2000, 2), generator=generator).double()
+    assert diagnostics.non_gaussianity(signs)[0] > 5 * null
+    heavy = gaussian * torch.rand(2000, 1, generator=generator, dtype=torch.float64)  # spherical, no more Gaussian
+    assert diagnostics.non_gaussianity(heavy)[0] > 5 * null
+
+
+def test_non_gaussianity_is_seeded_and_nothing_of_nothing():
+    features = torch.randn(50, 8, generator=torch.Generator().manual_seed(0))
+    state = torch.get_rng_state()
+    assert diagnostics.non_gaussianity(features * 3 + 1) == pytest.approx(
+        diagnostics.non_gaussianity(features), rel=1e-5
+    )
+    assert torch.equal(torch.get_rng_state(), state)
+    assert diagnostics.non_gaussianity(features, seed=1) != diagnostics.non_gaussianity(features)
+    assert math.isnan(diagnostics.non_gaussianity(torch.ones(50, 8))[0])

@@ -157,3 +157,33 @@ def test_perfect_correlation_and_empty_dimension_are_refused():
         theory.correlated_gaussian_mutual_information(1.0, 2)
     with pytest.raises(ValueError, match="dimension must be at least 1"):
         theory.mggd_constant(0, 1.0)
+
+
+@pytest.mark.parametrize(("rho", "agreeing"), [(0.8, 0.9), (0.3, 0.7), (0.6, 1.0)])
+def test_gaussian_marginals_make_the_log_det_ratio_a_lower_bound(rho, agreeing):
+    true, by_theorem = theory.pairs_of_gaussians(rho, agreeing)
+    plus, minus = (stats.multivariate_normal(cov=[[1, r], [r, 1]]) for r in (rho, -rho))
+    samples = plus.rvs(200_000, random_state=0)
+    samples[round(200_000 * agreeing) :, 1] *= -1
+    joint = agreeing * plus.pdf(samples) + (1 - agreeing) * minus.pdf(samples)
+    log_ratio = np.log(joint) - stats.norm.logpdf(samples).sum(1)
+    assert true == pytest.approx(log_ratio.mean(), abs=4 * log_ratio.std() / len(samples) ** 0.5)
+    correlation = (2 * agreeing - 1) * rho
+    assert by_theorem == pytest.approx(-math.log(1 - correlation**2) / 2)
+    if agreeing == 1:
+        assert true == pytest.approx(by_theorem, rel=1e-9), "jointly Gaussian: equality"
+    else:
+        assert true > by_theorem * 1.1, "strict"
+
+
+def test_without_gaussian_marginals_the_log_det_ratio_is_no_bound():
+    table = np.array([[0.475, 0.025], [0.025, 0.475]])  # two signs of correlation 0.9
+    true, by_theorem = theory.pairs_of_signs(0.9)
+    assert true == pytest.approx(stats.entropy(table.ravel(), np.full(4, 0.25)))
+    assert by_theorem > 1.5 * true
+
+
+@pytest.mark.parametrize("arguments", [(1.0, 0.5), (0.5, 1.5), (0.5, -0.1)])
+def test_pairs_that_are_none_are_refused(arguments):
+    with pytest.raises(ValueError, match="probability"):
+        theory.pairs_of_gaussians(*arguments)

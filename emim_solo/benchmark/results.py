@@ -97,6 +97,8 @@ DIAGNOSTICS = tuple(
         ("uniformity", "uniformity", "", 3),
         ("spectrum_decay", "spectrum decay", "", 2),
         ("spread", "spread", "", 3),
+        ("non_gaussianity", "non-Gaussianity", "", 5),
+        ("non_gaussianity_null", "its null", "", 5),
     )
 )
 
