@@ -93,6 +93,16 @@ def gathers_of_each_call() -> list[int]:
     return counts
 
 
+def of_the_suites_barlow_twins(network: nn.Module, rows_of_one: Tensor) -> list[Tensor]:
+    """Its value and gradients in one process, whose rows every process has: local statistics are then the joined batch's."""
+    from emim_solo.suite import load_suite
+
+    load_suite()
+    from solo.losses.barlow import barlow_loss_func
+
+    return value_and_gradients(network, barlow_loss_func, rows_of_one, rows_of_one.roll(1, 1))
+
+
 def work(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORLD)
@@ -109,6 +119,8 @@ def work(rank: int, folder: str) -> None:
         results["one sample each"] = mutual_information(one_sample_each, one_sample_each)
         results["refusals"] = refusals(rank)
         results["gathers"] = gathers_of_each_call()
+    network = nn.parallel.DistributedDataParallel(model(5).float())
+    results["barlow twins"] = of_the_suites_barlow_twins(network, inputs(SIZES["N over 2d"])[0].float())
     Path(folder, f"{rank}.pickle").write_bytes(pickle.dumps(results))
     dist.destroy_process_group()
 
@@ -155,6 +167,15 @@ def test_two_processes_give_the_second_derivative_of_one(two_processes, size):
         for rank, results in enumerate(two_processes):
             mine = results[size, "second"][number]
             torch.testing.assert_close(mine, expected.chunk(WORLD)[rank], rtol=1e-6, atol=1e-12)
+
+
+def test_the_suites_barlow_twins_has_a_share_of_the_gradient(two_processes):
+    """What docs/distributed.md and the note under a benchmark's table say of it: if this fails, the suite has mended it."""
+    value, _, _, gradient = of_the_suites_barlow_twins(model(5).float(), inputs(SIZES["N over 2d"])[0].float())
+    for results in two_processes:
+        mine = results["barlow twins"]
+        torch.testing.assert_close(mine[0], value, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(mine[3] * WORLD, gradient, rtol=1e-3, atol=1e-5)
 
 
 def test_one_sample_on_each_process_is_a_batch_of_two(two_processes):

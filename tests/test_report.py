@@ -497,3 +497,12 @@ def test_damaged_files_are_named(name: str, tmp_path: Path) -> None:
     path.write_bytes(b'{"projector": [1.0, \xff')
     with pytest.raises(UsageError, match=f"{path.name}' is "):
         report.write_report(tmp_path)
+
+
+def test_barlow_twins_in_several_processes_is_said_to_have_a_share_of_the_gradient(tmp_path):
+    write_rows(tmp_path, seeds=1)
+    file = tmp_path / "rows.jsonl"
+    assert not any("gradient" in note for note in results.notes(results.collect(rows.read(file))))
+    file.write_text(file.read_text().replace('"devices": [0]', '"devices": [0, 1]'))
+    (said,) = [note for note in results.notes(results.collect(rows.read(file))) if "gradient" in note]
+    assert said.startswith("barlow_twins: the suite's Barlow Twins has 1/2 of the gradient in 2 processes")

@@ -352,6 +352,14 @@ def notes(results: Results) -> list[str]:
             said.append(f"{name} deviates from equal terms: {listed}.")
     if not any(results.deviations.values()):
         said.append("Equal terms: same augmentation, backbone, projector width, optimiser, batch and epochs.")
+    for name in results.names:
+        config = next(stages["pretrain"]["config"] for (own, _), stages in results.rows.items() if own == name)
+        processes = len(config.get("devices") or [0]) * config.get("num_nodes", 1)
+        if config["method"] == "barlow_twins" and processes > 1:
+            said.append(
+                f"{name}: the suite's Barlow Twins has 1/{processes} of the gradient in {processes} processes "
+                "(docs/distributed.md)."
+            )
     fewest = Metric("fewest", "", "", "knn", ("fewest_val_images",), 0)
     few = [value for name in results.names for value in results.values(name, fewest).values() if value < FEW_IMAGES]
     if few:
