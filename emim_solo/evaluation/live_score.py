@@ -200,9 +200,9 @@ class LiveScore(Callback):
             self.every = int(_COST * images * views // training) + 1
         if trainer.is_global_zero:
             print(
-                f"score: {images} {self.views.which} images x {views} views, every {self.every} epochs and after the last: "
-                f"{images * views / (self.every * training):.1%} of the forwards of training, a crop counted as "
-                f"{_FORWARDS_OF_A_CROP}",
+                f"score: {views} views of {images} {self.views.which} images, after every epoch that {self.every} divides and "
+                f"the last: {images * views / (self.every * training):.1%} of the forwards of training, where a crop counts "
+                f"as {_FORWARDS_OF_A_CROP}",
                 flush=True,
             )
 
@@ -279,6 +279,16 @@ class KeepBest(ModelCheckpoint):
         if trainer.is_global_zero and arguments.is_file():
             with files.whole(self.folder / BEST / checkpoints.ARGUMENTS) as unfinished:
                 shutil.copyfile(arguments, unfinished)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Lightning forgets the best so far in a folder that was moved, and the next one would stand beside it."""
+        assert self.dirpath is not None
+        kept = Path(self.dirpath) / Path(state_dict["best_model_path"]).name
+        if kept.is_file():
+            paths = dict.fromkeys(("best_model_path", "kth_best_model_path"), str(kept))
+            best = {str(kept): state_dict["best_model_score"]}
+            state_dict = state_dict | paths | {"dirpath": self.dirpath, "best_k_models": best}
+        super().load_state_dict(state_dict)
 
 
 @contextmanager
