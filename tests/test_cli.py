@@ -77,6 +77,7 @@ def test_emim_over_the_config_of_another_method_in_two_processes(few_digits: Pat
         "strategy=ddp",
         "score.enabled=True",
         "score.patience=1",
+        "score.keep_best=True",
         *digits_overrides(few_digits),
         cwd=tmp_path,
     )
@@ -92,6 +93,7 @@ def test_emim_over_the_config_of_another_method_in_two_processes(few_digits: Pat
     assert done.stdout.count("score: 8 views of 60 validation images") == 1
     (path,) = (tmp_path / row["checkpoint"]).glob("*.ckpt")
     scored = score_checkpoint(Checkpoint(path.parent, path, OmegaConf.create(stored)), Protocol.read("digits"))
+    assert [best.name for best in (path.parent / "best").glob("*.ckpt")] == [path.name]
     expected = scored["metrics"]["view_information"]
     assert row["metrics"]["score_view_information"] == pytest.approx(expected, rel=1e-6)
 
