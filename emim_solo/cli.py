@@ -24,6 +24,7 @@ USAGE = """usage: emim-solo COMMAND ...
 
   pretrain   --config-path DIR --config-name NAME [key=value ...]   train any method of the suite
   benchmark  --config-name NAME [key=value ...]                     methods x seeds, evaluation, table and report
+  tune       --config-path DIR --config-name NAME [key=value ...]   search keys of a config, without labels
   knn | linear | umap  CHECKPOINT_FOLDER ... [options]              evaluate checkpoints
   score      CHECKPOINT_FOLDER ... [options]                        rank checkpoints without labels
   report     DIR                                                    rebuild the report of a benchmark from its rows
@@ -198,10 +199,11 @@ def _lazily(module: str, function: str) -> Callable[[Sequence[str]], None]:
     return command
 
 
-_CONTINUES = {"benchmark": "the same command goes on where it was"}
+_CONTINUES = dict.fromkeys(("benchmark", "tune"), "the same command goes on where it was")
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "pretrain": _pretrain,
     "benchmark": _benchmark,
+    "tune": _lazily("emim_solo.tuning.command", "tune_main"),
     "knn": _lazily("emim_solo.evaluation.commands", "knn_main"),
     "linear": _lazily("emim_solo.evaluation.commands", "linear_main"),
     "umap": _lazily("emim_solo.evaluation.commands", "umap_main"),
