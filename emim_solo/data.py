@@ -83,6 +83,57 @@ class Images:
     def __len__(self) -> int:
         return len(self.paths)
 
+    def without(self, positions: Sequence[int]) -> Images:
+        """The others, of the same classes."""
+        left_out = set(positions)
+        kept = [position for position in range(len(self)) if position not in left_out]
+        return Images([self.paths[one] for one in kept], [self.labels[one] for one in kept], self.classes)
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Training images that a run is not trained on, to score it on: chosen by a seed, recorded in its config.
+
+    Attributes:
+        images: how many are held out.
+        of: how many there were in ``data.train_path``, those included.
+        seed: of the choice.
+    """
+
+    images: int
+    of: int
+    seed: int
+
+    @staticmethod
+    def recorded(cfg: DictConfig) -> HeldOut | None:
+        """Those of a completed config; None where all training images are trained on."""
+        kept = OmegaConf.select(cfg, "score.held_out")
+        return None if kept is None else HeldOut(**kept)
+
+    def positions(self, found: int) -> list[int]:
+        """Which they are among all of the folder's images, in the order of :func:`find_images`, sorted.
+
+        Raises:
+            UsageError: the folder has another number of images than when they were chosen.
+        """
+        if found != self.of:
+            raise UsageError(
+                f"data.train_path has {found} images, and had {self.of} when {self.images} of them were held out of "
+                "training: which ones is no longer known; put the folder back as it was, or start a new run"
+            )
+        return sorted(np.random.default_rng(self.seed).permutation(self.of)[: self.images].tolist())
+
+
+def training_images(cfg: DictConfig) -> Images:
+    """The images in ``data.train_path`` that a run is trained on: :func:`find_images` less those held out.
+
+    Raises:
+        UsageError: as :func:`find_images` and :meth:`HeldOut.positions`.
+    """
+    images = find_images(cfg.data.train_path, labelled=not cfg.data.get("no_labels", False))
+    held_out = HeldOut.recorded(cfg)
+    return images if held_out is None else images.without(held_out.positions(len(images)))
+
 
 def find_images(folder: str | os.PathLike[str], *, labelled: bool) -> Images:
     """The images below a folder, as loaders, DALI, checks and counts all find them.

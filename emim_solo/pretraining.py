@@ -26,6 +26,15 @@ from torch.utils.data import DataLoader
 from emim_solo import checkpoints, files, rows
 from emim_solo.data import check_dataset, check_folders, check_same_classes, expand_home, write_digits
 from emim_solo.errors import UsageError
+from emim_solo.evaluation.live_score import (
+    KeepBest,
+    LiveScore,
+    check_resumed,
+    complete_score,
+    is_last_epoch,
+    score_callbacks,
+    stopped_early,
+)
 from emim_solo.stopping import Stopped
 from emim_solo.suite import Suite, dali, load_suite, plain
 
@@ -80,6 +89,7 @@ def prepare(cfg: DictConfig) -> DictConfig:
     if cfg.data.get("embedded") == "digits":
         _write_embedded(Path(cfg.data.train_path).absolute())
     check_folders(cfg)
+    complete_score(cfg)
     cfg = suite.complete(cfg)
     if cfg.data.format == "dali":
         dali.complete_dali(cfg)
@@ -211,8 +221,8 @@ class StopOnNaN(Callback):
 class KeepResults(Callback):
     """Writes into each checkpoint what the run's row would say if it ended there: a kill may come before the row."""
 
-    def __init__(self, timer: Timer) -> None:
-        self.timer = timer
+    def __init__(self, timer: Timer, score: LiveScore | None = None) -> None:
+        self.timer, self.score = timer, score
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint[_RESULTS] = self.results(trainer)
@@ -224,6 +234,7 @@ class KeepResults(Callback):
             "seconds": round(self.timer.time_elapsed("train"), 1),
             "peak_memory_mb": _peak_memory_mb(trainer),
             "metrics": {name: round(float(value), 6) for name, value in sorted(trainer.callback_metrics.items())},
+            **({} if self.score is None else {"score": self.score.summary}),
         }
 
 
@@ -241,8 +252,7 @@ class ContinueCheckpoints(Callback):
             self.checkpointer.last_ckpt = self.resumed
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        epoch = trainer.current_epoch
-        if epoch + 1 == trainer.max_epochs and epoch % self.checkpointer.frequency != 0:
+        if is_last_epoch(trainer) and trainer.current_epoch % self.checkpointer.frequency != 0:
             self.checkpointer.save(trainer)
 
 
@@ -270,9 +280,11 @@ def pretrain(cfg: DictConfig, version: str | None = None, more_callbacks: Sequen
     if resumed is not None:
         contents = checkpoints.load(resumed)
         checkpoints.check_generation(resumed, contents)
-        if contents["epoch"] + 1 >= cfg.max_epochs:
-            return _finished(cfg, resumed, contents, own=version is not None or _is_of_run(resumed, cfg, base))
+        own = version is not None or _is_of_run(resumed, cfg, base)
+        if contents["epoch"] + 1 >= cfg.max_epochs or (own and stopped_early(contents, cfg)):
+            return _finished(cfg, resumed, contents, own=own)
         _check_schedule(resumed, cfg)
+        check_resumed(resumed, cfg)
 
     seed_everything(cfg.seed, workers=True)
     model = suite.build(cfg)
@@ -289,8 +301,9 @@ def pretrain(cfg: DictConfig, version: str | None = None, more_callbacks: Sequen
 
     checkpointer = suite.checkpointer(cfg)
     timer = Timer()
-    keep = KeepResults(timer)
-    callbacks: list[Callback] = [SeedEachEpoch(cfg.seed), StopOnNaN(), timer, keep]
+    scoring = score_callbacks(cfg, model, folder)
+    keep = KeepResults(timer, next((callback for callback in scoring if isinstance(callback, LiveScore)), None))
+    callbacks: list[Callback] = [SeedEachEpoch(cfg.seed), StopOnNaN(), timer, keep, *scoring]
     if cfg.checkpoint.enabled:
         same_folder = resumed if resumed is not None and resumed.parent == folder else None
         callbacks += [checkpointer, ContinueCheckpoints(checkpointer, same_folder)]
@@ -300,7 +313,10 @@ def pretrain(cfg: DictConfig, version: str | None = None, more_callbacks: Sequen
 
     loggers = _loggers(cfg, folder)
     try:
-        trainer = Trainer(**_trainer_kwargs(cfg), logger=loggers, callbacks=callbacks)
+        kwargs = _trainer_kwargs(cfg)
+        # The suite's Checkpointer saves; Lightning's own has to be allowed where it keeps the best.
+        kwargs["enable_checkpointing"] = any(isinstance(callback, KeepBest) for callback in callbacks)
+        trainer = Trainer(**kwargs, logger=loggers, callbacks=callbacks)
     except (TypeError, ValueError, MisconfigurationException) as error:
         raise UsageError(f"Lightning's Trainer, which takes the config's other keys: {error}") from error
     try:
@@ -345,7 +361,10 @@ def _finished(cfg: DictConfig, path: Path, contents: dict[str, Any], *, own: boo
         if (found["stage"], found["config_hash"]) == ("pretrain", row["config_hash"]) and place == path.parent.parts[
             -2:
         ]:
-            print(f"emim-solo: already finished, '{path}' has all {epochs} epochs: this is its row")
+            which = (
+                f"all {epochs}" if epochs >= cfg.max_epochs else f"the {epochs} after which its score ended it, of its"
+            )
+            print(f"emim-solo: already finished, '{path}' has {which} epochs: this is its row")
             return found
     if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
         rows.append(file, row)
@@ -423,7 +442,6 @@ def _trainer_kwargs(cfg: DictConfig) -> dict[str, Any]:
     kwargs = {name: value for name, value in plain(cfg).items() if name in known}
     strategy = kwargs.get("strategy")
     kwargs["strategy"] = DDPStrategy(find_unused_parameters=False) if strategy == "ddp" else strategy or "auto"
-    kwargs["enable_checkpointing"] = False  # the suite's Checkpointer does that
     if not _on_gpu(cfg):
         kwargs["devices"] = len(cfg.devices)  # Lightning counts CPU processes, the suite lists devices
     return kwargs
@@ -477,7 +495,10 @@ def _is_of_run(path: Path, cfg: DictConfig, base: Path) -> bool:
     if path.parent.parent != base:
         return False
     stored, ours = checkpoints.stored_arguments(path), plain(cfg)
-    return rows.config_hash({key: stored.get(key) for key in ours}) == rows.config_hash(ours)
+    if not (stored.get("score") or {}).get("enabled"):  # then the section is not in ours
+        stored.pop("score", None)
+    stored = {key: value for key, value in stored.items() if key in ours or key == "score"}
+    return rows.config_hash(dict.fromkeys(ours) | stored) == rows.config_hash(ours)
 
 
 def _run_folder(base: Path, version: str | None, resumed: Path | None) -> Path:

@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from emim_solo import files, rows
-from emim_solo.checkpoints import Checkpoint, open_checkpoint
+from emim_solo.checkpoints import ARGUMENTS, Checkpoint, open_checkpoint
 from emim_solo.data import why_no_accuracy
 from emim_solo.errors import UsageError
 from emim_solo.evaluation.features import Features, device_of, extract_features
@@ -25,14 +25,18 @@ def evaluation_row(
     metrics: Mapping[str, float],
     seconds: float,
     settings: Mapping[str, Any],
+    epochs: int | None = None,
 ) -> dict[str, Any]:
-    """The row of one evaluation of the run that was trained with ``cfg`` and lies in ``folder``."""
+    """The row of one evaluation of the run that was trained with ``cfg`` and lies in ``folder``.
+
+    ``epochs`` is how many its checkpoint had; None for all of them.
+    """
     return rows.new_row(
         stage,
         config=plain(cfg),
         suite=load_suite().identity,
         device=str(device_of(cfg)),
-        epochs=int(cfg.max_epochs),
+        epochs=int(cfg.max_epochs) if epochs is None else epochs,
         seconds=round(seconds, 1),
         checkpoint=str(folder),
         metrics=dict(metrics),
@@ -67,7 +71,10 @@ def _each(
         metrics = evaluate(checkpoint, extract_features(checkpoint))
         place = rows_file(checkpoint)
         seconds = time.perf_counter() - start
-        rows.append(place, evaluation_row(stage, checkpoint.cfg, checkpoint.folder, metrics, seconds, settings))
+        row = evaluation_row(
+            stage, checkpoint.cfg, checkpoint.folder, metrics, seconds, settings, epochs=checkpoint.epochs
+        )
+        rows.append(place, row)
         print(f"{checkpoint.cfg.name} ({checkpoint.path})")
         for name, value in metrics.items():
             print(f"  {name:<28} {value:8.2f}")
@@ -76,7 +83,10 @@ def _each(
 
 def rows_file(checkpoint: Checkpoint) -> Path:
     """Where the rows of a run stand, that of its pretraining among them."""
-    return checkpoint.folder.parent.parent / "rows.jsonl"
+    folder = checkpoint.folder
+    if (folder.parent / ARGUMENTS).is_file():  # that of the best checkpoint, inside the run's
+        folder = folder.parent
+    return folder.parent.parent / "rows.jsonl"
 
 
 def knn_main(arguments: Sequence[str]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ import torch
 from lightning.pytorch import LightningModule, seed_everything
 from omegaconf import DictConfig
 from torch import Tensor
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from emim_solo.checkpoints import Checkpoint
@@ -95,14 +94,21 @@ def device_of(cfg: DictConfig) -> torch.device:
 
 
 @torch.no_grad()
-def extract(model: LightningModule, loader: DataLoader, title: str) -> Split:
-    """Features of every image of a loader, in its order, in float32 on the CPU."""
+def extract(model: LightningModule, loader: Iterable[Any], title: str | None) -> Split:
+    """Features of every image of a loader, in its order, in float32 on the CPU.
+
+    Args:
+        model: of any method of the suite, on its device; it is left in evaluation mode.
+        loader: batches of images and labels.
+        title: of the progress bar; None for none.
+    """
     model.eval()
+    precision = next(model.parameters()).dtype  # half, while a run trains in precision=bf16-true
     backbone: list[Tensor] = []
     projector: list[Tensor] = []
     labels: list[Tensor] = []
-    for images, targets in tqdm(loader, desc=title, unit="batch", leave=False):
-        out = model(images.to(model.device, non_blocking=True))
+    for images, targets in tqdm(loader, desc=title, unit="batch", leave=False, disable=title is None):
+        out = model(images.to(model.device, precision, non_blocking=True))
         backbone.append(out["feats"].float().cpu())
         if "z" in out:
             projector.append(out["z"].float().cpu())

@@ -26,12 +26,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from emim_solo import checkpoints, configs, files, rows
 from emim_solo.checkpoints import Checkpoint, DamagedCheckpoint, open_checkpoint
-from emim_solo.data import why_no_accuracy
+from emim_solo.data import HeldOut, why_no_accuracy
 from emim_solo.errors import UsageError
 from emim_solo.evaluation.commands import distinct_names, evaluation_row, folders_parser, is_setting, rows_file
-from emim_solo.evaluation.features import PARTS, device_of, extract, extract_features
+from emim_solo.evaluation.features import PARTS, Split, device_of, extract, extract_features
 from emim_solo.evaluation.knn import knn
-from emim_solo.evaluation.palette import PALETTE
 from emim_solo.scores import half_widths, scores
 from emim_solo.suite import load_suite
 
@@ -78,6 +77,11 @@ class Protocol:
     def hash(self) -> str:
         """Twelve digits that tell protocols apart."""
         return rows.config_hash(asdict(self))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Those of :func:`emim_solo.scores.scores`."""
+        return {"noise_variance": self.noise_variance, "delta": self.delta, "seed": self.seed}
 
     @staticmethod
     def read(name: str, changes: Sequence[str] = ()) -> Protocol:
@@ -169,41 +173,82 @@ def _joined(batch: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     return torch.cat([views for views, _ in batch]), torch.cat([labels for _, labels in batch])
 
 
-def view_features(model: LightningModule, cfg: DictConfig, protocol: Protocol) -> tuple[Tensor, str]:
-    """Features of a protocol's views of held-out images, or of training images where there are no others.
+class ScoredViews:
+    """A protocol's views of the images that a run is scored on, for any number of its epochs.
+
+    Those are its validation images, else the training images that were held out of training, else training images.
 
     Args:
-        model: of any method of the suite, on its device; it is left in evaluation mode.
-        cfg: the completed config of its run.
+        cfg: the completed config of the run.
         protocol: which images, views and features.
 
-    Returns:
-        ``(N, q, d)`` in float32 on the CPU, and ``validation`` or ``training``.
+    Attributes:
+        which: ``validation``, ``held-out`` or ``training``.
+        chosen: positions of the images in their dataset.
+        paths: of the image files; empty where the dataset is none of files.
 
     Raises:
-        UsageError: too few images, no such features, or an augmentation that this generation does not have.
+        UsageError: too few images, or an augmentation that this generation does not have.
     """
-    suite = load_suite()
-    of_run = {key: cfg.augmentations[0][key] for key in ("crop_size", "mean", "std") if key in cfg.augmentations[0]}
-    view = OmegaConf.create({**protocol.augmentation, **of_run, "num_crops": protocol.views})
-    show = partial(_several, suite.view_transform(cfg, view), protocol.views)
-    train, val = suite.evaluation_datasets(cfg, show)
-    images: Any = train if val is None else val
-    which = "training" if val is None else "validation"
-    if len(images) < FEWEST_IMAGES:
-        raise UsageError(f"{cfg.name} has {len(images)} {which} images: scores need at least {FEWEST_IMAGES}; add some")
-    chosen = np.random.default_rng(protocol.seed).permutation(len(images))[: protocol.images].tolist()
-    loader = DataLoader(
-        _Views(images, chosen, protocol.seed),
-        batch_size=max(1, cfg.optimizer.batch_size // protocol.views),
-        num_workers=cfg.data.num_workers,
-        collate_fn=_joined,
-        generator=torch.Generator(),  # a loader draws a seed for its workers, from the one that trains if it has no own
-    )
-    found = extract(model, loader, f"{cfg.name}: views").parts().get(protocol.features)
-    if found is None:
-        raise UsageError(f"{cfg.method} has no {protocol.features} to score: take features=backbone")
-    return found.unflatten(0, (-1, protocol.views)), which
+
+    def __init__(self, cfg: DictConfig, protocol: Protocol) -> None:
+        suite = load_suite()
+        of_run = {key: cfg.augmentations[0][key] for key in ("crop_size", "mean", "std") if key in cfg.augmentations[0]}
+        view = OmegaConf.create({**protocol.augmentation, **of_run, "num_crops": protocol.views})
+        show = partial(_several, suite.view_transform(cfg, view), protocol.views)
+        train, val = suite.evaluation_datasets(cfg, show)
+        images: Any = train if val is None else val
+        held_out = HeldOut.recorded(cfg) if val is None else None
+        self.which = "validation" if val is not None else "training" if held_out is None else "held-out"
+        own = range(len(images)) if held_out is None else held_out.positions(len(images))
+        if len(own) < FEWEST_IMAGES:
+            raise UsageError(
+                f"{cfg.name} has {len(own)} {self.which} images: scores need at least {FEWEST_IMAGES}; add some"
+            )
+        order = np.random.default_rng(protocol.seed).permutation(len(own))[: protocol.images]
+        self.chosen = [own[place] for place in order]
+        self.paths = [images.samples[index][0] for index in self.chosen] if hasattr(images, "samples") else []
+        self.cfg, self.protocol = cfg, protocol
+        self._loader = DataLoader(
+            _Views(images, self.chosen, protocol.seed),
+            batch_size=max(1, cfg.optimizer.batch_size // protocol.views),
+            num_workers=cfg.data.num_workers,
+            collate_fn=_joined,
+            generator=torch.Generator(),  # a loader draws its workers' seed, from the one that trains if it has no own
+        )
+
+    def features(self, model: LightningModule, title: str | None = None) -> Tensor:
+        """Features ``(N, q, d)`` in float32 on the CPU.
+
+        Args:
+            model: of any method of the suite, on its device; it is left in evaluation mode.
+            title: of the progress bar; None for none.
+
+        Raises:
+            UsageError: the method has no such features.
+        """
+        return self._part(extract(model, self._loader, title)).unflatten(0, (-1, self.protocol.views))
+
+    def check_features(self, model: LightningModule) -> None:
+        """Raise what :meth:`features` would, before work is done; the model is left in evaluation mode."""
+        size = self.cfg.augmentations[0].crop_size
+        self._part(extract(model, [(torch.zeros(2, 3, size, size), torch.zeros(2))], None))
+
+    def _part(self, found: Split) -> Tensor:
+        features = found.parts().get(self.protocol.features)
+        if features is None:
+            raise UsageError(f"{self.cfg.method} has no {self.protocol.features} to score: take features=backbone")
+        return features
+
+    def scores(self, features: Tensor) -> dict[str, float]:
+        """:func:`emim_solo.scores.scores` of features by the protocol's settings."""
+        return scores(features, **self.protocol.settings)
+
+
+def view_features(model: LightningModule, cfg: DictConfig, protocol: Protocol) -> tuple[Tensor, str]:
+    """:meth:`ScoredViews.features` of a model, and of which images they are."""
+    views = ScoredViews(cfg, protocol)
+    return views.features(model, f"{cfg.name}: views"), views.which
 
 
 def score_checkpoint(checkpoint: Checkpoint, protocol: Protocol, *, neighbours: bool = True) -> dict[str, Any]:
@@ -223,9 +268,8 @@ def score_checkpoint(checkpoint: Checkpoint, protocol: Protocol, *, neighbours: 
     """
     start, cfg = time.perf_counter(), checkpoint.cfg
     features, which = view_features(checkpoint.model().to(device_of(cfg)), cfg, protocol)
-    settings: Any = {"noise_variance": protocol.noise_variance, "delta": protocol.delta, "seed": protocol.seed}
-    metrics = scores(features, **settings)
-    widths = half_widths(features, splits=protocol.splits, **settings)
+    metrics = scores(features, **protocol.settings)
+    widths = half_widths(features, splits=protocol.splits, **protocol.settings)
     metrics |= {f"{name}_half_width": width for name, width in widths.items() if not name.endswith("_null")}
     if neighbours and why_no_accuracy(cfg.data) is None:
         try:
@@ -234,9 +278,9 @@ def score_checkpoint(checkpoint: Checkpoint, protocol: Protocol, *, neighbours: 
         except UsageError as error:  # a score needs no labels, so wrong ones must not stop it
             warnings.warn(f"{cfg.name}: no {NEIGHBOURS}-NN beside the score: {error}", stacklevel=2)
     seconds = time.perf_counter() - start
-    row = evaluation_row("score", cfg, checkpoint.folder, metrics, seconds, asdict(protocol))
+    row = evaluation_row("score", cfg, checkpoint.folder, metrics, seconds, asdict(protocol), epochs=checkpoint.epochs)
     shape = {"images": len(features), "of": which, "width": features.shape[2]}
-    return row | {"epochs": checkpoint.epochs, "protocol": protocol.hash, **shape}
+    return row | {"protocol": protocol.hash, **shape}
 
 
 # -- the command -------------------------------------------------------------------------------------------------
@@ -353,6 +397,8 @@ def draw_curves(scored: Sequence[tuple[str, Mapping[str, Any]]], stem: Path) -> 
     import matplotlib
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
+
+    from emim_solo.evaluation.palette import PALETTE
 
     keys = [key for key in ("view_information", "knn_acc1") if any(key in row["metrics"] for _, row in scored)]
     with matplotlib.rc_context({"text.parse_math": False}):  # a name with a $ in it is a name

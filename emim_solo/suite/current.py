@@ -21,6 +21,7 @@ from solo.methods.base import BaseMethod, BaseMomentumMethod
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from emim_solo.data import HeldOut
 from emim_solo.errors import UsageError
 from emim_solo.method import EMIMMethod, complete_method_kwargs
 from emim_solo.suite.face import Suite, allow_few_classes, count_classes, give_small_image_stem, open_copy, plain
@@ -131,7 +132,7 @@ class CurrentSuite(Suite):
         views = [
             suite_data.NCropAugmentation(self.view_transform(cfg, view), view.num_crops) for view in cfg.augmentations
         ]
-        with reading_folders(suite_data, labelled=not cfg.data.no_labels):
+        with reading_folders(suite_data, labelled=not cfg.data.no_labels, held_out=HeldOut.recorded(cfg)):
             dataset = suite_data.prepare_datasets(
                 cfg.data.dataset,
                 suite_data.FullTransformPipeline(views),

@@ -29,9 +29,9 @@ from lightning.pytorch import LightningDataModule
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
-from emim_solo.data import Images, check_images, find_images, load_rgb
+from emim_solo.data import HeldOut, Images, check_images, find_images, load_rgb, training_images
 from emim_solo.errors import UsageError
-from emim_solo.suite.folders import FOLDERS_FOR_DALI
+from emim_solo.suite.folders import folders_for_dali
 
 _DATASETS = ("imagenet100", "imagenet", "custom")
 _DEFAULTS = {"device": "gpu", "encode_indexes_into_labels": False}
@@ -85,7 +85,7 @@ def check_training_images(cfg: DictConfig) -> Images:
     Raises:
         UsageError: an image that cannot be read, or not by DALI.
     """
-    images = find_images(cfg.data.train_path, labelled=not cfg.data.no_labels)
+    images = training_images(cfg)
     check_images(images.paths, "data.train_path")
     for path in images.paths:
         if path.lower().endswith((".tif", ".tiff")):
@@ -117,9 +117,18 @@ def pretrain_datamodule(cfg: DictConfig) -> LightningDataModule:
                 "augmentations: equalization.prob > 0: DALI has none; set it to 0, or data.format=image_folder"
             )
     module = _main_datamodule(cfg) if _is_main() else _RegistryData(cfg)
-    sys.modules[_MAIN if _is_main() else _REGISTRY_PIPELINES].os = FOLDERS_FOR_DALI  # type: ignore[attr-defined]
+    lister = folders_for_dali(_held_out_paths(cfg))
+    sys.modules[_MAIN if _is_main() else _REGISTRY_PIPELINES].os = lister  # type: ignore[attr-defined]
     free_cpu_pipelines_from_cuda()
     return module
+
+
+def _held_out_paths(cfg: DictConfig) -> list[str]:
+    held_out = HeldOut.recorded(cfg)
+    if held_out is None:
+        return []
+    paths = find_images(cfg.data.train_path, labelled=not cfg.data.no_labels).paths
+    return [paths[position] for position in held_out.positions(len(paths))]
 
 
 def free_cpu_pipelines_from_cuda() -> None:

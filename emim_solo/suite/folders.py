@@ -7,7 +7,8 @@ module looks it up by.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -15,16 +16,19 @@ from typing import Any
 
 from torchvision.datasets import ImageFolder
 
-from emim_solo.data import class_folders, find_images, image_names, load_rgb
+from emim_solo.data import HeldOut, class_folders, find_images, image_names, load_rgb
 
 
 class LabelledImages(ImageFolder):
     """torchvision's ``ImageFolder`` on what :func:`find_images` finds, decoded by :func:`load_rgb`."""
 
     labelled = True
+    held_out: HeldOut | None = None
 
     def __init__(self, root: str | Path, transform: Any = None) -> None:
         self.found = find_images(root, labelled=self.labelled)
+        if self.held_out is not None:
+            self.found = self.found.without(self.held_out.positions(len(self.found)))
         super().__init__(root, transform, loader=load_rgb)
 
     def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
@@ -52,11 +56,14 @@ class UnlabelledImages(LabelledImages):
 
 
 @contextmanager
-def reading_folders(module: ModuleType, *, labelled: bool) -> Iterator[None]:
-    """Within it, the datasets that a module of the suite makes of a folder are ours."""
+def reading_folders(module: ModuleType, *, labelled: bool, held_out: HeldOut | None = None) -> Iterator[None]:
+    """Within it, the datasets that a module of the suite makes of a folder are ours, less the images held out."""
     own = {
-        "ImageFolder": LabelledImages if labelled else UnlabelledImages,
-        "CustomDatasetWithoutLabels": UnlabelledImages,
+        name: type(dataset.__name__, (dataset,), {"held_out": held_out})
+        for name, dataset in (
+            ("ImageFolder", LabelledImages if labelled else UnlabelledImages),
+            ("CustomDatasetWithoutLabels", UnlabelledImages),
+        )
     }
     suites = {name: getattr(module, name) for name in own if hasattr(module, name)}
     for name in suites:
@@ -68,8 +75,19 @@ def reading_folders(module: ModuleType, *, labelled: bool) -> Iterator[None]:
             setattr(module, name, dataset)
 
 
-FOLDERS_FOR_DALI = SimpleNamespace(
-    listdir=image_names,
-    scandir=lambda folder: [SimpleNamespace(name=name, is_dir=lambda: True) for name in class_folders(folder)],
-)
-"""What the suite's DALI modules use of ``os``: their list of a folder's files, and that of its class folders."""
+def folders_for_dali(held_out: Sequence[str] = ()) -> SimpleNamespace:
+    """What the suite's DALI modules use of ``os``: their list of a folder's files, and that of its class folders.
+
+    Args:
+        held_out: paths of images that are not to be found.
+    """
+    left_out = {os.path.abspath(path) for path in held_out}
+
+    def listdir(folder: str | Path) -> list[str]:
+        names = image_names(folder)
+        return [name for name in names if not left_out or os.path.abspath(os.path.join(folder, name)) not in left_out]
+
+    return SimpleNamespace(
+        listdir=listdir,
+        scandir=lambda folder: [SimpleNamespace(name=name, is_dir=lambda: True) for name in class_folders(folder)],
+    )

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
-from emim_solo.data import find_images, reads_folders
+from emim_solo.data import reads_folders, training_images
 from emim_solo.errors import UsageError
 
 _IMAGES = {"cifar10": 50_000, "cifar100": 50_000, "stl10": 105_000}
@@ -132,10 +132,7 @@ def _deepclusterv2(run: _Run) -> Iterator[str]:
 
 def _images(cfg: DictConfig) -> int:
     """Training images, counted by name: none is read. 0 where they cannot be counted so (an HDF5 file)."""
-    if reads_folders(cfg):
-        images = len(find_images(cfg.data.train_path, labelled=not cfg.data.no_labels))
-    else:
-        images = _IMAGES.get(cfg.data.dataset, 0)
+    images = len(training_images(cfg)) if reads_folders(cfg) else _IMAGES.get(cfg.data.dataset, 0)
     return int(images * cfg.data.fraction) if cfg.data.fraction > 0 else images
 
 

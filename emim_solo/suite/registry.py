@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
+from emim_solo.data import HeldOut
 from emim_solo.errors import UsageError
 from emim_solo.method import DEFAULTS as EMIM_DEFAULTS
 from emim_solo.method import EMIMMethod, complete_method_kwargs
@@ -287,7 +288,7 @@ class RegistrySuite(Suite):
             views, num_crops_per_aug=[view.num_crops for view in cfg.augmentations]
         )
         train_path = Path(cfg.data.train_path).absolute()
-        with reading_folders(pretrain_dataloader, labelled=not cfg.data.no_labels):
+        with reading_folders(pretrain_dataloader, labelled=not cfg.data.no_labels, held_out=HeldOut.recorded(cfg)):
             dataset = pretrain_dataloader.prepare_datasets(
                 cfg.data.dataset,
                 transform,
