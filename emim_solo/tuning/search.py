@@ -211,7 +211,8 @@ class Search:
                 if all(isinstance(value, int) for value in values):
                     kind = IntDistribution
                 return kind(values[0], values[-1], step=step)
-            return CategoricalDistribution(list(override.sweep_iterator(transformer=Transformer.encode)))
+            choices: list[Any] = list(override.sweep_iterator(transformer=Transformer.encode))
+            return CategoricalDistribution(choices)
         except (ValueError, HydraException) as error:
             raise UsageError(
                 f"{override.input_line}: {error}; expected choice(a, b, ...), range(start, stop, step), "
@@ -249,7 +250,7 @@ def _read_settings(name: str) -> dict[str, Any]:
     path = path if path.is_file() else configs.root() / "tune" / f"{name}.yaml"
     if not path.is_file():
         raise UsageError(f"no search '{name}': expected a YAML file, or a shipped one: {', '.join(configs.searches())}")
-    defaults = {"trials": 20, "sampler": "TPESampler", "pruner": None, "seed": 0, "params": {}}
+    defaults: dict[str, Any] = {"trials": 20, "sampler": "TPESampler", "pruner": None, "seed": 0, "params": {}}
     try:
         given = yaml.safe_load(files.read_text(path)) or {}
     except yaml.YAMLError as error:
@@ -257,7 +258,7 @@ def _read_settings(name: str) -> dict[str, Any]:
     if not isinstance(given, dict) or given.keys() - defaults.keys():
         odd = ", ".join(map(str, given.keys() - defaults.keys())) if isinstance(given, dict) else type(given).__name__
         raise UsageError(f"search '{path}': unknown {odd}: expected {', '.join(defaults)}")
-    settings = defaults | given
+    settings: dict[str, Any] = defaults | given
     if not isinstance(settings["params"], dict):
         raise UsageError(f"search '{path}': params: expected keys of a config, each with a range")
     for key, least in (("trials", 1), ("seed", 0)):
@@ -268,11 +269,14 @@ def _read_settings(name: str) -> dict[str, Any]:
 
 def _parsed(overrides: Sequence[str]) -> dict[str, Override]:
     """Overrides by their keys; the last of a key counts."""
-    try:
-        found = OverridesParser.create().parse_overrides(list(overrides))
-    except HydraException as error:
-        raise UsageError(" ".join(str(error).split())) from error
-    return {override.key_or_group: override for override in found}
+    found, parser = {}, OverridesParser.create()
+    for text in overrides:
+        try:
+            override = parser.parse_override(text)
+        except HydraException as error:
+            raise UsageError(f"'{text}': {' '.join(str(error).split())}") from error
+        found[override.key_or_group] = override
+    return found
 
 
 def _has(cfg: DictConfig, key: str) -> bool:
@@ -285,7 +289,7 @@ def _has(cfg: DictConfig, key: str) -> bool:
 
 
 def _of_optuna(module: Any, key: str, given: Any, names: Sequence[str], **arguments: Any) -> Any:
-    name, own = given, {}
+    name, own = given, dict[str, Any]()
     if isinstance(given, dict) and len(given) == 1:
         name, own = next((name, own or {}) for name, own in given.items())
     if name not in names:
