@@ -159,21 +159,24 @@ class Search:
         """
         written = self.compose({})
         first = {key: self.ends(key)[0] for key in self.params}
-        base = self.complete({key: value for key, value in first.items() if _has(written, key)}, Path(), 0)
+        known = {key: value for key, value in first.items() if _has(written, key)}
+        base = self.complete(known, Path(), 0)
         of_trainer = inspect.signature(Trainer.__init__).parameters
         for key in self.params:
             # What optimizer and backbone take is checked by themselves.
             free = key in of_trainer or key.rpartition(".")[0].endswith(".kwargs")
-            if not (free or _has(written, key) or _has(base, key)):
+            if not (free or key in known or _has(base, key)):
                 near = difflib.get_close_matches(key, rows.leaves(plain(base)), n=3, cutoff=0.0)
                 raise UsageError(f"the config has no {key} to search: did you mean {', '.join(near)}?")
+        if known != first:
+            base = self.complete(first, Path(), 0)
         for key in self.params:
-            for value in self.ends(key):
+            for value in self.ends(key)[1:]:
                 try:
                     self.complete({**first, key: value}, Path(), 0)
                 except UsageError as error:
                     raise UsageError(f"{self.params[key].input_line}: {error}") from error
-        return self.complete(first, Path(), 0)
+        return base
 
     def ends(self, key: str) -> list[Any]:
         """The ends of a range, or all choices."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import torch
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
@@ -185,7 +186,8 @@ class Tuning:
     def _run(self, trial: optuna.Trial) -> None:
         """One trial to its end, which the storage then knows."""
         start, values = time.perf_counter(), self.search.suggest(trial)
-        number, cfg, fields = trial.number + 1, None, {}
+        number, cfg = trial.number + 1, None
+        fields: dict[str, Any] = {"device": "gpu" if torch.cuda.is_available() else "cpu"}
         state, reason, score = TrialState.FAIL, None, math.nan
         try:
             cfg = self.search.complete(values, self.folder, number)
