@@ -109,7 +109,8 @@ def _complete(arguments: Sequence[str]) -> None:
     if query is None:
         hydra_run("", lambda cfg: None, [argument for argument in arguments if argument not in COMMANDS])
     else:
-        completion.answer(query, os.environ.get("COMP_LINE", ""), COMMANDS, ("pretrain", "benchmark"))
+        commands = COMMANDS | {"tune": _pretrain}  # the same keys
+        completion.answer(query, os.environ.get("COMP_LINE", ""), commands, ("pretrain", "benchmark", "tune"))
 
 
 def hydra_run(command: str, task: Callable[[DictConfig], Any], arguments: Sequence[str]) -> None:

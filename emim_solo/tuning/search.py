@@ -43,7 +43,6 @@ PRUNERS = (
     "NopPruner",
 )
 _NOT_SEARCHED = ("score", "data", "hydra", *rows.NOT_HASHED)
-_QUIET = {"enable_progress_bar": False, "enable_model_summary": False}  # of dozens of runs; where nothing is said
 
 
 @dataclass(frozen=True)
@@ -135,8 +134,7 @@ class Search:
         Raises:
             UsageError: as :func:`~emim_solo.pretraining.prepare`, or more than one device.
         """
-        cfg = self.compose(values)
-        cfg = prepare(OmegaConf.merge(_QUIET, cfg))  # type: ignore[arg-type]
+        cfg = prepare(self.compose(values))
         if cfg.resume_from_checkpoint is not None:
             raise UsageError("resume_from_checkpoint: trials start afresh, or go on from their own; leave it out")
         if len(cfg.devices) * cfg.num_nodes > 1:

@@ -108,7 +108,12 @@ def draw(trials: Sequence[FrozenTrial], search: Search, stem: Path) -> None:
             places = np.array(places)
             axes.scatter(places[finished], scores[finished], s=16, color=PALETTE[0], label="finished")
             axes.scatter(
-                places[~finished], scores[~finished], s=16, facecolor="none", edgecolor=PALETTE[0], label="not"
+                places[~finished],
+                scores[~finished],
+                s=16,
+                facecolor="none",
+                edgecolor=PALETTE[0],
+                label="stopped early",
             )
             axes.spines[["top", "right"]].set_visible(False)
         panels[0].set_ylabel("view information (nats)")
