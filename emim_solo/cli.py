@@ -164,7 +164,7 @@ def _pretrain(arguments: Sequence[str]) -> None:
         from emim_solo.data import why_no_accuracy
 
         accuracies = () if why_no_accuracy(row["config"]["data"]) else ("val_acc1", "val_knn_acc1")
-        shown = (*accuracies, "train_mi", "train_mi_null")
+        shown = (*accuracies, "score_view_information", "train_mi", "train_mi_null")
         values = ", ".join(f"{name} {row['metrics'][name]:.2f}" for name in shown if name in row["metrics"])
         print(f"{row['name']}: {row['epochs']} epochs in {row['seconds']:.0f} s; {values or 'no validation metrics'}")
         results = Path(row["config"]["checkpoint"]["dir"]) / "rows.jsonl"

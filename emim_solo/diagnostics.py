@@ -180,7 +180,8 @@ def information(features1: Tensor, features2: Tensor) -> tuple[float, float]:
         ``(mutual information, null)``.
     """
     first, second = _as_matrix(features1), _as_matrix(features2)
-    return mutual_information(first, second).item(), null_mutual_information(first, second).item()
+    null = null_mutual_information(first, second, gather=False)
+    return mutual_information(first, second, gather=False).item(), null.item()
 
 
 def diagnose(features1: Tensor, features2: Tensor) -> dict[str, float]:

@@ -46,6 +46,7 @@ def mutual_information(
     noise_variance: float = 0.1,
     form: Literal["auto", "primal", "dual", "pooled"] = "auto",
     standardise: bool = True,
+    gather: bool = True,
 ) -> Tensor:
     """Gaussian mutual information of two batches of paired embeddings (Theorem 1), differentiable.
 
@@ -59,6 +60,8 @@ def mutual_information(
             augmentations), pools their moments, and has half the small-sample bias.
         standardise: scale every feature of each view to unit variance over the global batch. Features
             are centred in any case. A constant feature becomes 0: it adds nothing and gets no gradient.
+        gather: take the samples of all processes for one batch, where several train. False is for what one of them
+            does on its own.
 
     Returns:
         The MI in nats, a 0-dim tensor: float64 if an input is, else float32, whatever autocast says.
@@ -73,7 +76,7 @@ def mutual_information(
     _check_choice("form", form, FORMS)
     _check_noise_variance(noise_variance)
     with _full_precision(z1):
-        views = _views((z1, z2), standardise)
+        views = _views((z1, z2), standardise, gather)
         return _with_retry(lambda x: _mutual_information(x, form, noise_variance), views)
 
 
@@ -84,6 +87,7 @@ def null_mutual_information(
     noise_variance: float = 0.1,
     form: Literal["auto", "primal", "dual", "pooled"] = "auto",
     standardise: bool = True,
+    gather: bool = True,
 ) -> Tensor:
     """The MI that the estimator reports for unrelated pairs: its small-sample bias on this very batch.
 
@@ -93,7 +97,7 @@ def null_mutual_information(
     _check_choice("form", form, FORMS)
     _check_noise_variance(noise_variance)
     with _full_precision(z1):
-        first, second = _views((z1, z2), standardise).unbind(1)
+        first, second = _views((z1, z2), standardise, gather).unbind(1)
         views = torch.stack((first, second.roll(1, 0)), dim=1)
         return _with_retry(lambda x: _mutual_information(x, form, noise_variance), views)
 
@@ -419,7 +423,7 @@ class _NotPositiveDefinite(FloatingPointError):
 # --- from two tensors to the views over all processes -----------------------------------------------
 
 
-def _views(embeddings: Sequence[Tensor], standardise: bool) -> Tensor:
+def _views(embeddings: Sequence[Tensor], standardise: bool, gather: bool = True) -> Tensor:
     """Checked, gathered, centred and, if asked for, standardised: N_global x K x d, at least float32."""
     names = [f"z{number}" for number in range(1, len(embeddings) + 1)]
     for name, z in zip(names, embeddings, strict=True):
@@ -432,7 +436,8 @@ def _views(embeddings: Sequence[Tensor], standardise: bool) -> Tensor:
         raise ValueError(f"embeddings must be N x d with d >= 1, got shape {shapes[0]}")
     dtype = torch.float64 if any(z.dtype == torch.float64 for z in embeddings) else torch.float32
     views = torch.stack([z.to(dtype) for z in embeddings], dim=1)
-    if _in_several_processes():
+    gathered = gather and _in_several_processes()
+    if gathered:
         views = _gather(views)
     samples = views.shape[0]
     if samples < 2:
@@ -441,7 +446,7 @@ def _views(embeddings: Sequence[Tensor], standardise: bool) -> Tensor:
     if not standardise:
         mean = flat.mean(0)
         if _can_look(mean):
-            _check_finite(mean, views)
+            _check_finite(mean, views, gathered)
         return (flat - mean).view_as(views)
     # Batch normalisation's kernel is the fastest there is, has its gradient, and hands out the statistics.
     smallest_std = 1e-15
@@ -450,7 +455,7 @@ def _views(embeddings: Sequence[Tensor], standardise: bool) -> Tensor:
     # The mean of a constant feature is rounded, so what centring leaves is no signal, whatever its size.
     constant = std <= 2 * smallest_std + 16 * torch.finfo(dtype).eps * mean.abs()
     if _can_look(std):
-        _check_finite(std, views)
+        _check_finite(std, views, gathered)
         if not constant.any():  # spares a pass over the embeddings
             return scaled.view_as(views)
     # Batch normalisation makes zeros, not NaN, of a feature whose variance overflows.
@@ -458,11 +463,11 @@ def _views(embeddings: Sequence[Tensor], standardise: bool) -> Tensor:
     return (scaled * factor).view_as(views)
 
 
-def _check_finite(statistics: Tensor, views: Tensor) -> None:
+def _check_finite(statistics: Tensor, views: Tensor, gathered: bool) -> None:
     # One NaN, Inf or overflow shows in its feature's statistics: no pass over the embeddings is spent on it.
     if statistics.isfinite().all():
         return
-    if _in_several_processes():
+    if gathered:
         _check_changed_together(views)
     counts = (~views.isfinite()).sum((0, 2)).tolist()
     found = [f"z{number} holds {count}" for number, count in enumerate(counts, 1) if count]

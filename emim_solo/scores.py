@@ -145,10 +145,10 @@ def scores(features: Tensor, *, noise_variance: float = 0.1, delta: float = 1e-4
     # Neighbours in a folder are of one class: in their order the null of a pair would hold that information.
     order = torch.randperm(images, generator=torch.Generator().manual_seed(seed))[:SPECTRUM_IMAGES]
     first, second = (features[order, view].to("cpu", torch.float64) for view in (0, 1))
-    pair_null = null_mutual_information(first, second, noise_variance=noise_variance).item()
+    pair_null = null_mutual_information(first, second, noise_variance=noise_variance, gather=False).item()
     values = (
         view - view_null,
-        mutual_information(first, second, noise_variance=noise_variance).item() - pair_null,
+        mutual_information(first, second, noise_variance=noise_variance, gather=False).item() - pair_null,
         effective_rank(first),
         lidar(features, delta=delta),
         spectrum_decay(first),

@@ -14,6 +14,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from emim_solo import rows
+from emim_solo.checkpoints import Checkpoint
+from emim_solo.evaluation.score import Protocol, score_checkpoint
 
 SMALL = [
     "max_epochs=1",
@@ -73,6 +75,9 @@ def test_emim_over_the_config_of_another_method_in_two_processes(few_digits: Pat
         "name=override",
         "devices=2",
         "strategy=ddp",
+        "score.enabled=True",
+        "score.patience=1",
+        "score.keep_best=True",
         *digits_overrides(few_digits),
         cwd=tmp_path,
     )
@@ -84,6 +89,13 @@ def test_emim_over_the_config_of_another_method_in_two_processes(few_digits: Pat
     assert [path.name for path in (tmp_path / "trained_models" / "emim").iterdir()] == ["0"]
     stored = json.loads((tmp_path / row["checkpoint"] / "args.json").read_text())
     assert stored["method_kwargs"]["weight"] == 4.0
+    # Rank zero scores, and what is logged is that of the checkpoint.
+    assert done.stdout.count("score: 8 views of 60 validation images") == 1
+    (path,) = (tmp_path / row["checkpoint"]).glob("*.ckpt")
+    scored = score_checkpoint(Checkpoint(path.parent, path, OmegaConf.create(stored)), Protocol.read("digits"))
+    assert [best.name for best in (path.parent / "best").glob("*.ckpt")] == [path.name]
+    expected = scored["metrics"]["view_information"]
+    assert row["metrics"]["score_view_information"] == pytest.approx(expected, rel=1e-6)
 
 
 def test_digits_and_configs(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
-from emim_solo.data import load_rgb
+from emim_solo.data import load_rgb, training_images
 from emim_solo.errors import UsageError
 from emim_solo.suite import dali, load_suite
 
@@ -109,6 +109,28 @@ def test_every_epoch_has_the_label_counts_of_the_torchvision_loader(make_jpeg_cf
     assert seen.shapes == {(BATCH, 3, 32, 32)}
     assert trainer.global_step == 3 * 96 // BATCH
     assert torch.isfinite(trainer.callback_metrics["train_emim_loss"])
+
+
+@needs_dali
+@pytest.mark.parametrize("labelled", [True, False])
+def test_images_held_out_for_the_score_do_not_reach_dali(
+    labelled: bool, jpegs: Path, make_jpeg_cfg: Callable[..., DictConfig]
+) -> None:
+    held_out = {"enabled": True, "held_out": {"images": 86, "of": 96, "seed": 0}}
+    cfg = make_jpeg_cfg(
+        data__format="dali",
+        dali__device="cpu",
+        max_epochs=2,
+        score=held_out,
+        optimizer__batch_size=10,
+        data__no_labels=not labelled,
+    )
+    kept = training_images(cfg)
+    assert len(kept) == len(dali.check_training_images(load_suite().complete(cfg))) == 10
+    seen = Seen()
+    assert fit(cfg, seen).global_step == 2
+    assert seen.labels == [Counter(kept.labels)] * 2
+    assert not labelled or seen.labels[0] != Counter({0: 2, 1: 3, 2: 5}), "of another seed"
 
 
 @needs_dali

@@ -15,7 +15,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from emim_solo.diagnostics import diagnose
 from emim_solo.objective import emim_loss_func, mutual_information, null_mutual_information
+from emim_solo.scores import scores
 
 WORLD = 2
 SIZES = {"N over 2d": (24, 5), "N under 2d": (12, 8), "2N under d": (6, 20)}
@@ -93,6 +95,12 @@ def gathers_of_each_call() -> list[int]:
     return counts
 
 
+def of_one_process() -> dict[str, float]:
+    """Scores and diagnostics of features that one process has."""
+    views = torch.stack(inputs((24, 5)), dim=1)
+    return {**scores(views), **diagnose(*views.unbind(1))}
+
+
 def work(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORLD)
@@ -109,6 +117,8 @@ def work(rank: int, folder: str) -> None:
         results["one sample each"] = mutual_information(one_sample_each, one_sample_each)
         results["refusals"] = refusals(rank)
         results["gathers"] = gathers_of_each_call()
+        if rank == 0:  # the other one does not take part
+            results["alone"] = of_one_process()
     Path(folder, f"{rank}.pickle").write_bytes(pickle.dumps(results))
     dist.destroy_process_group()
 
@@ -175,6 +185,10 @@ def test_bad_input_of_one_process_is_refused_by_all(two_processes):
         )
         assert messages["nan again"].endswith("z1 holds 2 and z2 holds 2")
         assert messages["nan"] == "FloatingPointError: NaN or Inf among 24 values: z1 holds 1 and z2 holds 1"
+
+
+def test_scores_and_diagnostics_are_of_the_features_of_one_process(two_processes):
+    assert two_processes[0]["alone"] == pytest.approx(of_one_process(), nan_ok=True)
 
 
 def test_shapes_are_compared_only_when_they_change(two_processes):

@@ -129,6 +129,18 @@ def stopped_early(contents: Mapping[str, Any], cfg: DictConfig) -> bool:
     return state is not None and state["wait_count"] >= patience
 
 
+def smallest_interval(images: int, views: int, crops: int, trained: float) -> int:
+    """The smallest number of epochs of whose forwards those of one scoring are under 5 %.
+
+    Args:
+        images: that are scored.
+        views: of each.
+        crops: of each image in training, which cost three forwards each: a backward pass is two.
+        trained: images an epoch trains one process on.
+    """
+    return int(_COST * images * views // (_FORWARDS_OF_A_CROP * crops * trained)) + 1
+
+
 def is_last_epoch(trainer: Trainer) -> bool:
     """Whether the epoch that is ending is the last one, by its number, by steps, or since something stopped the run."""
     epochs = trainer.max_epochs is not None and 0 <= trainer.max_epochs <= trainer.current_epoch + 1
@@ -194,15 +206,14 @@ class LiveScore(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         images, views = len(self.views.chosen), self.views.protocol.views
-        # Of one process: each trains on its share, and one of them scores.
-        training = _FORWARDS_OF_A_CROP * self.crops * self.batch * trainer.num_training_batches
-        if self.every is None:
-            self.every = int(_COST * images * views // training) + 1
+        trained = self.batch * trainer.num_training_batches  # of one process: one of them scores
+        self.every = self.every or smallest_interval(images, views, self.crops, trained)
+        share = images * views / (self.every * _FORWARDS_OF_A_CROP * self.crops * trained)
         if trainer.is_global_zero:
+            note = ", which are not trained on" if self.views.which == "held-out" else ""
             print(
-                f"score: {images} {self.views.which} images x {views} views, every {self.every} epochs and after the last: "
-                f"{images * views / (self.every * training):.1%} of the forwards of training, a crop counted as "
-                f"{_FORWARDS_OF_A_CROP}",
+                f"score: {views} views of {images} {self.views.which} images{note}, every {self.every} epoch(s) and after "
+                f"the last: {share:.1%} of the forwards of training, where a crop counts as {_FORWARDS_OF_A_CROP}",
                 flush=True,
             )
 
@@ -279,6 +290,16 @@ class KeepBest(ModelCheckpoint):
         if trainer.is_global_zero and arguments.is_file():
             with files.whole(self.folder / BEST / checkpoints.ARGUMENTS) as unfinished:
                 shutil.copyfile(arguments, unfinished)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Lightning forgets the best so far in a folder that was moved, and the next one would stand beside it."""
+        assert self.dirpath is not None
+        kept = Path(self.dirpath) / Path(state_dict["best_model_path"]).name
+        if kept.is_file():
+            paths = dict.fromkeys(("best_model_path", "kth_best_model_path"), str(kept))
+            best = {str(kept): state_dict["best_model_score"]}
+            state_dict = state_dict | paths | {"dirpath": self.dirpath, "best_k_models": best}
+        super().load_state_dict(state_dict)
 
 
 @contextmanager
