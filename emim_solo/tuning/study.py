@@ -201,8 +201,8 @@ class Tuning:
                 reason = f"{MONITOR} is {score}: the features are not finite"
         except optuna.TrialPruned:
             state = TrialState.PRUNED
-        except (UsageError, FloatingPointError) as error:
-            reason = str(error)
+        except (UsageError, FloatingPointError, torch.linalg.LinAlgError) as error:  # the last: of diverged features
+            reason = str(error).splitlines()[0]
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
