@@ -24,6 +24,7 @@ USAGE = """usage: emim-solo COMMAND ...
 
   pretrain   --config-path DIR --config-name NAME [key=value ...]   train any method of the suite
   benchmark  --config-name NAME [key=value ...]                     methods x seeds, evaluation, table and report
+  tune       --config-path DIR --config-name NAME [key=value ...]   search keys of a config, without labels
   knn | linear | umap  CHECKPOINT_FOLDER ... [options]              evaluate checkpoints
   score      CHECKPOINT_FOLDER ... [options]                        rank checkpoints without labels
   report     DIR                                                    rebuild the report of a benchmark from its rows
@@ -108,7 +109,8 @@ def _complete(arguments: Sequence[str]) -> None:
     if query is None:
         hydra_run("", lambda cfg: None, [argument for argument in arguments if argument not in COMMANDS])
     else:
-        completion.answer(query, os.environ.get("COMP_LINE", ""), COMMANDS, ("pretrain", "benchmark"))
+        commands = COMMANDS | {"tune": _pretrain}  # the same keys
+        completion.answer(query, os.environ.get("COMP_LINE", ""), commands, ("pretrain", "benchmark", "tune"))
 
 
 def hydra_run(command: str, task: Callable[[DictConfig], Any], arguments: Sequence[str]) -> None:
@@ -198,10 +200,11 @@ def _lazily(module: str, function: str) -> Callable[[Sequence[str]], None]:
     return command
 
 
-_CONTINUES = {"benchmark": "the same command goes on where it was"}
+_CONTINUES = dict.fromkeys(("benchmark", "tune"), "the same command goes on where it was")
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "pretrain": _pretrain,
     "benchmark": _benchmark,
+    "tune": _lazily("emim_solo.tuning.command", "tune_main"),
     "knn": _lazily("emim_solo.evaluation.commands", "knn_main"),
     "linear": _lazily("emim_solo.evaluation.commands", "linear_main"),
     "umap": _lazily("emim_solo.evaluation.commands", "umap_main"),

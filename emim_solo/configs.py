@@ -75,6 +75,11 @@ def protocols() -> list[str]:
     return sorted(path.stem for path in (root() / "score").glob("*.yaml"))
 
 
+def searches() -> list[str]:
+    """Names of the shipped searches of ``emim-solo tune``."""
+    return sorted(path.stem for path in (root() / "tune").glob("*.yaml"))
+
+
 def copy(target: str | os.PathLike[str], *, force: bool = False) -> list[Path]:
     """Copy every shipped file into ``target``, keeping the folders.
 
@@ -127,11 +132,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     for folder in folders():
         print(f"  {folder}: {', '.join(names(root() / folder))}")
     print(f"protocols of emim-solo score, usable as --protocol NAME: {', '.join(protocols())}")
+    print(f"searches of emim-solo tune, usable as --search NAME: {', '.join(searches())}")
     print("for the scripts of a solo-learn clone, to be copied and run with bash:")
     print(f"  {', '.join(path.as_posix() for path in files() if path.suffix == '.sh')}")
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether a file is a config of its own, not a part of others (``_base.yaml``, ``augmentations/``) or a protocol."""
-    parts = ("augmentations", "score")
+    """Whether a file is a config of its own, not a part of others (``_base.yaml``, ``augmentations/``), a protocol or a search."""
+    parts = ("augmentations", "score", "tune")
     return path.suffix == ".yaml" and not path.name.startswith("_") and path.parent.name not in parts

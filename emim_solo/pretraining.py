@@ -8,6 +8,7 @@ import random
 import resource
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -255,13 +256,14 @@ class ContinueCheckpoints(Callback):
             self.checkpointer.save(trainer)
 
 
-def pretrain(cfg: DictConfig, version: str | None = None) -> dict[str, Any]:
+def pretrain(cfg: DictConfig, version: str | None = None, more_callbacks: Sequence[Callback] = ()) -> dict[str, Any]:
     """Train one method and append one row to ``<checkpoint.dir>/rows.jsonl``.
 
     Args:
         cfg: complete, from :func:`prepare`.
         version: the run's folder below ``<checkpoint.dir>/<method>/``. An existing one is continued from its last
             checkpoint. None takes ``resume_from_checkpoint``, else what ``auto_resume`` finds, else a new number.
+        more_callbacks: of Lightning's kind, called after our own.
 
     Returns:
         The row, its metrics being the trainer's last values.
@@ -307,6 +309,7 @@ def pretrain(cfg: DictConfig, version: str | None = None) -> dict[str, Any]:
         callbacks += [checkpointer, ContinueCheckpoints(checkpointer, same_folder)]
     if OmegaConf.select(cfg, "auto_umap.enabled", default=False):
         callbacks.append(suite.auto_umap(cfg))
+    callbacks += more_callbacks
 
     loggers = _loggers(cfg, folder)
     try:

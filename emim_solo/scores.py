@@ -102,7 +102,8 @@ def lidar(features: Tensor, *, delta: float = 1e-4) -> float:
         delta: > 0, on the features as they are.
 
     Returns:
-        A number from 1 to ``min(N - 1, d)``; 0 where all images have one mean. NaN for features that are not finite.
+        A number from 1 to ``min(N - 1, d)``; 0 where all images have one mean. NaN for features that are not finite, or so
+        large, of a run that diverged, that delta is lost in their rounding.
 
     Source: Thilak et al., "LiDAR: Sensing Linear Probing Performance in Joint Embedding SSL Architectures", ICLR 2024.
     """
@@ -112,7 +113,9 @@ def lidar(features: Tensor, *, delta: float = 1e-4) -> float:
     if not _finite(features):
         return math.nan
     _, total, between = _moments(features)
-    factor = torch.linalg.cholesky(total - between + delta * torch.eye(len(total), dtype=torch.float64))
+    factor, failed = torch.linalg.cholesky_ex(total - between + delta * torch.eye(len(total), dtype=torch.float64))
+    if failed:
+        return math.nan
     half = torch.linalg.solve_triangular(factor, between, upper=False)
     return effective_rank(torch.linalg.solve_triangular(factor, half.mT, upper=False))
 

@@ -90,6 +90,13 @@ def test_constant_features_add_nothing():
 # -- the others --------------------------------------------------------------------------------------------------
 
 
+def test_lidar_of_features_that_swallow_delta_is_nan_and_the_other_scores_are_those_of_the_small_ones():
+    features = noise(20, 3, 64)
+    large, small = scores(features * 1e9), scores(features)
+    assert math.isnan(large["lidar"]) and not math.isnan(small["lidar"])
+    assert large["view_information"] == pytest.approx(small["view_information"], abs=1e-3)
+
+
 def test_lidar_is_the_effective_rank_of_scipys_generalised_eigenvalues():
     features = gaussian_views(80, 5, *covariances(7, 0.5))
     means = features.mean(1).numpy()

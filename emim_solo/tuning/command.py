@@ -1,0 +1,46 @@
+"""``emim-solo tune``."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import optuna
+from omegaconf import OmegaConf
+
+from emim_solo import configs, files
+from emim_solo.errors import UsageError
+from emim_solo.tuning.search import Search
+from emim_solo.tuning.study import Tuning
+
+
+def tune_main(arguments: Sequence[str]) -> None:
+    """``emim-solo tune --config-path DIR --config-name NAME [key=value ...]``."""
+    parser = argparse.ArgumentParser(
+        prog="emim-solo tune",
+        description="Search keys of a pretraining config for the highest score, without labels (docs/label-free.md).",
+        epilog="key=value as in pretrain, or in Hydra's grammar of sweeps to be searched: emim-solo tune --config-path "
+        "pretrain/digits --config-name emim 'optimizer.lr=tag(log, interval(1e-3, 3e-2))' 'method_kwargs.weight="
+        "choice(1,2,4,8)' max_epochs=5. The same command goes on after a kill, and helps where it runs already.",
+    )
+    parser.add_argument("--config-path", "-cp", required=True, help="folder of the config, as in pretrain")
+    parser.add_argument("--config-name", "-cn", required=True, help="its name")
+    parser.add_argument("--search", help=f"a YAML file, or a shipped one: {', '.join(configs.searches())}")
+    parser.add_argument("--trials", type=int, help="how many in all, instead of the search's")
+    parser.add_argument("--output", type=Path, help="folder of the search, by default runs/tune/<name of the config>")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="the same in every trial, or searched")
+    given = parser.parse_intermixed_args(list(arguments))
+    search = Search.read(given.config_path, given.config_name, given.search, given.overrides)
+    if given.trials is not None:
+        if given.trials < 1:
+            raise UsageError(f"--trials {given.trials}: expected at least 1")
+        search = replace(search, trials=given.trials)
+    name = OmegaConf.select(search.compose({}), "name", default="")
+    if given.output is None:
+        files.check_name("name", name)
+    folder = (given.output or Path("runs/tune") / name).expanduser()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    Tuning(search, folder, shlex.join(["emim-solo", "tune", *arguments])).run()

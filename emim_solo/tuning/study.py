@@ -1,0 +1,290 @@
+"""The trials of a search: each is a run of ``emim-solo pretrain`` with ``score.enabled=True``, told to Optuna."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import shlex
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import optuna
+import torch
+import yaml
+from lightning.pytorch import Callback, LightningModule, Trainer
+from omegaconf import DictConfig, OmegaConf
+from optuna.trial import TrialState
+
+from emim_solo import checkpoints, files, rows
+from emim_solo.benchmark.runner import _reset_peak_memory
+from emim_solo.errors import UsageError
+from emim_solo.evaluation.live_score import MONITOR, LiveScore, is_last_epoch
+from emim_solo.evaluation.score import Protocol
+from emim_solo.pretraining import pretrain
+from emim_solo.stopping import Stopped
+from emim_solo.suite import load_suite, plain
+from emim_solo.tuning.search import Search
+from emim_solo.tuning.tables import STATES, counts, draw, ranked, row_of, short, table
+
+_STARTS, _MOST_STARTS = "starts", 3
+
+
+class Report(Callback):
+    """Tells Optuna each new score of a run, and ends the run where its pruner says so."""
+
+    def __init__(self, trial: optuna.Trial) -> None:
+        self.trial = trial
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        (self.live,) = (callback for callback in trainer.callbacks if isinstance(callback, LiveScore))  # type: ignore[attr-defined]
+        self.scorings = self.live.scorings
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.live.scorings == self.scorings:
+            return
+        self.scorings, epochs = self.live.scorings, trainer.current_epoch + 1
+        score = float(trainer.callback_metrics[MONITOR])
+        if not math.isfinite(score):
+            raise FloatingPointError(f"{MONITOR} is {score} after {epochs} epochs: the features are not finite")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # an epoch that a kill had repeated keeps its first score
+            self.trial.report(score, epochs)
+        if not is_last_epoch(trainer) and self.trial.should_prune():
+            raise optuna.TrialPruned
+
+
+class Locks:
+    """Locks in one file, which the system lets go of when their process ends, however it ends.
+
+    So a trial whose lock is free was killed, and is taken up at once. Optuna's heartbeat would have to wait for it, and
+    could take a process that sleeps for a dead one. Locks of lockf are not inherited by the workers of a loader.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.file = open(path, "ab")  # noqa: SIM115 - as long as the search
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """One process at a time: who counts trials and takes one, or writes the files of all."""
+        fcntl.lockf(self.file, fcntl.LOCK_EX, 1, 0)
+        try:
+            yield
+        finally:
+            fcntl.lockf(self.file, fcntl.LOCK_UN, 1, 0)
+
+    def take(self, number: int) -> bool:
+        """Take a trial, if no other process has it."""
+        try:
+            fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, number + 1)
+        except (BlockingIOError, PermissionError):
+            return False
+        return True
+
+    def leave(self, number: int) -> None:
+        """Let go of a trial."""
+        fcntl.lockf(self.file, fcntl.LOCK_UN, 1, number + 1)
+
+
+class Tuning:
+    """One search in one folder, by this process and any others that were started on it."""
+
+    def __init__(self, search: Search, folder: Path, command: str) -> None:
+        self.search, self.folder, self.command = search, folder, command
+        self.base = base = search.check()
+        self.protocol = Protocol.read(str(base.score.protocol))
+        pruner = search.make_pruner(base.max_epochs)
+        search.make_sampler(0)
+        files.writable_folder(folder, "--output")
+        self.locks = Locks(folder / "lock")
+        with self.locks.together():
+            self.study = self._open(pruner, self._identity(base))
+
+    def _identity(self, base: DictConfig) -> dict[str, Any]:
+        """What has to be the same for trials to be compared, and so for a search to go on."""
+        search = {
+            "params": {key: override.get_value_string() for key, override in self.search.params.items()},
+            **{key: getattr(self.search, key) for key in ("sampler", "pruner", "seed")},
+        }
+        more = {"search": search, "protocol": asdict(self.protocol), "solo-learn": load_suite().identity}
+        return dict(json.loads(json.dumps({**plain(base), **more}, default=str)))
+
+    def _open(self, pruner: Any, identity: Mapping[str, Any]) -> optuna.Study:
+        path = self.folder / "study.db"
+        options = {"connect_args": {"timeout": 60}}  # while another process writes
+        try:
+            storage = optuna.storages.RDBStorage(f"sqlite:///{path.absolute()}", engine_kwargs=options)
+            study = optuna.create_study(
+                storage=storage, pruner=pruner, study_name="tune", direction="maximize", load_if_exists=True
+            )
+            there = study.user_attrs.get("search")
+        except Exception as error:  # SQLAlchemy's and Optuna's own, of many types
+            raise UsageError(
+                f"'{path}' is damaged, or of another Optuna ({str(error).splitlines()[0]}): take another --output, or "
+                "remove it to start afresh"
+            ) from error
+        if there is None:
+            study.set_user_attr("search", dict(identity))
+        elif odd := rows.differences(there, identity):
+            raise UsageError(
+                f"'{self.folder}' has another search: {', '.join(odd)}; take another --output, or the same keys and values"
+            )
+        return study
+
+    def run(self) -> None:
+        """All trials that are not there yet, and the files of the search.
+
+        Raises:
+            UsageError: no trial was finished.
+        """
+        if done := len(ranked(self.study)):
+            print(f"going on in '{self.folder}': {done} of {self.search.trials} trials are there")
+        while (trial := self._next()) is not None:
+            # Whatever a trial may do wrong, a full disk is not its fault: the search ends, and can go on.
+            sizes = (path.stat().st_size for path in self.folder.glob("*/trial-*/*.ckpt"))
+            files.writable_folder(self.folder, "--output", max(sizes, default=0))
+            self._run(trial)
+            with self.locks.together():
+                self._write()
+            self.locks.leave(trial.number)
+            _reset_peak_memory()
+        trials = ranked(self.study)
+        print(table(trials, list(self.search.params)))
+        if elsewhere := len(self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))):
+            print(f"{elsewhere} more in other processes, the last of which writes what all of them found")
+        elif trials[0].state != TrialState.COMPLETE:
+            first = row_of(min(trials, key=lambda trial: trial.number))
+            why = first.get("reason") or first.get("state")
+            raise UsageError(f"none of {len(trials)} trials was finished ({counts(trials)}); trial 1: {why}")
+        else:
+            with self.locks.together():
+                self._write()
+                draw(ranked(self.study), self.search, self.folder / "trials")
+            print(f"trials in '{self.folder / 'trials.jsonl'}', picture (PNG, PDF) beside them; train with what won:")
+            print(shlex.join(["emim-solo", "pretrain", "--config-path", str(self.folder), "--config-name", "best"]))
+
+    def _next(self) -> optuna.Trial | None:
+        """A trial that a kill had ended, else a new one, else None."""
+        with self.locks.together():
+            found = self.study.get_trials(deepcopy=False)
+            self.study.sampler = self.search.make_sampler(len(found))
+            for trial in found:
+                if trial.state == TrialState.RUNNING and self.locks.take(trial.number):
+                    return optuna.Trial(self.study, trial._trial_id)
+            if sum(trial.state != TrialState.WAITING for trial in found) >= self.search.trials:
+                return None
+            new = self.study.ask()
+            self.locks.take(new.number)
+            return new
+
+    def _run(self, trial: optuna.Trial) -> None:
+        """One trial to its end, which the storage then knows."""
+        start, values = time.perf_counter(), self.search.suggest(trial)
+        number, cfg = trial.number + 1, None
+        fields: dict[str, Any] = {"device": "gpu" if torch.cuda.is_available() else "cpu"}
+        state, reason, score = TrialState.FAIL, None, math.nan
+        try:
+            cfg = self.search.complete(values, self.folder, number)
+            self._count_starts(trial, cfg)
+            row = pretrain(cfg, version=f"trial-{number}", more_callbacks=[Report(trial)])
+            score = row["metrics"].get(MONITOR, math.nan)
+            fields = {key: row[key] for key in ("device", "seconds", "epochs")}
+            if math.isfinite(score):
+                state = TrialState.COMPLETE
+            else:
+                reason = f"{MONITOR} is {score}: the features are not finite"
+        except optuna.TrialPruned:
+            state = TrialState.PRUNED
+        except (UsageError, FloatingPointError, torch.linalg.LinAlgError) as error:  # the last: of diverged features
+            reason = str(error).splitlines()[0]
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            reason = f"out of memory ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+        except Stopped:
+            trial.set_user_attr(_STARTS, [])  # its user's will, not its fault
+            raise
+        finally:
+            if (wandb := sys.modules.get("wandb")) is not None:
+                wandb.finish()  # else the next trial would go on in its run
+        scored = self.study.get_trials(deepcopy=False)[trial.number].intermediate_values
+        if state != TrialState.COMPLETE:
+            score = scored[max(scored)] if scored else math.nan
+        if cfg is None:  # refused before it was complete
+            cfg = self.base.copy()
+            for key, value in values.items():
+                OmegaConf.update(cfg, key, value, force_add=True)
+        config = plain(cfg)
+        row = rows.new_row(
+            "tune",
+            config=config,
+            suite=load_suite().identity,
+            trial=number,
+            state=STATES[state],
+            reason=reason,
+            params=values,
+            checkpoint=str(self.folder / config["method"] / f"trial-{number}"),
+            protocol=self.protocol.hash,
+            metrics={MONITOR: score if math.isfinite(score) else None},
+            **{"epochs": max(scored, default=0), "seconds": round(time.perf_counter() - start, 1), **fields},
+        )
+        trial.set_user_attr("row", row)
+        self.study.tell(trial, score if state == TrialState.COMPLETE else None, state)
+        shown = f", {score:.2f} nats" if math.isfinite(score) else ""
+        print(
+            f"trial {number} of {self.search.trials}: {STATES[state]}{shown}; "
+            f"{', '.join(f'{key}={short(value)}' for key, value in values.items())}; {row['seconds']:.0f} s",
+            flush=True,
+        )
+        if reason:
+            print(f"! trial {number}: {reason}", file=sys.stderr)
+
+    def _count_starts(self, trial: optuna.Trial, cfg: DictConfig) -> None:
+        """A trial whose process was killed again and again without an epoch between, as when memory ends, has failed.
+
+        Raises:
+            UsageError: it was.
+        """
+        last = checkpoints.by_epoch(self.folder / cfg.method / f"trial-{trial.number + 1}")
+        epochs = last[-1][0] + 1 if last else 0
+        starts = [*trial.user_attrs.get(_STARTS, []), epochs]
+        trial.set_user_attr(_STARTS, starts)
+        if starts.count(epochs) > _MOST_STARTS:
+            raise UsageError(
+                f"its process was killed {_MOST_STARTS} times after {epochs} epochs: it may need more memory"
+            )
+
+    def _write(self) -> None:
+        """Rows and best config, anew from the storage, so that no kill leaves them short or double."""
+        trials = ranked(self.study)
+        lines = [row_of(trial) for trial in sorted(trials, key=lambda trial: trial.number) if row_of(trial)]
+        files.write_text(self.folder / "trials.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+        best = trials[0]
+        if best.state != TrialState.COMPLETE:
+            return
+        # Hydra's own folders and logging are off, as in the shipped configs.
+        off = [{f"override hydra/{part}_logging": "disabled"} for part in ("hydra", "job")]
+        document = {
+            "defaults": ["_self_", *off],
+            "hydra": {"output_subdir": None, "run": {"dir": "."}},
+            **plain(self.search.compose(row_of(best)["params"])),
+        }
+        text = (
+            f"# {self.command}\n"
+            f"# Trial {best.number + 1} of {len(trials)} ({counts(trials)}): {best.value:.4f} nats of view information "
+            f"by protocol {self.protocol.hash}.\n"
+        )
+        text += yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=10_000)
+        files.write_text(self.folder / "best.yaml", text)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory ended; torch raises a plain RuntimeError where it was the processor's."""
+    known = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, MemoryError) or any(text in str(error) for text in known)
