@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import inspect
 import random
@@ -9,6 +10,7 @@ import resource
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -530,6 +532,16 @@ def _device_name(trainer: Trainer) -> str:
     count = trainer.world_size
     name = torch.cuda.get_device_name() if trainer.strategy.root_device.type == "cuda" else "cpu"
     return f"{count} x {name}" if count > 1 else name
+
+
+def reset_peak_memory() -> None:
+    """Peak memory is the process's: without this, a run would be charged with the runs before it."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    with suppress(OSError):  # Linux alone has it; elsewhere the peak stays that of the whole process
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def _peak_memory_mb(trainer: Trainer) -> int:

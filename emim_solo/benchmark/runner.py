@@ -13,7 +13,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,7 +37,7 @@ from emim_solo.evaluation.knn import knn
 from emim_solo.evaluation.linear import linear, logistic
 from emim_solo.evaluation.score import score_checkpoint
 from emim_solo.evaluation.umap import make_pictures
-from emim_solo.pretraining import pretrain
+from emim_solo.pretraining import pretrain, reset_peak_memory
 from emim_solo.stopping import Stopped
 from emim_solo.suite import load_suite, plain
 
@@ -197,7 +196,7 @@ class Runner:
 
     def _pretrain(self, run: Run) -> dict[str, Any] | None:
         try:
-            _reset_peak_memory()
+            reset_peak_memory()
             if len(run.cfg.devices) > 1:
                 self._pretrain_apart(run)
             else:
@@ -287,7 +286,8 @@ class Runner:
         start = time.perf_counter()
         metrics = evaluate()
         seconds = time.perf_counter() - start
-        return evaluation_row(stage, run.cfg, self._folder(run), metrics, seconds, self._settings(run, stage))
+        epochs = self._rows_of(run)["pretrain"]["epochs"]  # fewer than planned where score.patience ended it
+        return evaluation_row(stage, run.cfg, self._folder(run), metrics, seconds, self._settings(run, stage), epochs)
 
     def _diagnose(self, run: Run) -> dict[str, float]:
         """Diagnostics of both parts; their spectra go to a file, rows hold numbers only."""
@@ -374,13 +374,3 @@ def _human(seconds: float) -> str:
         if seconds >= 1.5 * length:
             return f"{seconds / length:.2g} {unit}" if seconds < 10 * length else f"{seconds / length:.0f} {unit}"
     return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
-
-
-def _reset_peak_memory() -> None:
-    """Peak memory is the process's: without this, a run would be charged with the runs before it."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-    with suppress(OSError):  # Linux alone has it; elsewhere the peak stays that of the whole process
-        Path("/proc/self/clear_refs").write_text("5")

@@ -23,11 +23,10 @@ from omegaconf import DictConfig, OmegaConf
 from optuna.trial import TrialState
 
 from emim_solo import checkpoints, files, rows
-from emim_solo.benchmark.runner import _reset_peak_memory
 from emim_solo.errors import UsageError
 from emim_solo.evaluation.live_score import MONITOR, LiveScore, is_last_epoch
 from emim_solo.evaluation.score import Protocol
-from emim_solo.pretraining import pretrain
+from emim_solo.pretraining import pretrain, reset_peak_memory
 from emim_solo.stopping import Stopped
 from emim_solo.suite import load_suite, plain
 from emim_solo.tuning.search import Search
@@ -153,7 +152,7 @@ class Tuning:
             with self.locks.together():
                 self._write()
             self.locks.leave(trial.number)
-            _reset_peak_memory()
+            reset_peak_memory()
         trials = ranked(self.study)
         print(table(trials, list(self.search.params)))
         if elsewhere := len(self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))):
