@@ -29,7 +29,7 @@ USAGE = """usage: emim-solo COMMAND ...
   score      CHECKPOINT_FOLDER ... [options]                        rank checkpoints without labels
   report     DIR                                                    rebuild the report of a benchmark from its rows
   configs    [--copy DIR]                                           list or copy the configs that are shipped
-  digits     DIR                                                    write the embedded digits as image folders
+  images     NAME DIR                                               write digits, fashion-mnist, ... as image folders
 
 DIR of --config-path: a folder, or the name of a shipped one, such as pretrain/digits.
 Tab completion in bash and zsh: eval "$(emim-solo -sc install=bash)"; in fish: emim-solo -sc install=fish | source
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         _complete(arguments)
         return
     command, rest = arguments[0], arguments[1:]
-    if command in ("report", "digits") and {"-h", "--help"}.intersection(rest):  # the others have options to explain
+    if command in ("report", "images") and {"-h", "--help"}.intersection(rest):  # the others have options to explain
         print(USAGE)
         return
     if command not in COMMANDS:
@@ -183,12 +183,13 @@ def _benchmark(arguments: Sequence[str]) -> None:
     hydra_run("benchmark", task, arguments if given else ["--config-path", "benchmark", *arguments])
 
 
-def _digits(arguments: Sequence[str]) -> None:
-    from emim_solo.data import write_digits
+def _images(arguments: Sequence[str]) -> None:
+    from emim_solo.images import DATASETS, write_images
 
-    if len(arguments) != 1:
-        raise UsageError("expected one folder: emim-solo digits DIR")
-    print(f"digits in '{write_digits(arguments[0])}/{{train,val}}'")
+    if len(arguments) != 2:
+        raise UsageError(f"expected a name and a folder: emim-solo images NAME DIR; there are {', '.join(DATASETS)}")
+    name, folder = arguments
+    print(f"{name} in '{write_images(name, folder)}/{{train,val}}'")
 
 
 def _lazily(module: str, function: str) -> Callable[[Sequence[str]], None]:
@@ -211,5 +212,5 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "score": _lazily("emim_solo.evaluation.score", "score_main"),
     "report": _lazily("emim_solo.benchmark.report", "main"),
     "configs": _lazily("emim_solo.configs", "main"),
-    "digits": _digits,
+    "images": _images,
 }

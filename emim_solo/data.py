@@ -1,4 +1,4 @@
-"""Embedded images, and folders of images: what in them is an image, and its pixels. Loaders are the suite's."""
+"""Folders of images: what in them is an image, and its pixels. Loaders are the suite's."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from PIL import Image, ImageOps
 
 from emim_solo.errors import UsageError
 
-DIGITS_SIDE = 32
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """Torchvision's, which is not imported here: torch takes seconds to load."""
 _FOLDER_DATASETS = ("custom", "imagenet", "imagenet100")
@@ -28,42 +27,6 @@ _LARGEST_DECODED = 20_000
 _EXPECTED = "expected one folder of images for each class in it, or images in it with data.no_labels=True"
 _BITS_PER_SAMPLE, _SAMPLE_FORMAT = 258, 339  # TIFF tags
 _UNSIGNED, _UNDEFINED = 1, 4  # values of the latter
-
-
-def write_digits(folder: str | os.PathLike[str]) -> Path:
-    """Write scikit-learn's handwritten digits as image folders, once.
-
-    1,797 real 8x8 scans (E. Alpaydin and C. Kaynak, 1998) as 32x32 RGB PNG in ``train/<digit>/`` (80 %) and
-    ``val/<digit>/`` (20 %), stratified by digit, the same split every time.
-
-    Args:
-        folder: where ``train`` and ``val`` are wanted; left alone if they are there.
-    """
-    folder = Path(folder)
-    if (folder / "train").is_dir() and (folder / "val").is_dir():
-        return folder
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
-
-    digits = load_digits()
-    train, val = train_test_split(np.arange(len(digits.target)), test_size=0.2, stratify=digits.target, random_state=0)
-    # Written beside and renamed: a kill leaves no half-written folder that looks whole.
-    unfinished = folder.with_name(f"{folder.name}.{os.getpid()}.unfinished")
-    for split, indices in (("train", train), ("val", val)):
-        for index in indices:
-            grey = Image.fromarray((digits.images[index] * (255 / 16)).round().astype("uint8"))
-            path = unfinished / split / str(digits.target[index]) / f"{index:04d}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            grey.resize((DIGITS_SIDE, DIGITS_SIDE), Image.Resampling.BICUBIC).convert("RGB").save(path)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        unfinished.rename(folder)
-    except OSError as error:
-        if not (folder / "val").is_dir():  # another process may have been faster
-            raise UsageError(
-                f"'{folder}' is in the way of the digits: expected no such folder; move it away"
-            ) from error
-    return folder
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader
 
 from emim_solo import checkpoints, files, rows
-from emim_solo.data import check_dataset, check_folders, check_same_classes, expand_home, write_digits
+from emim_solo.data import check_dataset, check_folders, check_same_classes, expand_home
 from emim_solo.errors import UsageError
 from emim_solo.evaluation.live_score import (
     KeepBest,
@@ -37,6 +37,7 @@ from emim_solo.evaluation.live_score import (
     score_callbacks,
     stopped_early,
 )
+from emim_solo.images import write_images
 from emim_solo.stopping import Stopped
 from emim_solo.suite import Suite, dali, load_suite, plain
 
@@ -88,8 +89,8 @@ def prepare(cfg: DictConfig) -> DictConfig:
             f"unknown method '{cfg.method}': solo-learn {suite.version} has {', '.join(sorted(suite.methods()))}"
         )
     cfg.devices = _device_list(cfg)
-    if cfg.data.get("embedded") == "digits":
-        _write_embedded(Path(cfg.data.train_path).absolute())
+    if name := cfg.data.get("embedded"):
+        _write_embedded(name, Path(cfg.data.train_path).absolute())
     check_folders(cfg)
     complete_score(cfg)
     cfg = suite.complete(cfg)
@@ -112,10 +113,10 @@ def prepare(cfg: DictConfig) -> DictConfig:
     return cfg
 
 
-def _write_embedded(train: Path) -> None:
-    """Write the digits where the config looks for them; a folder of the user's own is left alone."""
+def _write_embedded(name: str, train: Path) -> None:
+    """Write images where the config looks for them; a folder of the user's own is left alone."""
     if train.name == "train" and not train.is_dir():
-        write_digits(train.parent)
+        write_images(name, train.parent)
 
 
 def _device_list(cfg: DictConfig) -> list[int]:

@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
-from emim_solo.data import write_digits
+from emim_solo.images import write_images
 from emim_solo.suite import load_suite
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -33,7 +33,7 @@ VIEW: dict[str, Any] = {
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded digits as image folders."""
-    return write_digits(tmp_path_factory.mktemp("images") / "digits")
+    return write_images("digits", tmp_path_factory.mktemp("images") / "digits")
 
 
 @pytest.fixture(scope="session")

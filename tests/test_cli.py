@@ -99,7 +99,7 @@ def test_emim_over_the_config_of_another_method_in_two_processes(few_digits: Pat
 
 
 def test_digits_and_configs(tmp_path: Path) -> None:
-    assert "train" in emim_solo("digits", "images", cwd=tmp_path).stdout
+    assert "train" in emim_solo("images", "digits", "images", cwd=tmp_path).stdout
     assert len(list((tmp_path / "images" / "train").rglob("*.png"))) == 1437
     assert "pretrain/digits" in emim_solo("configs", cwd=tmp_path).stdout
     assert emim_solo("configs", "--copy", "mine", cwd=tmp_path).returncode == 0
@@ -116,7 +116,8 @@ def test_digits_and_configs(tmp_path: Path) -> None:
             ["pretrain", "--config-path", "pretrain/digits", "--config-name", "emim", "method=emmi"],
             "unknown method 'emmi'",
         ),
-        (["digits"], "expected one folder"),
+        (["images"], "expected a name and a folder"),
+        (["images", "mnist", "x"], "no images 'mnist': there are digits, fashion-mnist"),
     ],
 )
 def test_what_is_wrong_is_said_on_one_line(arguments: list[str], part: str, tmp_path: Path) -> None:
@@ -185,7 +186,9 @@ def test_a_reader_that_leaves_is_no_error(arguments: str, unbuffered: str, tmp_p
     assert done.returncode == 128 + signal.SIGPIPE
 
 
-@pytest.mark.parametrize("command", ["pretrain", "benchmark", "knn", "linear", "umap", "report", "configs", "digits"])
+@pytest.mark.parametrize(
+    "command", ["pretrain", "benchmark", "knn", "linear", "umap", "report", "configs", "images", "tune", "score"]
+)
 def test_help_names_the_program(command: str, tmp_path: Path) -> None:
     done = emim_solo(command, "--help", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

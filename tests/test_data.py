@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import struct
 import warnings
@@ -17,9 +18,10 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from emim_solo.data import IMAGE_SUFFIXES, check_images, expand_home, find_images, load_rgb, write_digits
+from emim_solo.data import IMAGE_SUFFIXES, check_images, expand_home, find_images, load_rgb
 from emim_solo.errors import UsageError
 from emim_solo.evaluation.thumbnails import write_sprite_sheet
+from emim_solo.images import DATASETS, FASHION_FOLDER, write_images
 from emim_solo.pretraining import prepare
 from emim_solo.suite import load_suite
 
@@ -46,13 +48,13 @@ def test_an_image_is_its_scan(digits: Path) -> None:
 def test_digits_are_written_once(digits: Path) -> None:
     path = next((digits / "train").rglob("*.png"))
     before = path.stat().st_mtime_ns
-    assert write_digits(digits) == digits
+    assert write_images("digits", digits) == digits
     assert path.stat().st_mtime_ns == before
     assert not list(digits.parent.glob("*unfinished*"))
 
 
 def test_same_split_every_time(digits: Path, tmp_path: Path) -> None:
-    again = write_digits(tmp_path / "again")
+    again = write_images("digits", tmp_path / "again")
     names = [sorted(str(path.relative_to(folder)) for path in folder.rglob("*.png")) for folder in (digits, again)]
     assert names[0] == names[1]
 
@@ -60,7 +62,7 @@ def test_same_split_every_time(digits: Path, tmp_path: Path) -> None:
 def test_folder_in_the_way(tmp_path: Path) -> None:
     (tmp_path / "digits" / "train").mkdir(parents=True)
     with pytest.raises(UsageError, match="in the way"):
-        write_digits(tmp_path / "digits")
+        write_images("digits", tmp_path / "digits")
 
 
 SolidImage = Callable[[Path], Path]
@@ -382,3 +384,46 @@ def test_home_is_expanded_in_every_path(monkeypatch: pytest.MonkeyPatch, tmp_pat
         "dir": "plain",
         "name": "~",
     }
+
+
+@pytest.mark.skipif(not FASHION_FOLDER.is_dir(), reason="Debian's package dataset-fashion-mnist is not installed")
+def test_fashion_mnist_is_that_of_the_package(tmp_path: Path) -> None:
+    folder = write_images("fashion-mnist-few", tmp_path / "fashion")
+    raw = {
+        split: np.frombuffer(
+            gzip.decompress((FASHION_FOLDER / f"{stem}-images-idx3-ubyte.gz").read_bytes()), np.uint8, -1, 16
+        )
+        for split, stem in (("train", "train"), ("val", "t10k"))
+    }
+    labels = gzip.decompress((FASHION_FOLDER / "train-labels-idx1-ubyte.gz").read_bytes())[8:]
+    names = [
+        "T-shirt or top",
+        "Trouser",
+        "Pullover",
+        "Dress",
+        "Coat",
+        "Sandal",
+        "Shirt",
+        "Sneaker",
+        "Bag",
+        "Ankle boot",
+    ]
+    for split, number in (("train", 600), ("val", 200)):
+        images = find_images(folder / split, labelled=True)
+        assert sorted(images.classes) == sorted(names)
+        assert np.bincount(images.labels).tolist() == [number] * 10
+        for path in map(Path, images.paths[::997]):
+            scan = raw[split].reshape(-1, 28, 28)[int(path.stem)]
+            assert np.array_equal(np.asarray(load_rgb(path)), np.stack([scan] * 3, axis=-1))
+            if split == "train":
+                assert names[labels[int(path.stem)]] == path.parent.name
+
+
+def test_no_network_and_no_package_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("emim_solo.images.FASHION_FOLDER", tmp_path / "absent")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # nobody listens there
+    with pytest.raises(UsageError, match=r"could not be downloaded .*apt install dataset-fashion-mnist"):
+        write_images("fashion-mnist-few", tmp_path / "fashion")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(UsageError, match=f"there are {', '.join(DATASETS)}"):
+        write_images("mnist", tmp_path / "mnist")

@@ -7,7 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import yaml
+from scipy import stats
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESEARCH = REPOSITORY / "research"
@@ -76,6 +79,49 @@ def test_every_committed_row_is_of_a_trial_with_those_settings(path: Path) -> No
 )
 def test_committed_tables_are_made_from_the_committed_rows(table: str, arguments: tuple[str, ...]) -> None:
     assert (RESULTS / table).read_text() == script("table.py", RESULTS / arguments[0], *arguments[1:])
+
+
+LABEL_FREE = REPOSITORY / "docs" / "results" / "label-free"
+
+
+@pytest.mark.parametrize("name", ["cifar10", "digits"])
+def test_tables_of_the_score_are_made_from_the_committed_rows(name: str) -> None:
+    assert (LABEL_FREE / f"{name}.md").read_text() == script("label_free/table.py", LABEL_FREE / f"{name}.jsonl")
+
+
+def test_runs_of_the_score_are_the_recipes_that_were_drawn() -> None:
+    drawn = script("label_free/draw.py")
+    assert drawn == (RESEARCH / "label_free" / "trials.yaml").read_text()
+    rows = list(map(json.loads, (LABEL_FREE / "cifar10.jsonl").read_text().splitlines()))
+    trials = yaml.safe_load(drawn)
+    assert len({row["trial"] for row in rows}) == len(rows) >= 100
+    for row in rows:
+        assert trials[row["trial"]].items() <= row["settings"].items(), row["trial"]
+        assert row["precision"] == ("bfloat16" if {"avx512_bf16", "amx_bf16"} & set(row["processor"]) else "float32")
+    assert script("label_free/draw.py", "--digits") == (RESEARCH / "label_free" / "digits.yaml").read_text()
+    of_digits = list(map(json.loads, (LABEL_FREE / "digits.jsonl").read_text().splitlines()))
+    entries = yaml.safe_load((RESEARCH / "label_free" / "digits.yaml").read_text())["methods"]
+    trained = [row for row in of_digits if row["stage"] == "pretrain"]
+    assert len(trained) >= 60
+    for row in trained:
+        entry = entries[row["name"]]
+        assert row["method"] == entry["method"]
+        assert entry["method_kwargs"].items() <= row["config"]["method_kwargs"].items(), row["name"]
+
+
+def test_the_measures_of_the_score_are_scipys() -> None:
+    sys.path.insert(0, str(RESEARCH / "label_free"))
+    try:
+        import table
+    finally:
+        sys.path.pop(0)
+    rng = np.random.default_rng(0)
+    scores, quality = rng.integers(0, 5, 30).astype(float), rng.normal(size=30)
+    assert table.spearman(scores, quality) == pytest.approx(stats.spearmanr(scores, quality).statistic)
+    assert table.regret(np.array([1.0, 3.0, 3.0]), np.array([9.0, 4.0, 6.0])) == 4, "the mean of the two best-scored"
+    methods = np.array(["a"] * 15 + ["b"] * 15)
+    both = [stats.spearmanr(scores[methods == m], quality[methods == m]).statistic for m in "ab"]
+    assert table.within(table.spearman)(scores, quality, methods) == pytest.approx(np.mean(both))
 
 
 def test_held_out_images_are_whole_classes_shares_and_in_one_part_only(digits: Path, tmp_path: Path) -> None:
