@@ -255,6 +255,12 @@ def test_the_expected_time_is_that_of_the_steps_and_epochs(settings, tmp_path):
     assert few.keys() == {"pretrain", "knn", "logistic", "linear", "diagnostics", "score", "umap"}
 
 
+def test_a_loss_of_lists_of_tensors_is_timed(settings, tmp_path):
+    methods = {"swav": {"method": "swav", "method_kwargs": {"num_prototypes": 8, "queue_size": 0}}}
+    cost = measure(plan.make_plan(settings(tmp_path, methods=methods, seeds=[0])).runs[0].cfg, steps=2)
+    assert 0 < cost.metrics["loss_share"] < 100
+
+
 def test_loading_that_is_slower_than_the_steps_is_seen():
     """The first batches of a training are there before they are asked for: the pace of its first steps hides the loading."""
 

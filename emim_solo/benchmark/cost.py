@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning_utilities.core.apply_func import apply_to_collection
 from omegaconf import DictConfig
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -225,18 +226,16 @@ def _recorded_loss(method: type[LightningModule]) -> Iterator[list[tuple[Callabl
 
 def _loss_seconds(call: tuple[Callable[..., Tensor], Any, Any]) -> float:
     """Seconds of one forward and backward of the loss alone, on copies of the tensors it was called with."""
-    function, args, kwargs = call
+    function, *given = call
 
-    def leaf(value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value
+    def leaf(value: Tensor) -> Tensor:
         return value.detach().clone().requires_grad_(value.requires_grad)
 
     seconds = []
     for _ in range(_REPEATS + 1):
-        own_args, own_kwargs = [leaf(value) for value in args], {key: leaf(value) for key, value in kwargs.items()}
+        args, kwargs = apply_to_collection(given, Tensor, leaf)  # SwAV's are lists of tensors
         start = _now()
-        loss = function(*own_args, **own_kwargs)
+        loss = function(*args, **kwargs)
         if loss.requires_grad:
             loss.backward()
         seconds.append(_now() - start)
