@@ -111,7 +111,7 @@ def drawn() -> dict[str, dict[str, Any]]:
     random.Random("order").shuffle(mixed)  # wherever the runs are stopped, all methods have theirs
     trials = dict(mixed)
     short: dict[str, Any] = {"images": SHORT, "epochs": 8}
-    trials["untrained"] = {"loss": "emim", "lr": 1e-9, "images": SHORT, "epochs": 1}
+    trials["untrained"] = {"loss": "emim", "lr": 0.0, "images": SHORT, "epochs": 1}
     for number, rate in enumerate((2e-3, 8e-3)):
         trials[f"supervised_{number}"] = {"loss": "supervised", "lr": rate, "batch": 128, **short}
     for method, good in GOOD.items():
