@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from emim_solo import rows
 from emim_solo.diagnostics import collapsed
 from emim_solo.errors import UsageError
-from emim_solo.objective import emim_loss_func, mutual_information, null_mutual_information
+from emim_solo.objective import emim_loss_func, entropies, mutual_information, null_mutual_information
 
 PROJECTOR_DEFAULTS: dict[str, Any] = {"proj_hidden_dim": 2048, "proj_output_dim": 2048}
 OBJECTIVE_DEFAULTS: dict[str, Any] = {
@@ -95,9 +95,10 @@ class EMIMMethod(LightningModule):
 
     The features of two or more views, small crops among them, go through a three-layer MLP projector (the shape of the
     suite's Barlow Twins) into :func:`emim_solo.objective.emim_loss_func`. Logged: ``train_emim_loss`` (each step and
-    epoch) and, at the trainer's logging interval, of the first two views the exact ``train_mi`` and ``train_mi_null``
-    (the same estimator on pairs rolled by one) in nats. Read their difference: the estimator's small-sample bias is in
-    both. At the end of an epoch collapsed embeddings are warned of, by the rule of
+    epoch) and, at the trainer's logging interval, in nats: of the first two views the exact ``train_mi`` and
+    ``train_mi_null`` (the same estimator on pairs rolled by one), whose difference is to be read, for the estimator's
+    small-sample bias is in both; of all views the loss's two terms, ``train_entropy`` H(Z) and
+    ``train_residual_entropy`` H(Z|Z'). At the end of an epoch collapsed embeddings are warned of, by the rule of
     :func:`emim_solo.diagnostics.collapsed`.
     """
 
@@ -160,9 +161,23 @@ class EMIMMethod(LightningModule):
             with torch.no_grad():
                 self.log("train_mi", mutual_information(z1, z2, noise_variance=noise_variance))
                 self.log("train_mi_null", null_mutual_information(z1, z2, noise_variance=noise_variance))
+                entropy, residual_entropy = entropies(z1, z2, *more, **self._entropy_kwargs())
+                self.log("train_entropy", entropy)
+                self.log("train_residual_entropy", residual_entropy)
 
         self._latest = z1.detach()[:_IMAGES_TO_JUDGE_COLLAPSE]
         return emim_loss + out["loss"]
+
+    def _entropy_kwargs(self) -> dict[str, Any]:
+        """How the loss's terms are taken; those of the theorem as it stands are exact."""
+        kwargs = {
+            name: self.objective_kwargs[name] for name in ("marginal", "series_order", "residual", "noise_variance")
+        }
+        return (
+            kwargs
+            if self.objective_kwargs["objective"] == "bound"
+            else kwargs | dict.fromkeys(("marginal", "residual"), "exact")
+        )
 
     def _check_finite(self, emim_loss: Tensor, *embeddings: Tensor) -> None:
         """Says on a GPU, later, what the objective says at once on the CPU. NaN lasts: its gradient is NaN."""

@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn.functional import mse_loss
 
-__all__ = ["emim_loss_func", "gram", "log_det", "mutual_information", "null_mutual_information"]
+__all__ = ["emim_loss_func", "entropies", "gram", "log_det", "mutual_information", "null_mutual_information"]
 
 FORMS = ("auto", "primal", "dual", "pooled")
 OBJECTIVES = ("exact", "bound")
@@ -177,6 +177,36 @@ def emim_loss_func(
 
     with _full_precision(z1):
         return _with_retry(loss, _views((z1, z2, *more), standardise=True))
+
+
+def entropies(
+    z1: Tensor,
+    z2: Tensor,
+    *more: Tensor,
+    marginal: Literal["exact", "series"] = "series",
+    series_order: int = 2,
+    residual: Literal["exact", "diagonal", "isotropic"] = "isotropic",
+    noise_variance: float = 0.1,
+) -> tuple[Tensor, Tensor]:
+    """The two terms of `emim_loss_func` with `objective="bound"`, apart: which of them a falling loss comes from.
+
+    Arguments and errors are those of `emim_loss_func`, whose value is (weight * H(Z|Z') - H(Z)) / d.
+
+    Returns:
+        H(Z) and H(Z|Z') in nats, or their bounds as `marginal` and `residual` say, without the constant
+        d/2 log(2 pi e) of either; 0-dim tensors.
+    """
+    _check_choice("marginal", marginal, MARGINALS)
+    _check_choice("residual", residual, RESIDUALS)
+    _check_noise_variance(noise_variance)
+
+    def terms(views: Tensor) -> Tensor:
+        entropy = _marginal_entropy(views, marginal, series_order, noise_variance)
+        return torch.stack((entropy, _residual_entropy(views, residual, noise_variance)))
+
+    with _full_precision(z1):
+        entropy, residual_entropy = _with_retry(terms, _views((z1, z2, *more), standardise=True)).unbind()
+    return entropy, residual_entropy
 
 
 # --- the terms, of `views`: N x K x d, centred ------------------------------------------------------

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from emim_solo import theory
-from emim_solo.objective import emim_loss_func, gram, log_det, mutual_information, null_mutual_information
+from emim_solo.objective import emim_loss_func, entropies, gram, log_det, mutual_information, null_mutual_information
 
 FAMILY = [
     {"objective": "exact"},
@@ -720,3 +720,18 @@ def test_unknown_form_is_refused():
     for function in (mutual_information, null_mutual_information):
         with pytest.raises(ValueError, match="unknown form 'gram'; there are auto, primal, dual, pooled"):
             function(FINE, FINE, form="gram")
+
+
+@pytest.mark.parametrize("marginal", ["series", "exact"])
+@pytest.mark.parametrize("residual", ["isotropic", "diagonal", "exact"])
+def test_the_loss_is_made_of_the_two_entropies(marginal, residual):
+    z = torch.randn(3, 20, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    views = (z[0], z[0] + 0.5 * z[1], z[0] + 0.5 * z[2])
+    settings = {"marginal": marginal, "residual": residual, "noise_variance": 0.2}
+    entropy, residual_entropy = entropies(*views, **settings)
+    loss = emim_loss_func(*views, weight=2.5, **settings)
+    assert loss.item() == pytest.approx((2.5 * residual_entropy - entropy).item() / 6)
+    if (marginal, residual) == ("exact", "exact"):
+        first, second, _ = views
+        mi = mutual_information(first, second, noise_variance=0.2, form="pooled")
+        assert torch.sub(*entropies(first, second, **settings)).item() == pytest.approx(mi.item())

@@ -45,6 +45,7 @@ def test_one_epoch_of_each_method_of_the_demo(method: str, make_cfg: MakeCfg) ->
     logged = {name for line in read_curve(folder) for name, value in line.items() if value}
     if method == "emim":
         assert {"train_emim_loss_step", "train_emim_loss_epoch", "train_mi", "train_mi_null"} <= logged
+        assert {"train_entropy", "train_residual_entropy"} <= logged
         assert row["metrics"]["train_mi"] > 0
 
 

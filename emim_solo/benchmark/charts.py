@@ -174,9 +174,9 @@ def learning_curve(
     unit: str,
     name: str,
     *,
-    null: str = "",
+    dashed: tuple[str, str] = ("", ""),
 ) -> str:
-    """Mean over seeds by epoch, a thin line for each seed; the mean of a second metric dashed, as its null."""
+    """Mean over seeds by epoch, a thin line for each seed; the mean of a second metric dashed, by its name and its label."""
     own = colours(results)
 
     def paint(axes: Axes) -> None:
@@ -197,14 +197,16 @@ def learning_curve(
             )
             if epochs:
                 ends[method] = (epochs[-1], means[-1], own[method])
-            nulls = [curve for seed in results.seeds(method) if (curve := curves.get((method, seed), {}).get(null))]
+            nulls = [
+                curve for seed in results.seeds(method) if (curve := curves.get((method, seed), {}).get(dashed[0]))
+            ]
             if nulls:
                 epochs = sorted(set.intersection(*(set(run) for run in nulls)))
                 means = [float(np.mean([run[epoch] for run in nulls])) for epoch in epochs]
                 marker = "x" if len(epochs) < 3 else None
                 axes.plot(epochs, means, color=own[method], linestyle="--", linewidth=1.2, marker=marker, markersize=5)
                 if epochs:
-                    ends[f"{method} null"] = (epochs[-1], means[-1], own[method])
+                    ends[f"{method} {dashed[1]}"] = (epochs[-1], means[-1], own[method])
         axes.set_xlabel("epoch")
         axes.set_ylabel(unit)
         axes.set_xlim(left=0)

@@ -217,9 +217,11 @@ def _accuracy_charts(results: Results) -> list[dict[str, str]]:
 
 
 _CURVES = (
-    ("val_acc1", "", "Online linear top-1", "%"),
-    ("val_knn_acc1", "", "Online k-NN top-1", "%"),
-    ("train_mi", "train_mi_null", "MI of the embeddings, dashed its null", "nats"),
+    ("val_acc1", ("", ""), "Online linear top-1", "%"),
+    ("val_knn_acc1", ("", ""), "Online k-NN top-1", "%"),
+    ("train_mi", ("train_mi_null", "null"), "MI of the embeddings, dashed its null", "nats"),
+    ("train_entropy", ("train_residual_entropy", "H(Z|Z')"), "EMIM's terms: H(Z), dashed H(Z|Z')", "nats"),
+    ("score_view_information", ("", ""), "View information, the score without labels", "nats"),
 )
 
 
@@ -230,9 +232,9 @@ def _chart_sections(folder: Path, results: Results) -> list[dict[str, Any]]:
         {
             "title": title,
             "note": "",
-            "svg": Markup(charts.learning_curve(results, curves, metric, unit, f"curve-{metric}", null=null)),
+            "svg": Markup(charts.learning_curve(results, curves, metric, unit, f"curve-{metric}", dashed=dashed)),
         }
-        for metric, null, title, unit in _CURVES
+        for metric, dashed, title, unit in _CURVES
         if any(metric in own for own in curves.values())
     ]
     if found:
