@@ -233,7 +233,7 @@ def controls(pool: list[Run], others: list[Run]) -> list[str]:
 # -- picture -------------------------------------------------------------------------------------------------------
 
 
-def picture(pools: list[list[Run]], path: Path) -> None:
+def picture(pools: dict[str, list[Run]], path: Path) -> None:
     """The score and RankMe against quality, a row for each file."""
     from matplotlib.figure import Figure
 
@@ -241,7 +241,7 @@ def picture(pools: list[list[Run]], path: Path) -> None:
 
     figure = Figure(figsize=(8.4, 3.4 * len(pools)), layout="constrained")
     panels = figure.subplots(len(pools), 2, squeeze=False)
-    for line, runs in zip(panels, pools, strict=True):
+    for line, (title, runs) in zip(panels, pools.items(), strict=True):
         quality = np.array([run.quality for run in runs])
         for axes, name, label in zip(
             line, (THE_SCORE, "rankme, backbone"), ("view information (nats)", "RankMe"), strict=True
@@ -258,7 +258,7 @@ def picture(pools: list[list[Run]], path: Path) -> None:
                     label=method,
                 )
             rho = spearman(np.array([run.scores[name] for run in runs]), quality)
-            axes.set_title(f"Spearman {rho:.2f}, {len(runs)} runs".replace("-", "−"), fontsize=9)
+            axes.set_title(f"{title}: Spearman {rho:.2f}, {len(runs)} runs".replace("-", "−"), fontsize=9)
             axes.set_xlabel(label)
             axes.set_ylabel("(20-NN + linear) / 2 (%)")
             axes.spines[["top", "right"]].set_visible(False)
@@ -271,7 +271,7 @@ def main() -> None:
     parser.add_argument("rows", type=Path, nargs="+")
     parser.add_argument("--picture", type=Path)
     given = parser.parse_args()
-    pools = []
+    pools: dict[str, list[Run]] = {}
     for path in given.rows:
         runs, diverged = read(path)
         main_pool = [
@@ -279,7 +279,7 @@ def main() -> None:
             for run in runs
             if run.method in METHODS and (re.search("_(search|any)", run.name) or "digits" in path.name)
         ]
-        pools.append(main_pool)
+        pools[path.stem] = main_pool
         if given.picture:
             continue
         print(
