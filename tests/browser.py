@@ -10,6 +10,7 @@ import subprocess
 import time
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 from urllib.request import urlopen
 
 EXECUTABLE = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
@@ -49,7 +50,7 @@ class Page:
                 assert self._process.poll() is None, "Chromium ended before it was ready"
                 time.sleep(0.05)
             port = port_file.read_text().splitlines()[0]
-            targets = json.load(urlopen(f"http://127.0.0.1:{port}/json/list"))
+            targets = self._targets(port)
             address = next(target["webSocketDebuggerUrl"] for target in targets if target["type"] == "page")
             self._socket = websocket.create_connection(address)
             for domain in ("Page", "Runtime", "Log", "Network"):
@@ -57,6 +58,15 @@ class Page:
         except BaseException:
             self.close()
             raise
+
+    def _targets(self, port: str) -> Any:
+        """The file names the port a moment before it is served, seconds on a busy machine."""
+        while True:
+            try:
+                return json.load(urlopen(f"http://127.0.0.1:{port}/json/list"))
+            except URLError:
+                assert self._process.poll() is None, "Chromium ended before it was ready"
+                time.sleep(0.05)
 
     def close(self) -> None:
         self._process.terminate()
