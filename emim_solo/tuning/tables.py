@@ -73,7 +73,7 @@ def draw(trials: Sequence[FrozenTrial], search: Search, stem: Path) -> None:
     """
     import matplotlib
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import MaxNLocator, NullFormatter
 
     from emim_solo.evaluation.palette import PALETTE
 
@@ -104,6 +104,8 @@ def draw(trials: Sequence[FrozenTrial], search: Search, stem: Path) -> None:
                     places = [distribution.choices.index(value) for value in places]
                 elif getattr(distribution, "log", False):
                     axes.set_xscale("log")
+                    axes.xaxis.set_major_formatter("{x:g}")  # its own is mathematics, which is off
+                    axes.xaxis.set_minor_formatter(NullFormatter())
                 axes.set_xlabel(key)
             places = np.array(places)
             axes.scatter(places[finished], scores[finished], s=16, color=PALETTE[0], label="finished")
