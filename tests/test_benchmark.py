@@ -256,7 +256,7 @@ def test_the_expected_time_is_that_of_the_steps_and_epochs(settings, tmp_path):
 
 
 def test_a_loss_of_lists_of_tensors_is_timed(settings, tmp_path):
-    methods = {"swav": {"method": "swav", "method_kwargs": {"num_prototypes": 8, "queue_size": 0}}}
+    methods = {"swav": {"method": "swav", "method_kwargs": {"temperature": 0.1, "num_prototypes": 8, "queue_size": 0}}}
     cost = measure(plan.make_plan(settings(tmp_path, methods=methods, seeds=[0])).runs[0].cfg, steps=2)
     assert 0 < cost.metrics["loss_share"] < 100
 
