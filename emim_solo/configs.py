@@ -72,12 +72,29 @@ def names(folder: str | os.PathLike[str]) -> list[str]:
 
 def protocols() -> list[str]:
     """Names of the shipped protocols of ``emim-solo score``."""
-    return sorted(path.stem for path in (root() / "score").glob("*.yaml"))
+    return _stems("score")
 
 
 def searches() -> list[str]:
     """Names of the shipped searches of ``emim-solo tune``."""
-    return sorted(path.stem for path in (root() / "tune").glob("*.yaml"))
+    return _stems("tune")
+
+
+def _stems(folder: str) -> list[str]:
+    return sorted(path.stem for path in (root() / folder).glob("*.yaml"))
+
+
+def file_or_shipped(name: str, folder: str, kind: str) -> Path:
+    """A YAML file of the user's own, else the one of that name in a shipped folder; ``kind`` says what it is.
+
+    Raises:
+        UsageError: there is neither.
+    """
+    path = Path(name).expanduser()
+    path = path if path.is_file() else root() / folder / f"{name}.yaml"
+    if not path.is_file():
+        raise UsageError(f"no {kind} '{name}': expected a YAML file, or a shipped one: {', '.join(_stems(folder))}")
+    return path
 
 
 def copy(target: str | os.PathLike[str], *, force: bool = False) -> list[Path]:

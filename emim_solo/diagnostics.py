@@ -242,8 +242,8 @@ def diagnose(features1: Tensor, features2: Tensor) -> dict[str, float]:
 
     Returns:
         ``mi``, ``mi_null`` (nats), ``effective_rank``, ``alignment``, ``uniformity``, ``spectrum_decay``,
-        ``spread``, ``collapsed`` (1 or 0), ``non_gaussianity`` and ``non_gaussianity_null``. Features with NaN or infinite values give NaN throughout, so that
-        the row can be kept and its cells flagged.
+        ``spread``, ``collapsed`` (1 or 0), ``non_gaussianity`` and ``non_gaussianity_null``. Features with NaN or
+        infinite values give NaN throughout, so that the row can be kept and its cells flagged.
     """
     names = (
         *("mi", "mi_null", "effective_rank", "alignment", "uniformity", "spectrum_decay", "spread", "collapsed"),

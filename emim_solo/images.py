@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -67,14 +68,10 @@ def _fashion_mnist(*, few: bool = False) -> Written:
                 yield "train" if train else "val", name, index, Image.fromarray(pixels.numpy())
 
 
-def _fashion_mnist_few() -> Written:
-    return _fashion_mnist(few=True)
-
-
 DATASETS: dict[str, Callable[[], Written]] = {
     "digits": _digits,
     "fashion-mnist": _fashion_mnist,
-    "fashion-mnist-few": _fashion_mnist_few,
+    "fashion-mnist-few": partial(_fashion_mnist, few=True),
 }
 
 

@@ -374,30 +374,21 @@ def score_against_accuracy(results: Results, scored: Sequence[ScoredRun], name: 
     own = colours(results)
 
     def paint(axes: Axes) -> None:
-        handles = []
+        ends: dict[str, tuple[float, float, str]] = {}
         for method in dict.fromkeys(run[0] for run in scored):
             _, scores, widths, accuracies = zip(*(run for run in scored if run[0] == method), strict=True)
             marker = MARKERS[results.names.index(method) // len(METHOD_COLOURS) % len(MARKERS)]
             axes.errorbar(
                 scores, accuracies, xerr=widths, fmt=marker, markersize=5, elinewidth=0.8, alpha=0.85, color=own[method]
             )
-            handles.append((method, own[method]))
+            ends[method] = (max(scores), sum(accuracies) / len(accuracies), own[method])
         axes.set_xlabel("view information (nats)")
         axes.set_ylabel("mean of linear and 20-NN top-1 (%)")
         axes.grid(axis="x")
-        for place, (method, colour) in enumerate(handles):
-            axes.annotate(
-                method,
-                (1.02, 1 - 0.085 * place),
-                xycoords="axes fraction",
-                va="top",
-                color=colour,
-                fontsize=9,
-                annotation_clip=False,
-            )
+        _label_ends(axes, ends)
 
     title = f"Score without labels against accuracy of the runs of {', '.join(results.names)}"
-    return draw(name, title, paint, height=max(_HEIGHT, 0.25 * len(results.names)))
+    return draw(name, title, paint)
 
 
 def spectra(

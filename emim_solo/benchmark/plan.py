@@ -82,14 +82,13 @@ class Plan:
     Attributes:
         folder: for everything that is made.
         runs: methods by seeds, one seed of every method first.
-        settings: of the evaluation stages, by stage.
-        protocol: of the score without labels; None where it is not wanted.
+        settings: of the evaluation stages, by stage; of the score without labels its protocol, nothing where it is not
+            wanted.
     """
 
     folder: Path
     runs: list[Run]
     settings: dict[str, dict[str, Any]]
-    protocol: Protocol | None
 
 
 def make_plan(cfg: DictConfig) -> Plan:
@@ -130,11 +129,10 @@ def make_plan(cfg: DictConfig) -> Plan:
         raise UsageError(f"linear: {error}") from error
     try:
         score = plain["score"]
-        protocol = Protocol.read(str(score["protocol"])) if score["enabled"] else None
+        settings["score"] = asdict(Protocol.read(str(score["protocol"]))) if score["enabled"] else {}
     except UsageError as error:
         raise UsageError(f"score: {error}") from error
-    settings["score"] = asdict(protocol) if protocol else {}
-    return Plan(Path(plain["dir"]), runs, settings, protocol)
+    return Plan(Path(plain["dir"]), runs, settings)
 
 
 def _complete(cfg: DictConfig) -> dict[str, Any]:

@@ -146,6 +146,11 @@ class Results:
     def all_seeds(self) -> list[int]:
         return sorted({seed for _, seed in self.rows})
 
+    def config(self, name: str) -> Mapping[str, Any]:
+        """Of the method's first run."""
+        found: Mapping[str, Any] = next(s for (own, _), s in self.rows.items() if own == name)["pretrain"]["config"]
+        return found
+
     def method(self, name: str) -> str:
         return str(next(stages for (own, _), stages in self.rows.items() if own == name)["pretrain"]["method"])
 
@@ -243,8 +248,9 @@ def collect(rows: Sequence[Row]) -> Results:
         kept += row["stage"] not in stages
         stages[row["stage"]] = row
     names = list(dict.fromkeys(name for name, _ in runs))
-    configs = {name: next(s["pretrain"]["config"] for (own, _), s in runs.items() if own == name) for name in names}
-    return Results(runs, names, len(rows) - kept, deviations(configs))
+    results = Results(runs, names, len(rows) - kept)
+    results.deviations = deviations({name: results.config(name) for name in names})
+    return results
 
 
 @dataclass(frozen=True)
@@ -353,9 +359,9 @@ def notes(results: Results) -> list[str]:
     if not any(results.deviations.values()):
         said.append("Equal terms: same augmentation, backbone, projector width, optimiser, batch and epochs.")
     for name in results.names:
-        config = next(stages["pretrain"]["config"] for (own, _), stages in results.rows.items() if own == name)
+        config = results.config(name)
         processes = len(config.get("devices") or [0]) * config.get("num_nodes", 1)
-        if config["method"] == "barlow_twins" and processes > 1:
+        if results.method(name) == "barlow_twins" and processes > 1:
             said.append(
                 f"{name}: the suite's Barlow Twins has 1/{processes} of the gradient in {processes} processes "
                 "(docs/distributed.md)."

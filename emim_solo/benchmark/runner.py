@@ -35,7 +35,7 @@ from emim_solo.evaluation.commands import evaluation_row
 from emim_solo.evaluation.features import Features, extract_features, extract_views
 from emim_solo.evaluation.knn import knn
 from emim_solo.evaluation.linear import linear, logistic
-from emim_solo.evaluation.score import score_checkpoint
+from emim_solo.evaluation.score import Protocol, score_checkpoint
 from emim_solo.evaluation.umap import make_pictures
 from emim_solo.pretraining import pretrain, reset_peak_memory
 from emim_solo.stopping import Stopped
@@ -89,7 +89,7 @@ class Runner:
     # -- what is there ------------------------------------------------------------------------------------------
 
     def _stages(self, run: Run) -> tuple[str, ...]:
-        return evaluation_stages(run.cfg, scored=self.plan.protocol is not None)
+        return evaluation_stages(run.cfg, scored=bool(self.plan.settings["score"]))
 
     def _rows_of(self, run: Run) -> dict[str, Mapping[str, Any]]:
         """Newest row of each stage of a run, with this config."""
@@ -262,25 +262,23 @@ class Runner:
         return open_checkpoint(folder)
 
     def _evaluate(self, run: Run) -> None:
-        work: dict[str, Callable[[Features], dict[str, float]]] = {
-            "knn": lambda features: knn(features, **self.plan.settings["knn"]),
-            "logistic": lambda features: logistic(features),
-            "linear": lambda features: linear(features, run.cfg, self.plan.settings["linear"], seed=run.seed),
-            "diagnostics": lambda _: self._diagnose(run),
-        }
         stages = self._stages(run)
         if all(self._is_done(run, stage) for stage in stages):
             return
         features = self._features(run)
+        evaluations: dict[str, Callable[[], dict[str, float]]] = {
+            "knn": lambda: knn(features, **self.plan.settings["knn"]),
+            "logistic": lambda: logistic(features),
+            "linear": lambda: linear(features, run.cfg, self.plan.settings["linear"], seed=run.seed),
+            "diagnostics": lambda: self._diagnose(run),
+        }
+        work = {stage: partial(self._row, run, stage, evaluate) for stage, evaluate in evaluations.items()}
+        work["score"] = partial(self._score, run)  # makes its row itself
         for stage in stages:
-            if stage == "score":
-                self._stage(run, stage, partial(self._score, run))
-            else:
-                self._stage(run, stage, partial(self._row, run, stage, partial(work[stage], features)))
+            self._stage(run, stage, work[stage])
 
     def _score(self, run: Run) -> dict[str, Any]:
-        assert self.plan.protocol is not None
-        return score_checkpoint(self._checkpoint(run), self.plan.protocol, neighbours=False)
+        return score_checkpoint(self._checkpoint(run), Protocol(**self.plan.settings["score"]), neighbours=False)
 
     def _row(self, run: Run, stage: str, evaluate: Callable[[], Mapping[str, float]]) -> dict[str, Any]:
         start = time.perf_counter()

@@ -30,6 +30,7 @@ from emim_solo import checkpoints, files
 from emim_solo.data import HeldOut, check_images, find_images, reads_folders
 from emim_solo.errors import UsageError
 from emim_solo.evaluation.score import FEWEST_IMAGES, Protocol, ScoredViews
+from emim_solo.scores import scores
 from emim_solo.suite import plain
 
 MONITOR = "score_view_information"
@@ -225,7 +226,7 @@ class LiveScore(Callback):
         found: dict[str, float] = {}
         if trainer.is_global_zero:
             with _undisturbed(pl_module):
-                found = self.views.scores(self.views.features(pl_module))
+                found = scores(self.views.features(pl_module), **self.views.protocol.settings)
         found = trainer.strategy.broadcast(found)
         self.scorings, self.seconds = self.scorings + 1, self.seconds + time.perf_counter() - start
         if math.isnan(found["view_information"]):

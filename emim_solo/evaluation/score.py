@@ -94,16 +94,12 @@ class Protocol:
         Raises:
             UsageError: no such file, or a key or value that no protocol has.
         """
-        shipped = configs.root() / "score"
-        path = Path(name).expanduser() if Path(name).expanduser().is_file() else shipped / f"{name}.yaml"
-        if not path.is_file():
-            names = ", ".join(configs.protocols())
-            raise UsageError(f"no protocol '{name}': expected a YAML file, or a shipped one: {names}")
+        path = configs.file_or_shipped(name, "score", "protocol")
         try:
             changed = OmegaConf.merge(OmegaConf.create(files.read_text(path)), OmegaConf.from_dotlist(list(changes)))
         except (yaml.YAMLError, ValueError) as error:
             raise UsageError(f"protocol '{path}' is no YAML of keys and values ({error})") from error
-        example = yaml.safe_load(files.read_text(shipped / "default.yaml"))
+        example = yaml.safe_load(files.read_text(configs.root() / "score" / "default.yaml"))
         protocol = Protocol(**_like(OmegaConf.to_container(changed), example, ""))
         crop = protocol.augmentation["rrc"]
         for right, message in (
@@ -239,10 +235,6 @@ class ScoredViews:
         if features is None:
             raise UsageError(f"{self.cfg.method} has no {self.protocol.features} to score: take features=backbone")
         return features
-
-    def scores(self, features: Tensor) -> dict[str, float]:
-        """:func:`emim_solo.scores.scores` of features by the protocol's settings."""
-        return scores(features, **self.protocol.settings)
 
 
 def view_features(model: LightningModule, cfg: DictConfig, protocol: Protocol) -> tuple[Tensor, str]:

@@ -247,10 +247,7 @@ class Search:
 
 def _read_settings(name: str) -> dict[str, Any]:
     """``trials``, ``sampler``, ``pruner``, ``seed`` and ``params`` of a YAML file."""
-    path = Path(name).expanduser()
-    path = path if path.is_file() else configs.root() / "tune" / f"{name}.yaml"
-    if not path.is_file():
-        raise UsageError(f"no search '{name}': expected a YAML file, or a shipped one: {', '.join(configs.searches())}")
+    path = configs.file_or_shipped(name, "tune", "search")
     defaults: dict[str, Any] = {"trials": 20, "sampler": "TPESampler", "pruner": None, "seed": 0, "params": {}}
     try:
         given = yaml.safe_load(files.read_text(path)) or {}

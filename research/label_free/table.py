@@ -21,16 +21,10 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
+from emim_solo.benchmark.results import SCORES
+
 THE_SCORE = "view_information, backbone"
-TITLES = {
-    "view_information": "view information",
-    "pair_information": "MI of two views",
-    "rankme": "RankMe",
-    "lidar": "LiDAR",
-    "alpha_req": "alpha-ReQ",
-    "alignment": "alignment",
-    "uniformity": "uniformity",
-}
+TITLES = {metric.key: metric.label for metric in SCORES if not metric.key.endswith("_null")}
 BETTER: dict[str, Callable[[float], float]] = {  # than another run, the higher this is; as each's authors have it
     "alpha_req": lambda alpha: -abs(alpha - 1),
     "alignment": lambda distance: -distance,
