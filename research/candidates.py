@@ -11,6 +11,9 @@ from torch import Tensor
 from emim_solo.objective import emim_loss_func
 
 
+DIRECTIONS = 16  # random ones a step, of the Gaussian marginals
+
+
 def standardised(z: Tensor, scale: str = "features") -> Tensor:
     z = z - z.mean(0)
     variances = z.pow(2).mean(0)
@@ -91,7 +94,29 @@ def emim(*z: Tensor, l2_normalise: bool = False, **kwargs: Any) -> Tensor:
     """The package's loss. It had an option l2_normalise for a while: `sphere` above is that, not centred again."""
     if l2_normalise:
         return family(*z, sphere=True, **kwargs)
+    if kwargs.get("gaussian_weight"):
+        directions = torch.randn(z[0].shape[1], DIRECTIONS)
+        kwargs["directions"] = torch.nn.functional.normalize(directions, dim=0)
     return emim_loss_func(*z, **kwargs)
+
+
+def shrunk(*embeddings: Tensor, noise_variance: float = 0.1) -> Tensor:
+    """Log det at weight 1 with the isotropic residual, C shrunk towards the identity: for more dimensions than pooled views.
+
+    The share of the identity is the oracle approximating shrinkage of Y. Chen et al., "Shrinkage Algorithms for MMSE
+    Covariance Estimation", IEEE Trans. Signal Processing 58, 2010, from tr C and tr C^2.
+    """
+    z = torch.stack([standardised(view.float()) for view in embeddings])
+    d, pooled = z.shape[-1], z.flatten(0, 1)
+    smaller = pooled if len(pooled) < d else pooled.T
+    moments = smaller @ smaller.T / len(pooled)
+    trace, square = moments.diagonal().sum().detach(), moments.square().sum().detach()
+    between = (1 - 2 / d) * square + trace**2
+    share = min(float(between / ((len(pooled) + 1 - 2 / d) * (square - trace**2 / d))), 1.0)
+    e = noise_variance + share  # C becomes (1 - share) C + share I, for features of variance 1
+    h = torch.logdet(torch.eye(len(moments)) + (1 - share) / e * moments) / 2 + d / 2 * math.log(e)
+    v = (z - z.mean(1, keepdim=True)).var(0).mean()
+    return (d / 2 * torch.log(2 * (v + noise_variance)) - h) / d
 
 
 class MovingAverage(torch.nn.Module):
@@ -136,4 +161,4 @@ class Scheduled(torch.nn.Module):
         return emim_loss_func(*embeddings, **options)
 
 
-LOSSES: dict[str, Any] = {"emim": emim, "family": family, "moving_average": MovingAverage, "scheduled": Scheduled}
+LOSSES: dict[str, Any] = {"emim": emim, "shrunk": shrunk, "family": family, "moving_average": MovingAverage, "scheduled": Scheduled}

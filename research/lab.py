@@ -207,8 +207,9 @@ class Supervised(nn.Module):
 
 
 def losses() -> dict[str, Any]:
-    """The suite's own baselines, EMIM, and what was tried for it."""
+    """The suite's own baselines, today's rivals, EMIM, and what was tried for it."""
     import candidates
+    import rivals
 
     from emim_solo.suite import load_suite
 
@@ -226,7 +227,7 @@ def losses() -> dict[str, Any]:
     suites = {"barlow_twins": barlow_loss_func, "vicreg": vicreg_loss_func}
     others = {"byol": byol_loss_func, "simsiam": simsiam_loss_func, "simclr": simclr_loss_func}
     pairs = {f"{name}_pairs": over_pairs(loss) for name, loss in suites.items()}
-    return suites | others | pairs | {"swav": Swav, "supervised": Supervised} | candidates.LOSSES
+    return suites | others | pairs | {"swav": Swav, "supervised": Supervised} | rivals.LOSSES | candidates.LOSSES
 
 
 def optimiser_of(parameters: list[nn.Parameter], s: dict[str, Any]) -> tuple[Any, torch.optim.Optimizer]:
@@ -421,7 +422,7 @@ def main() -> None:
     ]
     for part in ("train", "test"):
         images_of(arguments.data / part)
-    with get_context("spawn").Pool(arguments.jobs, maxtasksperchild=1) as pool, arguments.rows.open("a") as file:
+    with get_context("spawn").Pool(arguments.jobs, maxtasksperchild=20) as pool, arguments.rows.open("a") as file:
         for row in pool.imap_unordered(run, jobs, chunksize=1):
             file.write(json.dumps(row) + "\n")
             file.flush()
