@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from emim_solo.objective import mutual_information, null_mutual_information
+from emim_solo.objective import epps_pulley, mutual_information, null_mutual_information, random_directions
 
 DECAY_RANKS = (5, 50)
 """Ranks of the covariance spectrum that the power law is fitted to, as far as they exist. The first few
@@ -187,14 +187,9 @@ def information(features1: Tensor, features2: Tensor) -> tuple[float, float]:
 def non_gaussianity(features: Tensor, *, directions: int = 64, seed: int = 0) -> tuple[float, float]:
     """How far the features' one-dimensional projections are from Gaussian, and the same of Gaussian samples: sliced Epps-Pulley.
 
-    With x the projections onto a random direction, scaled to mean 0 and variance 1, and phi their empirical characteristic
-    function,
-
-        integral |phi(t) - exp(-t^2/2)|^2 exp(-t^2/2) / sqrt(2 pi) dt,
-
-    the Epps-Pulley statistic over N, averaged over directions. The covariance is not tested: second moments hold it anyway.
-    Where this is at its null the marginals may be taken for Gaussian, and the mutual information from second moments
-    for a lower bound of the true one (see :mod:`emim_solo.theory`).
+    The :func:`emim_solo.objective.epps_pulley` statistic of the projections onto random directions, in the mean over these.
+    The covariance is not tested: second moments hold it anyway. Where this is at its null the marginals may be taken for
+    Gaussian, and the mutual information from second moments for a lower bound of the true one (see :mod:`emim_solo.theory`).
 
     Args:
         features: ``(N, d)``, standardised here, as the objective does.
@@ -205,32 +200,18 @@ def non_gaussianity(features: Tensor, *, directions: int = 64, seed: int = 0) ->
         ``(statistic, null)``, from 0 on: signs +-1 have 0.05, a uniform distribution 0.005; the null falls as 1/N. Directions
         without variance are left out; NaN where none has any.
 
-    Source: Epps & Pulley, "A test for normality based on the empirical characteristic function", Biometrika 70, 1983, with
-    their weight; slicing as in Balestriero & LeCun, arXiv 2511.08544.
+    Source: Epps & Pulley (see :func:`emim_solo.objective.epps_pulley`); slicing as in Balestriero & LeCun, arXiv 2511.08544.
     """
     matrix = _as_matrix(features)
+    slices = random_directions(matrix.shape[1], directions, seed=seed).double()
     generator = torch.Generator().manual_seed(seed)
-    slices = F.normalize(torch.randn(matrix.shape[1], directions, generator=generator, dtype=torch.float64), dim=0)
     null = torch.randn(len(matrix), directions, generator=generator, dtype=torch.float64)
-    spread = matrix.std(dim=0, correction=0)
-    standardised = (matrix - matrix.mean(0)) / torch.where(spread > 0, spread, 1.0)
-    return _epps_pulley(standardised @ slices), _epps_pulley(null)
-
-
-def _epps_pulley(samples: Tensor) -> float:
-    """Statistic over N of each column, in the mean."""
-    spread = samples.std(dim=0, correction=0)
-    varying = spread > 1e-12
-    if not varying.any():
-        return math.nan
-    x = ((samples - samples.mean(0)) / spread)[:, varying]
-    nodes, weights = np.polynomial.hermite_e.hermegauss(64)
-    total = torch.zeros(x.shape[1], dtype=torch.float64)
-    for t, weight in zip(nodes, weights / math.sqrt(2 * math.pi), strict=True):
-        if t > 0:  # the integrand is even
-            real = (t * x).cos().mean(0) - math.exp(-(t**2) / 2)
-            total += 2 * weight * (real.square() + (t * x).sin().mean(0).square())
-    return total.mean().item()
+    spread, mean = matrix.std(dim=0, correction=0), matrix.mean(0)
+    # The mean of a constant feature is rounded, so what centring leaves is no signal (as in objective.py).
+    varying = spread > 2e-15 + 16 * torch.finfo(features.dtype).eps * mean.abs()
+    projected = (matrix - mean)[:, varying] / spread[varying] @ slices[varying]
+    found = epps_pulley(projected).mean().item() if varying.any() else math.nan
+    return found, epps_pulley(null).mean().item()
 
 
 def diagnose(features1: Tensor, features2: Tensor) -> dict[str, float]:

@@ -15,9 +15,15 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 from torch import Tensor, nn
 
 from emim_solo import rows
-from emim_solo.diagnostics import collapsed
+from emim_solo.diagnostics import collapsed, non_gaussianity
 from emim_solo.errors import UsageError
-from emim_solo.objective import emim_loss_func, entropies, mutual_information, null_mutual_information
+from emim_solo.objective import (
+    emim_loss_func,
+    entropies,
+    mutual_information,
+    null_mutual_information,
+    random_directions,
+)
 
 PROJECTOR_DEFAULTS: dict[str, Any] = {"proj_hidden_dim": 2048, "proj_output_dim": 2048}
 OBJECTIVE_DEFAULTS: dict[str, Any] = {
@@ -27,10 +33,12 @@ OBJECTIVE_DEFAULTS: dict[str, Any] = {
     "residual": "isotropic",
     "weight": 4.0,
     "noise_variance": 0.1,
+    "gaussian_weight": 0.0,
 }
 DEFAULTS = PROJECTOR_DEFAULTS | OBJECTIVE_DEFAULTS
 _SETTINGS = "emim_solo"  # key in a checkpoint
 _NOT_TO_CHANGE = ("method_kwargs", "seed", "backbone", "optimizer.name")  # in the middle of a run
+_DIRECTIONS = 16  # of a step along which embeddings are held to a Gaussian: others in the next, so that few are enough
 _IMAGES_TO_JUDGE_COLLAPSE = 256  # of the epoch's last batch; an SVD of them takes a tenth of a second
 
 
@@ -65,7 +73,8 @@ def complete_method_kwargs(given: Mapping[str, Any], names_of_other_methods: set
             raise UsageError(f"method_kwargs.{name} must be a positive whole number, got {width!r}")
     probe = torch.eye(4, dtype=torch.float64)
     try:  # the objective checks its own settings: ask it once, on the smallest batch there is
-        emim_loss_func(probe, probe.roll(1, 0), **{name: completed[name] for name in OBJECTIVE_DEFAULTS})
+        settings = {name: completed[name] for name in OBJECTIVE_DEFAULTS}
+        emim_loss_func(probe, probe.roll(1, 0), **settings, directions=random_directions(4, 1, seed=0))
     except (TypeError, ValueError) as error:
         raise UsageError(f"method_kwargs of EMIM: {error}") from error
     _warn_of_collapse(completed)
@@ -98,7 +107,8 @@ class EMIMMethod(LightningModule):
     epoch) and, at the trainer's logging interval, in nats: of the first two views the exact ``train_mi`` and
     ``train_mi_null`` (the same estimator on pairs rolled by one), whose difference is to be read, for the estimator's
     small-sample bias is in both; of all views the loss's two terms, ``train_entropy`` H(Z) and
-    ``train_residual_entropy`` H(Z|Z'). At the end of an epoch collapsed embeddings are warned of, by the rule of
+    ``train_residual_entropy`` H(Z|Z'); of this process's first view how far it is from Gaussian, ``train_non_gaussianity``,
+    beside its null: at the null the MI is a lower bound of the true one. At the end of an epoch collapsed embeddings are warned of, by the rule of
     :func:`emim_solo.diagnostics.collapsed`.
     """
 
@@ -147,7 +157,10 @@ class EMIMMethod(LightningModule):
         out: Any = super().training_step(batch, batch_idx)
         z1, z2, *more = self.embeddings(out)
 
-        emim_loss = emim_loss_func(z1, z2, *more, **self.objective_kwargs)
+        directions = None
+        if self.objective_kwargs["gaussian_weight"]:  # the same in every process, and in a resumed run
+            directions = random_directions(z1.shape[1], _DIRECTIONS, seed=self.global_step, device=z1.device)
+        emim_loss = emim_loss_func(z1, z2, *more, **self.objective_kwargs, directions=directions)
         self.log("train_emim_loss", emim_loss, on_epoch=True, sync_dist=True)
 
         # Exact MI costs two sets of factorisations, and a GPU waits where a value is read: only on the steps whose
@@ -164,6 +177,9 @@ class EMIMMethod(LightningModule):
                 entropy, residual_entropy = entropies(z1, z2, *more, **self._entropy_kwargs())
                 self.log("train_entropy", entropy)
                 self.log("train_residual_entropy", residual_entropy)
+                found, null = non_gaussianity(z1)
+                self.log("train_non_gaussianity", found)
+                self.log("train_non_gaussianity_null", null)
 
         self._latest = z1.detach()[:_IMAGES_TO_JUDGE_COLLAPSE]
         return emim_loss + out["loss"]
@@ -218,7 +234,9 @@ class EMIMMethod(LightningModule):
         if self._trainer is None or self._trainer.state.fn != TrainerFn.FITTING:
             return
         here = self.run_settings()
-        differing = rows.differences(checkpoint.get(_SETTINGS, here), here)
+        there = checkpoint.get(_SETTINGS, here)
+        there = {**there, "method_kwargs": DEFAULTS | there["method_kwargs"]}  # of before a setting was there
+        differing = rows.differences(there, here)
         if others := [each for each in differing if each.startswith(_NOT_TO_CHANGE)]:
             raise UsageError(
                 f"checkpoint '{self._trainer.ckpt_path}' is of other settings: {', '.join(others)}; "

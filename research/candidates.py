@@ -10,7 +10,6 @@ from torch import Tensor
 
 from emim_solo.objective import emim_loss_func
 
-
 DIRECTIONS = 16  # random ones a step, of the Gaussian marginals
 
 
@@ -161,4 +160,10 @@ class Scheduled(torch.nn.Module):
         return emim_loss_func(*embeddings, **options)
 
 
-LOSSES: dict[str, Any] = {"emim": emim, "shrunk": shrunk, "family": family, "moving_average": MovingAverage, "scheduled": Scheduled}
+LOSSES: dict[str, Any] = {
+    "emim": emim,
+    "shrunk": shrunk,
+    "family": family,
+    "moving_average": MovingAverage,
+    "scheduled": Scheduled,
+}

@@ -16,7 +16,9 @@ from lightly.loss.lejepa_loss import SIGReg, lejepa_invariance_loss
 from lightly.loss.visreg_loss import visreg_center_loss, visreg_scale_loss, visreg_shape_loss
 from torch import Tensor, nn
 
-SLICES = 256  # random directions a step, of LeJEPA's 1,024 and VISReg's 4,096: these would be most of a step's time here
+SLICES = (
+    256  # random directions a step, of LeJEPA's 1,024 and VISReg's 4,096: these would be most of a step's time here
+)
 
 
 def frossl(*z: Tensor, invariance_weight: float = 1.0) -> Tensor:

@@ -12,7 +12,16 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from emim_solo import theory
-from emim_solo.objective import emim_loss_func, entropies, gram, log_det, mutual_information, null_mutual_information
+from emim_solo.objective import (
+    emim_loss_func,
+    entropies,
+    epps_pulley,
+    gram,
+    log_det,
+    mutual_information,
+    null_mutual_information,
+    random_directions,
+)
 
 FAMILY = [
     {"objective": "exact"},
@@ -98,6 +107,88 @@ def explicit_loss(*views: Tensor, e: float, weight: float, marginal: str, residu
     else:
         rest = d * torch.log(2 * (torch.diagonal(c - s).mean() + e))
     return (weight * rest / 2 - entropy) / d
+
+
+def of_pairs(x: Tensor) -> Tensor:
+    """Epps and Pulley's own sum over pairs of samples, over N, of each column."""
+    x = (x - x.mean(0)) / x.std(0, correction=0)
+    pairs = torch.exp(-(x[:, None] - x[None]).square() / 2).mean((0, 1))
+    return pairs - 2**0.5 * torch.exp(-x.square() / 4).mean(0) + 3**-0.5
+
+
+SAMPLES = {
+    "gaussian": lambda n: torch.randn(n, 5, dtype=torch.float64),
+    "uniform": lambda n: torch.rand(n, 5, dtype=torch.float64),
+    "signs": lambda n: torch.randn(n, 5, dtype=torch.float64).sign(),
+    "heavy": lambda n: torch.randn(n, 5, dtype=torch.float64) ** 3,
+    "an outlier": lambda n: torch.cat((torch.randn(n, 5, dtype=torch.float64), torch.full((1, 5), 40.0))),
+}
+
+
+@pytest.mark.parametrize("draw", SAMPLES.values(), ids=SAMPLES)
+def test_epps_pulley_is_its_authors_sum_over_pairs(draw):
+    torch.manual_seed(0)
+    x = 3 * draw(300) - 7
+    torch.testing.assert_close(epps_pulley(x), of_pairs(x), rtol=1e-3, atol=1e-8)
+    torch.testing.assert_close(epps_pulley(x.float()).double(), of_pairs(x), rtol=2e-3, atol=1e-6)
+    assert torch.autograd.gradcheck(epps_pulley, x[:20].clone().requires_grad_())
+
+
+def test_epps_pulley_of_gaussian_samples_and_of_a_point():
+    """In the mean (1 - sqrt(3)/2)/N, mean and variance being fitted; a point has the integral of (1 - exp(-t^2/2))^2."""
+    torch.manual_seed(0)
+    found = 2000 * epps_pulley(torch.randn(2000, 3000)).mean()
+    assert found == pytest.approx(1 - 3**0.5 / 2, rel=0.05)
+    constant = torch.full((50, 3), 1 / 3, requires_grad=True)
+    (gradient,) = torch.autograd.grad(epps_pulley(constant).sum(), constant)
+    torch.testing.assert_close(epps_pulley(constant), torch.full((3,), 1 - 2**0.5 + 3**-0.5), rtol=1e-2, atol=0)
+    assert (gradient.abs() < 1e-3).all()
+
+
+def test_directions_are_uniform_and_of_the_seed():
+    directions = random_directions(6, 4000, seed=3)
+    torch.testing.assert_close(directions.norm(dim=0), torch.ones(4000))
+    torch.testing.assert_close(directions @ directions.T / 4000, torch.eye(6) / 6, atol=0.01, rtol=0)
+    state = torch.get_rng_state()
+    assert torch.equal(directions, random_directions(6, 4000, seed=3))
+    assert not torch.equal(directions, random_directions(6, 4000, seed=4))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"objective": "exact"}], ids=["bound", "exact"])
+def test_the_gaussian_weight_adds_the_statistic_of_the_pooled_views(kwargs):
+    z1, z2 = pair(60, 5)
+    directions = random_directions(5, 7, seed=0)
+    pooled = torch.cat([(z - z.mean(0)) / z.std(0, correction=0) for z in (z1, z2)])
+    added = emim_loss_func(z1, z2, gaussian_weight=3.0, directions=directions, **kwargs) - emim_loss_func(
+        z1, z2, **kwargs
+    )
+    torch.testing.assert_close(added, 3 * of_pairs(pooled @ directions.double()).mean(), rtol=1e-5, atol=1e-8)
+
+
+def test_the_gaussian_weight_makes_embeddings_gaussian():
+    """Signs in, steps down the gradient: the statistic of directions never stepped along falls to that of Gaussian samples."""
+    torch.manual_seed(0)
+    z = (torch.randn(200, 4).sign() + 0.1 * torch.randn(200, 4)).requires_grad_()
+    optimiser = torch.optim.Adam([z], lr=0.05)
+    unseen = random_directions(4, 200, seed=10**6)
+    before = epps_pulley(z.detach() @ unseen).mean()
+    for step in range(60):
+        optimiser.zero_grad()
+        directions = random_directions(4, 16, seed=step)
+        emim_loss_func(z, z + 0.3 * torch.randn(200, 4), gaussian_weight=30.0, directions=directions).backward()
+        optimiser.step()
+    after = epps_pulley(z.detach() @ unseen).mean()
+    assert before > 5e-3
+    assert after < 1e-3
+
+
+def test_a_gaussian_weight_without_directions_is_refused():
+    z = torch.randn(8, 3)
+    with pytest.raises(ValueError, match="needs directions"):
+        emim_loss_func(z, z, gaussian_weight=1.0)
+    with pytest.raises(ValueError, match="gaussian_weight must be a finite number of at least 0, got -1"):
+        emim_loss_func(z, z, gaussian_weight=-1)
 
 
 def value_and_gradients(function, *inputs: Tensor) -> list[Tensor]:
@@ -455,6 +546,7 @@ EVERY_PATH = {
     **{form: partial(mutual_information, form=form) for form in FORMS},
     "centred": partial(mutual_information, standardise=False),
     "null": null_mutual_information,
+    "gaussian": lambda z1, z2: emim_loss_func(z1, z2, gaussian_weight=2.0, directions=torch.eye(7, 3, device=z1.device)),
 }
 every_path = pytest.mark.parametrize("function", EVERY_PATH.values(), ids=EVERY_PATH)
 

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from emim_solo.diagnostics import diagnose
-from emim_solo.objective import emim_loss_func, mutual_information, null_mutual_information
+from emim_solo.objective import emim_loss_func, mutual_information, null_mutual_information, random_directions
 from emim_solo.scores import scores
 
 WORLD = 2
@@ -31,6 +31,9 @@ FUNCTIONS = {
     },
     "four views": lambda z1, z2: emim_loss_func(z1, z2, z1 + z2, z1 - 2 * z2),
     "four views exact": lambda z1, z2: emim_loss_func(z1, z2, z1 + z2, z1 - 2 * z2, residual="exact"),
+    "gaussian": lambda z1, z2: emim_loss_func(
+        z1, z2, gaussian_weight=5.0, directions=random_directions(z1.shape[1], 4, seed=1)
+    ),
     "series 4": partial(emim_loss_func, series_order=4),
     **{f"mi {form}": partial(mutual_information, form=form) for form in ("primal", "dual", "pooled")},
     "mi centred": partial(mutual_information, standardise=False),

@@ -46,6 +46,7 @@ def test_one_epoch_of_each_method_of_the_demo(method: str, make_cfg: MakeCfg) ->
     if method == "emim":
         assert {"train_emim_loss_step", "train_emim_loss_epoch", "train_mi", "train_mi_null"} <= logged
         assert {"train_entropy", "train_residual_entropy"} <= logged
+        assert {"train_non_gaussianity", "train_non_gaussianity_null"} <= logged
         assert row["metrics"]["train_mi"] > 0
 
 
