@@ -369,7 +369,8 @@ def score(net: nn.Module, train_set: tuple[Tensor, Tensor], held_out: tuple[Tens
     return {"knn": round(knn, 2), "linear": round(100 * ridge.score(((xt - mean) / std).numpy(), yt.numpy()), 2)}
 
 
-def run(job: tuple[str, dict[str, Any], int, argparse.Namespace]) -> dict[str, Any]:
+def run(job: tuple[str, dict[str, Any], int, argparse.Namespace]) -> list[dict[str, Any]]:
+    """Trains once; a row for each split that is asked for."""
     name, settings, seed, arguments = job
     torch.set_num_threads(1)
     started = time.time()
@@ -378,17 +379,19 @@ def run(job: tuple[str, dict[str, Any], int, argparse.Namespace]) -> dict[str, A
     chosen, first = shuffled[: settings["images"]], settings["validation_from"] or settings["images"]
     rest, unseen = shuffled[first:].tensor_split((settings["validation_images"],))
     bank = chosen[: settings["bank"]]
-    held_out = images_of(arguments.data / "test") if arguments.split == "test" else (x[rest], y[rest])
-    row: dict[str, Any] = {"trial": name, "seed": seed, "split": arguments.split}
+    held_out = {"val": (x[rest], y[rest]), "test": images_of(arguments.data / "test")}
+    found: dict[str, dict[str, Any]] = {split: {} for split in arguments.split}
     try:
         model, report = train(settings, seed, x[chosen], y[chosen])
-        row |= score(model.net, (x[bank], y[bank]), held_out) | report | judge(model, held_out[0])
-        if protocol := arguments.protocol and yaml.safe_load(arguments.protocol.read_text()):
-            row |= {"scores": score_without_labels(model, x[unseen], protocol), "protocol": config_hash(protocol)}
+        for split, row in found.items():
+            row |= score(model.net, (x[bank], y[bank]), held_out[split]) | report | judge(model, held_out[split][0])
+            if protocol := arguments.protocol and yaml.safe_load(arguments.protocol.read_text()):
+                row |= {"scores": score_without_labels(model, x[unseen], protocol), "protocol": config_hash(protocol)}
     except (FloatingPointError, ValueError) as error:
-        row |= {"failed": str(error)}
+        found = {split: {"failed": str(error)} for split in found}
     machine = {"precision": str(PRECISION).removeprefix("torch."), "processor": sorted(CAPABILITIES & FEATURES)}
-    return row | machine | {"settings": settings, "seconds": round(time.time() - started)}
+    rest_of_row = machine | {"settings": settings, "seconds": round(time.time() - started)}
+    return [{"trial": name, "seed": seed, "split": split} | row | rest_of_row for split, row in found.items()]
 
 
 def trials_of(path: Path) -> dict[str, dict[str, Any]]:
@@ -407,7 +410,7 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, required=True)
     parser.add_argument("--only", nargs="+", help="names of trials; all otherwise")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--split", choices=("val", "test"), default="val")
+    parser.add_argument("--split", choices=("val", "test"), nargs="+", default=["val"])
     parser.add_argument("--protocol", type=Path, help="YAML: score without labels, too")
     parser.add_argument("--jobs", type=int, default=2, help="processes, of one thread each")
     arguments = parser.parse_args()
@@ -418,15 +421,18 @@ def main() -> None:
         (name, settings, seed, arguments)
         for seed in arguments.seeds
         for name, settings in trials.items()
-        if (settings, seed, arguments.split) not in done and name in (arguments.only or trials)
+        if name in (arguments.only or trials) and any((settings, seed, split) not in done for split in arguments.split)
     ]
     for part in ("train", "test"):
         images_of(arguments.data / part)
     with get_context("spawn").Pool(arguments.jobs, maxtasksperchild=20) as pool, arguments.rows.open("a") as file:
-        for row in pool.imap_unordered(run, jobs, chunksize=1):
-            file.write(json.dumps(row) + "\n")
+        for rows in pool.imap_unordered(run, jobs, chunksize=1):
+            for row in rows:
+                if (row["settings"], row["seed"], row["split"]) in done:
+                    continue
+                file.write(json.dumps(row) + "\n")
+                print({key: value for key, value in row.items() if key != "settings"}, flush=True)
             file.flush()
-            print({key: value for key, value in row.items() if key != "settings"}, flush=True)
 
 
 if __name__ == "__main__":
