@@ -150,7 +150,6 @@ def test_a_killed_run_in_mixed_precision_goes_on_as_if_it_had_not_been(
 def test_dali_decodes_on_the_gpu(make_cfg: MakeCfg) -> None:
     row = pretrain(prepare(make_cfg(accelerator="gpu", data__format="dali", dali__device="gpu")))
     assert row["metrics"]["train_mi"] > 0
-    assert row["metrics"]["train_emim_loss_epoch"] < 2.2  # at the start
 
 
 @pytest.mark.parametrize("script", ["main_knn.py", "main_umap.py"])
