@@ -7,6 +7,7 @@ EPOCHS ?=
 CIFAR10 ?=
 GPU := runs/gpu
 BIN := $(VENV)/bin
+PY := $(BIN)/python
 
 .PHONY: setup demo lint test test-main test-gpu gpu-steps gpu-benchmark speed
 
@@ -36,24 +37,25 @@ test-main: setup
 speed: setup
 	$(BIN)/python benchmarks/objective_speed.py
 
-# Each step leaves a file and is not done again: stopped, the same command goes on. The last one goes on by itself.
+# Each step leaves a file and is not done again: stopped, the same command goes on. The last one goes on by itself. Without a package
+# registry, where all is installed: make gpu-steps PY=python3
 test-gpu: setup
-	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \
+	@if $(PY) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \
 	    $(MAKE) --no-print-directory --keep-going gpu-steps; \
 	else echo 'make test-gpu: torch sees no GPU here, so nothing was run'; fi
 
 gpu-steps: $(GPU)/tests.xml $(GPU)/objective_speed.json $(GPU)/step_speed.json gpu-benchmark
 
-gpu-benchmark: setup
-	$(BIN)/emim-solo benchmark --config-name cifar10 max_epochs=10 'seeds=[0]' dir=$(GPU)/cifar10 only=emim,barlow_twins,vicreg \
+gpu-benchmark:
+	$(PY) -m emim_solo benchmark --config-name cifar10 max_epochs=10 'seeds=[0]' dir=$(GPU)/cifar10 only=emim,barlow_twins,vicreg \
 	    +run.precision=bf16-mixed $(if $(CIFAR10),+run.data.dataset=custom +run.data.train_path=$(CIFAR10)/train +run.data.val_path=$(CIFAR10)/test)
 
 $(GPU)/tests.xml:
 	mkdir -p $(GPU)
-	PYTHONPATH='$(abspath $(SOLO))' $(BIN)/python -m pytest -m gpu --junitxml=$@.part && mv $@.part $@
+	PYTHONPATH="$(abspath $(SOLO)):$$PYTHONPATH" $(PY) -m pytest -m gpu --junitxml=$@.part && mv $@.part $@
 
 $(GPU)/objective_speed.json:
-	$(BIN)/python benchmarks/objective_speed.py --output $@
+	$(PY) benchmarks/objective_speed.py --output $@
 
 $(GPU)/step_speed.json:
-	$(BIN)/python benchmarks/step_speed.py --output $@
+	$(PY) benchmarks/step_speed.py --output $@
