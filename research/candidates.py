@@ -118,6 +118,20 @@ def shrunk(*embeddings: Tensor, noise_variance: float = 0.1) -> Tensor:
     return (d / 2 * torch.log(2 * (v + noise_variance)) - h) / d
 
 
+def centroid(*embeddings: Tensor, noise_variance: float = 1.0) -> Tensor:
+    """-I(c; c + noise)/d in nats of a Gaussian c with the covariance of the mean of an image's views, each on the sphere.
+
+    As MMCR it has one term: views that agree make the mean long, and many directions raise the log det. MMCR's has the
+    square root of the eigenvalues in place of their logarithm.
+    """
+    z = torch.nn.functional.normalize(torch.stack([view.float() for view in embeddings]), dim=-1)
+    c = z.mean(0) - z.mean((0, 1))
+    d = c.shape[1]
+    smaller = c if len(c) < d else c.T
+    moments = smaller @ smaller.T * (d / len(c))  # of a sphere of radius sqrt d, so that a direction has variance 1
+    return -torch.logdet(torch.eye(len(moments)) + moments / noise_variance) / (2 * d)
+
+
 class MovingAverage(torch.nn.Module):
     """The default family with the pooled second moments averaged over steps, history detached.
 
