@@ -103,7 +103,8 @@ def extract(model: LightningModule, loader: Iterable[Any], title: str | None) ->
         title: of the progress bar; None for none.
     """
     model.eval()
-    precision = next(model.parameters()).dtype  # half, while a run trains in precision=bf16-true
+    # half, while a run trains in precision=bf16-true; none in ONNX
+    precision = next((parameter.dtype for parameter in model.parameters()), torch.float32)
     backbone: list[Tensor] = []
     projector: list[Tensor] = []
     labels: list[Tensor] = []
@@ -124,7 +125,7 @@ def extract_features(checkpoint: Checkpoint) -> Features:
     return Features(
         extract(model, train, f"{cfg.name}: training images"),
         None if val is None else extract(model, val, f"{cfg.name}: validation images"),
-        [] if cfg.data.get("no_labels", False) else class_names(train.dataset, int(cfg.data.num_classes)),
+        [] if cfg.data.get("no_labels", False) else class_names(train.dataset, cfg.data.num_classes or 0),
     )
 
 
