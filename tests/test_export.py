@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from emim_solo import cli, rows
-from emim_solo.checkpoints import open_checkpoint
+from emim_solo.checkpoints import open_checkpoint, open_checkpoints
 from emim_solo.errors import UsageError
 from emim_solo.evaluation.features import Features, extract_features
 from emim_solo.export import SUFFIXES, export
@@ -235,6 +235,14 @@ def test_features_are_those_of_the_librarys_network(
     assert found.val.projector is None
 
 
+def test_other_images_have_the_same_classes_in_both_splits(resnet: Path, few_digits: Path, tmp_path: Path) -> None:
+    shutil.copytree(few_digits / "val", tmp_path / "val")
+    (tmp_path / "val" / "9").rename(tmp_path / "val" / "nine")
+    opened = open_checkpoint(resnet, [f"data.val_path={tmp_path / 'val'}"])
+    with pytest.raises(UsageError, match="different classes: 9, nine"):
+        extract_features(opened)
+
+
 def test_images_are_shown_as_the_librarys_weights_take_them(few_digits: Path, tmp_path: Path) -> None:
     file = tmp_path / "w.pth"
     torch.save({"x": torch.zeros(1)}, file)
@@ -261,6 +269,12 @@ def test_images_are_shown_as_the_librarys_weights_take_them(few_digits: Path, tm
         ("{}", [], r"has neither args\.json nor a model card 'weights\.pth\.md' beside it: .*NETWORK@FILE"),
         ("torchvision:resnet18@{}", ["data.valpath=x"], "data.valpath=x: expected one of .*data.val_path"),
         ("torchvision:resnet18@{}", ["data.train_path=nowhere"], "nowhere"),
+        ("torchvision:resnet18@{}", ["data.dataset=cifar"], "data.dataset=cifar: expected one of custom, cifar10"),
+        ("torchvision:resnet18@{}", ["augmentations.0.crop_size=[32]"], "crop_size=.*: expected a whole number"),
+        ("torchvision:resnet18@{}", ["augmentations.0.mean=0.5"], "mean=0.5: expected three numbers"),
+        ("torchvision:resnet18@{}", ["data.num_workers=-1"], "data.num_workers=-1: expected a whole number"),
+        ("torchvision:resnet18@{}", ["augmentations.0.std=[0.5"], r"augmentations\.0\.std=\[0\.5: while parsing"),
+        ("torchvision:wide_resnet28w2@{}", [], "torchvision has no network 'wide_resnet28w2'"),
         ("torchvision:resnet18@{}", ["backbone.kwargs.layers=3"], "gives no features .*layers"),
     ],
 )
@@ -318,6 +332,8 @@ def test_a_network_that_a_library_does_not_have_is_refused_with_the_format_that_
             with pytest.raises(UsageError, match=rf"--to {wanted}: no network of .*: take --to {works}$"):
                 export(open_checkpoint(run), wanted, run / f"x{SUFFIXES[wanted]}")
         assert not list(run.glob("x.*")), "nothing is left behind"
+    with pytest.raises(UsageError, match=r"backbone\.kwargs\.x=1: of LIBRARY:NETWORK@FILE alone"):
+        open_checkpoints([vit], ["backbone.kwargs.x=1"])
     with pytest.raises(SystemExit):
         cli.main(["export", str(vit), "--to", "timm", "--output", "weights.bin"])
     with pytest.raises(SystemExit):

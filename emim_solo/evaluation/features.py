@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from emim_solo.checkpoints import Checkpoint
+from emim_solo.data import check_same_classes
 from emim_solo.errors import UsageError
 from emim_solo.files import whole
 from emim_solo.suite import load_suite
@@ -122,6 +123,8 @@ def extract_features(checkpoint: Checkpoint) -> Features:
     cfg = checkpoint.cfg
     model = checkpoint.model().to(device_of(cfg))
     train, val = load_suite().evaluation_loaders(cfg)
+    if val is not None:  # may be others than those that it was trained on, which were checked then
+        check_same_classes(train.dataset, val.dataset)
     return Features(
         extract(model, train, f"{cfg.name}: training images"),
         None if val is None else extract(model, val, f"{cfg.name}: validation images"),
