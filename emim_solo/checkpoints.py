@@ -46,9 +46,10 @@ _CHANGEABLE = (
     *(f"augmentations.0.{key}" for key in ("crop_size", "mean", "std")),
     *("backbone.kwargs.", "backbone.small_image_stem"),  # of LIBRARY:NETWORK@FILE
 )
-# What main's own Checkpointer saves with SimSiam's schedule, which holds a function and, with it, the optimizer.
-_OF_A_SCHEDULE = re.compile(
-    r"(solo|torch\.optim)\.[\w.]+|functools\.partial|collections\.defaultdict|builtins\.(getattr|dict)"
+# What main's own Checkpointer saves with SimSiam's schedule, which holds a function and, with it, the optimizer; and the
+# arguments and best accuracy that others' scripts put beside their weights.
+_BESIDE_WEIGHTS = re.compile(
+    r"(solo|torch\.optim|numpy)\.[\w.]+|functools\.partial|collections\.defaultdict|builtins\.(getattr|dict)|argparse\.Namespace"
 )
 
 
@@ -85,7 +86,7 @@ class Checkpoint:
 
     def model(self) -> LightningModule:
         """The trained method in evaluation mode, on the CPU."""
-        contents = load(self.path, of_schedule=True)
+        contents = load(self.path, weights_alone=True)
         check_generation(self.path, contents)
         model = load_suite().build(self.trained)
         own = model.state_dict().keys()
@@ -173,7 +174,7 @@ def open_checkpoint(place: Path | str, changes: Sequence[str] = ()) -> Checkpoin
     suite = load_suite()
     if cfg.method not in suite.methods():
         raise UsageError(f"'{folder}' is of method '{cfg.method}', which solo-learn {suite.version} does not have")
-    found = _last_whole(folder) if folder == path else (path, load(path, of_schedule=True))
+    found = _last_whole(folder) if folder == path else (path, load(path, weights_alone=True))
     if found is None:
         raise UsageError(
             f"no checkpoint in '{folder}': expected a .ckpt file; train again with checkpoint.enabled=True"
@@ -306,7 +307,7 @@ def _last_whole(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     damaged: list[DamagedCheckpoint] = []
     for _, path in by_epoch(folder)[::-1]:
         try:
-            contents = load(path, of_schedule=True)
+            contents = load(path, weights_alone=True)
         except DamagedCheckpoint as error:
             damaged.append(error)
             continue
@@ -318,18 +319,18 @@ def _last_whole(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     return None
 
 
-def load(path: Path, *, of_schedule: bool = False) -> dict[str, Any]:
+def load(path: Path, *, weights_alone: bool = False) -> dict[str, Any]:
     """What is in a checkpoint: ``state_dict`` and ``epoch`` at least.
 
     Args:
         path: of the file.
-        of_schedule: whether objects that a schedule of the suite leaves in it may be passed over, as an evaluation can.
+        weights_alone: whether objects beside the weights, of a schedule say, may be passed over: an evaluation has no use for them.
 
     Raises:
         DamagedCheckpoint: it is cut short, altered or no checkpoint.
         UsageError: there is no such file, or it holds more than tensors and plain values, which could run code.
     """
-    contents = _read(path, of_schedule=of_schedule)
+    contents = _read(path, weights_alone=weights_alone)
     if not isinstance(contents.get("state_dict"), Mapping) or not isinstance(contents.get("epoch"), int):
         raise _damaged(path, "no state_dict or epoch")
     return contents
@@ -342,7 +343,7 @@ def _damaged(path: Path, reason: str) -> DamagedCheckpoint:
     )
 
 
-def _read(path: Path, *, of_schedule: bool = False) -> dict[str, Any]:
+def _read(path: Path, *, weights_alone: bool = False) -> dict[str, Any]:
     """The mapping in a file that torch or safetensors has written."""
     if not path.is_file():
         raise UsageError(f"no checkpoint '{path}': expected a .ckpt file written by the suite's Checkpointer")
@@ -355,7 +356,7 @@ def _read(path: Path, *, of_schedule: bool = False) -> dict[str, Any]:
         zipped = zipfile.is_zipfile(path)
         if zipped and (odd := zipfile.ZipFile(path).testzip()) is not None:
             raise ValueError(f"checksum of {odd}")
-        with _without_schedule(path) if of_schedule and zipped else nullcontext():
+        with _only_weights(path) if weights_alone and zipped else nullcontext():
             contents = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
         return dict(contents)
     except Exception as error:  # torch.load raises many types on a file that is not whole
@@ -365,25 +366,25 @@ def _read(path: Path, *, of_schedule: bool = False) -> dict[str, Any]:
             raise UsageError(
                 f"checkpoint '{path}' holds more than tensors and plain values"
                 f"{f' ({what[1]})' if what else ''}, which could run code: it is not loaded; give one that was "
-                "written by the suite's Checkpointer"
+                "written by the suite's Checkpointer, or weights alone"
             ) from error
         raise _damaged(path, type(error).__name__) from error
 
 
 class _Inert:
-    """Stands for an object of a schedule: nothing is called, nothing is kept."""
+    """Stands for an object beside the weights: nothing is called, nothing is kept."""
 
     def __init__(self, *_: Any) -> None: ...
 
     def __setstate__(self, _: Any) -> None: ...
 
 
-def _without_schedule(path: Path) -> AbstractContextManager[Any]:
-    """Within it torch's safe loading passes over what a schedule of the suite holds; anything else stays refused."""
+def _only_weights(path: Path) -> AbstractContextManager[Any]:
+    """Within it torch's safe loading passes over the objects that are known beside weights; others stay refused."""
     if not hasattr(torch.serialization, "get_unsafe_globals_in_checkpoint"):  # torch before 2.6 has no stand-ins
         return nullcontext()
     names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    if not all(_OF_A_SCHEDULE.fullmatch(name) for name in names):
+    if not all(_BESIDE_WEIGHTS.fullmatch(name) for name in names):
         return nullcontext()
     stand_ins = [(_no_items if name.endswith("defaultdict") else _Inert, name) for name in names]
     return torch.serialization.safe_globals(stand_ins)  # type: ignore[arg-type]
@@ -399,7 +400,7 @@ def _weights(path: Path) -> dict[str, Tensor]:
     Raises:
         UsageError: they are neither.
     """
-    contents = _read(path, of_schedule=True)
+    contents = _read(path, weights_alone=True)
     held: Any = next(
         (contents[key] for key in ("state_dict", "model") if isinstance(contents.get(key), Mapping)), contents
     )

@@ -9,10 +9,12 @@ import shutil
 import subprocess
 import sys
 import textwrap
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -197,7 +199,7 @@ def test_other_commands_take_them_beside_runs(
 
 @pytest.fixture
 def of_torchvision(tmp_path: Path) -> tuple[nn.Module, Path]:
-    """A ResNet-18 as torchvision makes it, saved with its classifier as DataParallel names it."""
+    """A ResNet-18 as torchvision makes it, saved with its classifier as scripts do that use DataParallel and argparse."""
     torch.manual_seed(0)
     network = torchvision.models.resnet18(num_classes=7)
     for part in network.modules():
@@ -205,9 +207,8 @@ def of_torchvision(tmp_path: Path) -> tuple[nn.Module, Path]:
             part.running_mean.normal_(std=0.1)
             part.running_var.uniform_(0.5, 2)
     file = tmp_path / "weights.pth"
-    torch.save(
-        {"state_dict": {f"module.{name}": value for name, value in network.state_dict().items()}, "epoch": 5}, file
-    )
+    weights = {f"module.{name}": value for name, value in network.state_dict().items()}
+    torch.save({"state_dict": weights, "epoch": 5, "args": Namespace(lr=0.1), "best_acc1": np.float64(7)}, file)
     return network, file
 
 
@@ -406,7 +407,7 @@ class Unknown:
         return print, ("code has run",)
 
 
-def test_only_what_a_schedule_of_the_suite_holds_is_passed_over(
+def test_only_known_objects_beside_the_weights_are_passed_over(
     resnet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = Path(shutil.copytree(resnet, tmp_path / "runs" / "emim" / "0"))

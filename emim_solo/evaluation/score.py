@@ -356,7 +356,7 @@ def _each_epoch(run: Checkpoint) -> Iterator[Checkpoint]:
         yield run
     for _, path in checkpoints.by_epoch(run.folder):
         try:
-            checkpoints.load(path, of_schedule=True)
+            checkpoints.load(path, weights_alone=True)
         except DamagedCheckpoint as error:
             warnings.warn(f"{error}; it is passed over", stacklevel=2)
             continue
