@@ -65,13 +65,18 @@ class Checkpoint:
         folder: ``<checkpoint.dir>/<method>/<version>``, with ``args.json``.
         path: its latest whole ``.ckpt`` file.
         cfg: the completed config it was trained with, its images those that it is evaluated on.
-        trained: that config as it is in ``args.json``.
+        own: that config with its own images; None where they are the same.
     """
 
     folder: Path
     path: Path
     cfg: DictConfig
-    trained: DictConfig
+    own: DictConfig | None = None
+
+    @property
+    def trained(self) -> DictConfig:
+        """The completed config it was trained with, as it is in ``args.json``."""
+        return self.cfg if self.own is None else self.own
 
     @property
     def epochs(self) -> int:
@@ -81,20 +86,22 @@ class Checkpoint:
     @property
     def rows_file(self) -> Path:
         """Where its rows stand, that of its pretraining among them."""
-        inside = (self.folder.parent / ARGUMENTS).is_file()  # the best checkpoint's folder is inside the run's
-        return self.folder.parents[2 if inside else 1] / "rows.jsonl"
+        folder = self.folder
+        if (folder.parent / ARGUMENTS).is_file():  # that of the best checkpoint, inside the run's
+            folder = folder.parent
+        return folder.parent.parent / "rows.jsonl"
 
     def model(self) -> LightningModule:
         """The trained method in evaluation mode, on the CPU."""
         contents = load(self.path, weights_alone=True)
         check_generation(self.path, contents)
         model = load_suite().build(self.trained)
-        own = model.state_dict().keys()
+        fresh = model.state_dict().keys()
         # main's own script saves queues and memory banks, too, which only training makes: the method's own buffers.
-        weights = {name: value for name, value in contents["state_dict"].items() if name in own or "." in name}
+        weights = {name: value for name, value in contents["state_dict"].items() if name in fresh or "." in name}
         check_fits(self.path, {"state_dict": weights}, self.trained, model)
         model.load_state_dict(weights)
-        return _taking(model.eval(), self.cfg) if self.cfg != self.trained else model.eval()
+        return model.eval() if self.own is None else _taking(model.eval(), self.cfg)
 
 
 @dataclass(frozen=True)
@@ -180,7 +187,7 @@ def open_checkpoint(place: Path | str, changes: Sequence[str] = ()) -> Checkpoin
             f"no checkpoint in '{folder}': expected a .ckpt file; train again with checkpoint.enabled=True"
         )
     check_generation(*found)
-    return Checkpoint(folder, found[0], _on_images(cfg, changes) if changes else cfg, cfg)
+    return Checkpoint(folder, found[0], _on_images(cfg, changes), cfg) if changes else Checkpoint(folder, found[0], cfg)
 
 
 def open_checkpoints(places: Sequence[Path | str], changes: Sequence[str] = ()) -> list[Checkpoint]:
@@ -219,7 +226,7 @@ def _of_weights(
         }
     )
     cfg = _on_images(OmegaConf.merge(cfg, known), changes)  # type: ignore[arg-type]
-    return Weights(path, path, cfg, cfg, architecture)
+    return Weights(path, path, cfg, architecture=architecture)
 
 
 def _exported(path: Path, changes: Sequence[str]) -> Weights:
