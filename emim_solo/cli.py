@@ -27,6 +27,7 @@ USAGE = """usage: emim-solo COMMAND ...
   tune       --config-path DIR --config-name NAME [key=value ...]   search keys of a config, without labels
   knn | linear | umap  CHECKPOINT_FOLDER ... [options]              evaluate checkpoints
   score      CHECKPOINT_FOLDER ... [options]                        rank checkpoints without labels
+  export     CHECKPOINT_FOLDER --to FORMAT [--output FILE]          the backbone for torchvision, timm, safetensors, onnx
   report     DIR                                                    rebuild the report of a benchmark from its rows
   configs    [--copy DIR]                                           list or copy the configs that are shipped
   images     NAME DIR                                               write digits, fashion-mnist, ... as image folders
@@ -210,6 +211,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "linear": _lazily("emim_solo.evaluation.commands", "linear_main"),
     "umap": _lazily("emim_solo.evaluation.commands", "umap_main"),
     "score": _lazily("emim_solo.evaluation.score", "score_main"),
+    "export": _lazily("emim_solo.export", "export_main"),
     "report": _lazily("emim_solo.benchmark.report", "main"),
     "configs": _lazily("emim_solo.configs", "main"),
     "images": _images,

@@ -177,6 +177,7 @@ class Scheduled(torch.nn.Module):
 LOSSES: dict[str, Any] = {
     "emim": emim,
     "shrunk": shrunk,
+    "centroid": centroid,
     "family": family,
     "moving_average": MovingAverage,
     "scheduled": Scheduled,

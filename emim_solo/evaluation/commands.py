@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from emim_solo import files, rows
-from emim_solo.checkpoints import ARGUMENTS, Checkpoint, open_checkpoint
+from emim_solo.checkpoints import EXPECTED, Checkpoint, open_checkpoints
 from emim_solo.data import why_no_accuracy
 from emim_solo.errors import UsageError
 from emim_solo.evaluation.features import Features, device_of, extract_features
@@ -45,22 +46,39 @@ def evaluation_row(
 
 
 def folders_parser(command: str, description: str) -> argparse.ArgumentParser:
-    """The parser of a command on the folders of runs."""
-    parser = argparse.ArgumentParser(prog=f"emim-solo {command}", description=description)
-    parser.add_argument("folders", nargs="+", metavar="FOLDER", help="of a run: <checkpoint.dir>/<method>/<version>")
+    """The parser of a command on checkpoints; :func:`split` takes ``key=value`` out of the arguments before."""
+    parser = argparse.ArgumentParser(
+        prog=f"emim-solo {command}",
+        description=description,
+        epilog="data.train_path=DIR data.val_path=DIR augmentations.0.crop_size=N after the checkpoints: evaluated on these",
+    )
+    parser.add_argument("folders", nargs="+", metavar="CHECKPOINT", help=EXPECTED)
     return parser
+
+
+def split(arguments: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
+    """Arguments of a command by kind: checkpoints and options, its own ``key=value``, those of the images."""
+    # A checkpoint may have a = in its name.
+    settings = [argument for argument in arguments if re.match(r"[\w.]+=", argument) and not Path(argument).exists()]
+    of_images = [setting for setting in settings if setting.startswith(("data.", "augmentations.", "backbone."))]
+    return (
+        [argument for argument in arguments if argument not in settings],
+        [setting for setting in settings if setting not in of_images],
+        of_images,
+    )
 
 
 def _each(
     stage: str,
     folders: Sequence[str],
+    changes: Sequence[str],
     evaluate: Callable[[Checkpoint, Features], Mapping[str, float]],
     settings: Mapping[str, Any],
 ) -> None:
     """Evaluate checkpoints one after the other; the row of each stands beside that of its pretraining."""
-    checkpoints = [open_checkpoint(folder) for folder in folders]  # all of them are there before work begins
+    checkpoints = open_checkpoints(folders, changes)
     for checkpoint in checkpoints:
-        files.writable_folder(rows_file(checkpoint).parent, "the folder of the rows")
+        files.writable_folder(checkpoint.rows_file.parent, "the folder of the rows")
         if reason := why_no_accuracy(checkpoint.cfg.data):
             raise UsageError(
                 f"'{checkpoint.folder}' was trained on {reason}: an accuracy would say nothing; 'emim-solo umap' shows "
@@ -69,7 +87,7 @@ def _each(
     for checkpoint in checkpoints:
         start = time.perf_counter()
         metrics = evaluate(checkpoint, extract_features(checkpoint))
-        place = rows_file(checkpoint)
+        place = checkpoint.rows_file
         seconds = time.perf_counter() - start
         row = evaluation_row(
             stage, checkpoint.cfg, checkpoint.folder, metrics, seconds, settings, epochs=checkpoint.epochs
@@ -79,14 +97,6 @@ def _each(
         for name, value in metrics.items():
             print(f"  {name:<28} {value:8.2f}")
         print(f"  row in '{place}'")
-
-
-def rows_file(checkpoint: Checkpoint) -> Path:
-    """Where the rows of a run stand, that of its pretraining among them."""
-    folder = checkpoint.folder
-    if (folder.parent / ARGUMENTS).is_file():  # that of the best checkpoint, inside the run's
-        folder = folder.parent
-    return folder.parent.parent / "rows.jsonl"
 
 
 def knn_main(arguments: Sequence[str]) -> None:
@@ -99,13 +109,14 @@ def knn_main(arguments: Sequence[str]) -> None:
     parser.add_argument("-k", type=int, nargs="+", default=list(KS), help="numbers of neighbours")
     parser.add_argument("--distance", choices=DISTANCES, nargs="+", default=list(DISTANCES))
     parser.add_argument("--temperature", type=float, default=TEMPERATURE, help="of cosine")
-    given = parser.parse_args(arguments)
+    flags, no_setting, changes = split(arguments)
+    given = parser.parse_args([*no_setting, *flags])
     if min(given.k) < 1 or not given.temperature > 0:
         raise UsageError(
             f"-k {given.k} --temperature {given.temperature}: expected whole numbers from 1 on, and above 0"
         )
     settings = {"ks": given.k, "distances": given.distance, "temperature": given.temperature}
-    _each("knn", given.folders, lambda _, features: knn(features, **settings), settings)
+    _each("knn", given.folders, changes, lambda _, features: knn(features, **settings), settings)
 
 
 def linear_main(arguments: Sequence[str]) -> None:
@@ -117,23 +128,16 @@ def linear_main(arguments: Sequence[str]) -> None:
         "Offline linear evaluation by the suite's LinearModel on frozen features, beside a logistic regression.",
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.epilog = (
-        "key=value after the folders sets max_epochs, optimizer.lr, scheduler.name and so on, as in scripts/linear."
-    )
-    given = parser.parse_args([argument for argument in arguments if not is_setting(argument)])
-    given_settings = OmegaConf.from_dotlist([argument for argument in arguments if is_setting(argument)])
-    settings = complete_settings(given_settings)
+    parser.epilog = f"{parser.epilog}; max_epochs, optimizer.lr, scheduler.name and so on, as in scripts/linear"
+    flags, given_settings, changes = split(arguments)
+    given = parser.parse_args(flags)
+    settings = complete_settings(OmegaConf.from_dotlist(given_settings))
 
     def evaluate(checkpoint: Checkpoint, features: Features) -> Mapping[str, float]:
         regression = {"logistic_acc1": logistic(features)["backbone_acc1"]}
         return linear(features, checkpoint.cfg, settings, seed=given.seed) | regression
 
-    _each("linear", given.folders, evaluate, {**settings, "seed": given.seed})
-
-
-def is_setting(argument: str) -> bool:
-    """Whether an argument is ``key=value``, not a folder with a ``=`` in its name."""
-    return "=" in argument and not argument.startswith("-") and not Path(argument).exists()
+    _each("linear", given.folders, changes, evaluate, {**settings, "seed": given.seed})
 
 
 def umap_main(arguments: Sequence[str]) -> None:
@@ -144,11 +148,12 @@ def umap_main(arguments: Sequence[str]) -> None:
     parser.add_argument("--output", type=Path, default=Path("umap"), help="folder for the pictures")
     parser.add_argument("--limit", type=int, default=2000, help="number of images at most in each picture")
     parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args(arguments)
+    flags, no_setting, changes = split(arguments)
+    given = parser.parse_args([*no_setting, *flags])
     check_installed()
     if given.limit < 1 or given.seed < 0:
         raise UsageError(f"--limit {given.limit} --seed {given.seed}: expected at least 1 and 0")
-    checkpoints = [open_checkpoint(folder) for folder in given.folders]
+    checkpoints = open_checkpoints(given.folders, changes)
     names = distinct_names(checkpoints)
     output = files.writable_folder(given.output.expanduser(), "--output")
     features = dict(zip(names, map(extract_features, checkpoints), strict=True))

@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from emim_solo.checkpoints import Checkpoint
+from emim_solo.data import check_same_classes
 from emim_solo.errors import UsageError
 from emim_solo.files import whole
 from emim_solo.suite import load_suite
@@ -103,7 +104,8 @@ def extract(model: LightningModule, loader: Iterable[Any], title: str | None) ->
         title: of the progress bar; None for none.
     """
     model.eval()
-    precision = next(model.parameters()).dtype  # half, while a run trains in precision=bf16-true
+    # half, while a run trains in precision=bf16-true; none in ONNX
+    precision = next((parameter.dtype for parameter in model.parameters()), torch.float32)
     backbone: list[Tensor] = []
     projector: list[Tensor] = []
     labels: list[Tensor] = []
@@ -121,10 +123,12 @@ def extract_features(checkpoint: Checkpoint) -> Features:
     cfg = checkpoint.cfg
     model = checkpoint.model().to(device_of(cfg))
     train, val = load_suite().evaluation_loaders(cfg)
+    if val is not None:  # may be others than those that it was trained on, which were checked then
+        check_same_classes(train.dataset, val.dataset)
     return Features(
         extract(model, train, f"{cfg.name}: training images"),
         None if val is None else extract(model, val, f"{cfg.name}: validation images"),
-        [] if cfg.data.get("no_labels", False) else class_names(train.dataset, int(cfg.data.num_classes)),
+        [] if cfg.data.get("no_labels", False) else class_names(train.dataset, cfg.data.num_classes or 0),
     )
 
 

@@ -157,7 +157,7 @@ def _linear_config(cfg: DictConfig, settings: Any) -> DictConfig:
         "name": f"{cfg.name}-linear",
         "pretrain_method": cfg.method,
         "pretrained_feature_extractor": "features.ckpt",  # asked for by the schema, not read: the features are known
-        "backbone": OmegaConf.to_container(cfg.backbone, resolve=True),
+        "backbone": {"name": "resnet18"},  # neither
         "data": {
             key: data[key]
             for key in ("dataset", "train_path", "val_path", "format", "num_workers", "no_labels")

@@ -25,10 +25,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from emim_solo import checkpoints, configs, files, rows
-from emim_solo.checkpoints import Checkpoint, DamagedCheckpoint, open_checkpoint
+from emim_solo.checkpoints import Checkpoint, DamagedCheckpoint, open_checkpoints
 from emim_solo.data import HeldOut, why_no_accuracy
 from emim_solo.errors import UsageError
-from emim_solo.evaluation.commands import distinct_names, evaluation_row, folders_parser, is_setting, rows_file
+from emim_solo.evaluation.commands import distinct_names, evaluation_row, folders_parser, split
 from emim_solo.evaluation.features import PARTS, Split, device_of, extract, extract_features
 from emim_solo.evaluation.knn import knn
 from emim_solo.scores import half_widths, scores
@@ -281,38 +281,39 @@ def score_checkpoint(checkpoint: Checkpoint, protocol: Protocol, *, neighbours: 
 def score_main(arguments: Sequence[str]) -> None:
     """``emim-solo score FOLDER ... [key=value ...]``."""
     parser = folders_parser("score", "Rank checkpoints of any method of the suite without labels, all by one protocol.")
-    parser.epilog = "key=value after the folders changes the protocol: views=4 augmentation.grayscale.prob=0"
+    parser.epilog = f"{parser.epilog}; views=4 augmentation.grayscale.prob=0: another protocol"
     parser.add_argument("--protocol", default="default", help="a YAML file, or a shipped one: default, digits")
     parser.add_argument("--another-protocol", action="store_true", help="beside rows of other protocols")
     parser.add_argument("--epochs", action="store_true", help="every checkpoint of each run, and a curve of them")
     parser.add_argument("--output", type=Path, default=Path("score"), help="folder for the curve")
     parser.add_argument("--no-knn", action="store_true", help=f"no {NEIGHBOURS}-NN where there are labels")
     parser.add_argument("--json", action="store_true", help="protocol and ranked rows in JSON, nothing else")
-    given = parser.parse_args([argument for argument in arguments if not is_setting(argument)])
-    protocol = Protocol.read(given.protocol, [argument for argument in arguments if is_setting(argument)])
+    flags, of_protocol, changes = split(arguments)
+    given = parser.parse_args(flags)
+    protocol = Protocol.read(given.protocol, of_protocol)
 
     with redirect_stdout(sys.stderr) if given.json else nullcontext():
         print(f"protocol {protocol.hash}: {json.dumps(asdict(protocol))}")
-        runs = [open_checkpoint(folder) for folder in given.folders]  # all of them are there before work begins
+        runs = open_checkpoints(given.folders, changes)
         names = distinct_names(runs)
         for run in runs:
-            files.writable_folder(rows_file(run).parent, "the folder of the rows")
+            files.writable_folder(run.rows_file.parent, "the folder of the rows")
             if not given.another_protocol:
-                _check_earlier(rows_file(run), protocol)
+                _check_earlier(run.rows_file, protocol)
         if given.epochs:
             files.writable_folder(given.output.expanduser(), "--output")
         scored = []
         for name, run in zip(names, runs, strict=True):
             for checkpoint in _each_epoch(run) if given.epochs else [run]:
                 row = score_checkpoint(checkpoint, protocol, neighbours=not given.no_knn)
-                rows.append(rows_file(run), row)
+                rows.append(run.rows_file, row)
                 scored.append((name, row))
         ranked = sorted(scored, key=lambda pair: np.nan_to_num(-pair[1]["metrics"]["view_information"], nan=np.inf))
         print(_table(ranked))
         if given.epochs:
             draw_curves(scored, given.output.expanduser() / "view-information")
             print(f"curve (PNG, PDF) in '{given.output}'")
-        print(f"rows in {', '.join(sorted({str(rows_file(run)) for run in runs}))}")
+        print(f"rows in {', '.join(sorted({str(run.rows_file) for run in runs}))}")
     if given.json:
         document = {"protocol_hash": protocol.hash, "protocol": asdict(protocol)}
         json.dump(
@@ -351,9 +352,11 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def _each_epoch(run: Checkpoint) -> Iterator[Checkpoint]:
+    if run.folder == run.path:  # weights of no run
+        yield run
     for _, path in checkpoints.by_epoch(run.folder):
         try:
-            checkpoints.load(path)
+            checkpoints.load(path, weights_alone=True)
         except DamagedCheckpoint as error:
             warnings.warn(f"{error}; it is passed over", stacklevel=2)
             continue

@@ -1,0 +1,454 @@
+"""Backbones that leave the suite, loaded where there is neither solo-learn nor emim_solo, and weights that come from outside."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import textwrap
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from huggingface_hub import ModelCard
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from emim_solo import cli, rows
+from emim_solo.checkpoints import open_checkpoint, open_checkpoints
+from emim_solo.errors import UsageError
+from emim_solo.evaluation.features import Features, extract_features
+from emim_solo.export import SUFFIXES, export
+from emim_solo.pretraining import prepare
+from emim_solo.suite import load_suite
+
+MakeCfg = Callable[..., DictConfig]
+SCORE = ("--protocol", "digits", "images=12", "views=2", "splits=1", "--no-knn")
+DOCS = Path(__file__).resolve().parent.parent / "docs" / "export.md"
+
+
+def trained(folder: Path, images: Path, *more: str) -> Path:
+    """A step of a run by the command line, shown 16 pixels; its folder."""
+    overrides = [
+        "max_epochs=1",
+        "optimizer.batch_size=32",
+        "limit_train_batches=1",
+        "data.num_workers=0",
+        "accelerator=cpu",
+        "seed=3",
+    ]
+    overrides += [f"data.{split}_path={images / split}" for split in ("train", "val")]
+    overrides += ["augmentations.0.crop_size=16", "enable_progress_bar=False", f"checkpoint.dir={folder}", *more]
+    command = ["pretrain", "--config-path", "pretrain/digits", "--config-name", "emim"]
+    cli.main([*command, *(f"++{override}" for override in overrides)])
+    (run,) = (args.parent for args in folder.glob("*/*/args.json"))
+    return run
+
+
+@pytest.fixture(scope="module")
+def resnet(few_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """EMIM on the stem for small images, channels last, evaluated and exported to every format."""
+    folder = tmp_path_factory.mktemp("resnet")
+    run = trained(folder, few_digits, "backbone.small_image_stem=True", "performance.disable_channel_last=False")
+    cli.main(["knn", str(run), "-k", "1"])
+    cli.main(["score", str(run), *SCORE])
+    cli.main(
+        ["knn", str(run), "-k", "1", f"data.val_path={few_digits / 'train'}"]
+    )  # of other images: no score of the card
+    for to in SUFFIXES:
+        cli.main(["export", str(run), "--to", to, "--license", "mit"])
+    return run
+
+
+@pytest.fixture(scope="module")
+def vit(few_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A method with a momentum backbone on a ViT whose patches fit small images, exported to what has it."""
+    folder = tmp_path_factory.mktemp("vit")
+    more = ["method=mocov3" if load_suite().generation == "main" else "method=byol", "backbone.name=vit_tiny"]
+    more += ["method_kwargs.pred_hidden_dim=16", "method_kwargs.temperature=0.2", "backbone.kwargs.patch_size=4"]
+    more += ["momentum.base_tau=0.9", "momentum.final_tau=1.0"]
+    run = trained(folder, few_digits, *more)
+    cli.main(["export", str(run), "--to", "timm", "--output", str(run / "own.pth")])
+    return run
+
+
+def alone(files: list[Path], images: Tensor, folder: Path) -> list[Tensor]:
+    """Features by the lines of each file's card, in a process to which neither solo-learn nor emim_solo is there.
+
+    The lines of torch in double precision, in which the order of sums does not show.
+    """
+    torch.save(images, folder / "images.pt")
+    program = """
+        import os, sys
+        sys.modules["solo"] = sys.modules["emim_solo"] = None  # Python's own mark of a package that is not there
+        import torch
+        found = []
+        for place, lines in {code}:
+            os.chdir(place)
+            onnx = "onnxruntime" in lines
+            torch.set_default_dtype(torch.float32 if onnx else torch.float64)
+            images = torch.load("{images}")
+            scope = {{"images": images.numpy() if onnx else images.double()}}
+            exec(lines, scope)
+            found.append(torch.as_tensor(scope["features"]))
+        torch.save(found, "{features}")
+        """
+    code = []
+    for file in files:
+        (lines,) = re.findall(r"```python\n(.*?)```", file.with_name(f"{file.name}.md").read_text(), flags=re.DOTALL)
+        code.append((str(file.parent), lines))
+    program = textwrap.dedent(program).format(code=code, images=folder / "images.pt", features=folder / "features.pt")
+    done = subprocess.run([sys.executable, "-I", "-c", program], capture_output=True, text=True, cwd=folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    features: list[Tensor] = torch.load(folder / "features.pt")
+    return features
+
+
+def features_of(run: Path, images: Tensor) -> Tensor:
+    with torch.no_grad():
+        features: Tensor = open_checkpoint(run).model().double()(images.double())["feats"]
+    return features
+
+
+def test_every_format_gives_the_features_without_the_suite(resnet: Path, vit: Path, tmp_path: Path) -> None:
+    images = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    files = {resnet: [resnet / f"backbone-{to}{suffix}" for to, suffix in SUFFIXES.items()]}
+    files[vit] = [vit / "own.pth"]
+    found = alone([file for own in files.values() for file in own], images, tmp_path)
+    for run, own in files.items():
+        expected = features_of(run, images)
+        for file, features in zip(own, (found.pop(0) for _ in own), strict=True):
+            tolerance = 1e-4 if file.suffix == ".onnx" else 1e-6
+            assert (features - expected).abs().max() <= tolerance * max(1, expected.abs().max()), file
+        assert features.shape[1] == expected.shape[1] in (512, 192)
+        assert expected.std(dim=0).max() > 1e-3, "features of different images are different"
+
+
+def test_the_card_says_what_the_run_says(resnet: Path) -> None:
+    card = ModelCard((resnet / "backbone-timm.pth.md").read_text())
+    assert (card.data.license, card.data.library_name) == ("mit", "timm")
+    arguments = json.loads((resnet / "args.json").read_text())
+    table = dict(re.findall(r"^\| ([^|]+) \| ([^|]+) \|$", card.text, flags=re.MULTILINE))
+    assert table["config"] == rows.config_hash(arguments)
+    assert (table["method"], table["epochs"], table["seed"]) == ("emim", "1", "3")
+    stored = rows.read(resnet.parent.parent / "rows.jsonl")
+    pretrain, knn, score, _ = stored
+    scores = {
+        (stage, name): value for stage, name, value in re.findall(r"^\| (\w+) \| (\w+) \| (.+) \|$", card.text, re.M)
+    }
+    assert scores["pretrain", "val_acc1"] == f"{pretrain['metrics']['val_acc1']:.2f}"
+    assert scores["knn", "backbone_cosine_k1"] == f"{knn['metrics']['backbone_cosine_k1']:.2f}"
+    value, width = (score["metrics"][f"view_information{end}"] for end in ("", "_half_width"))
+    assert scores["score", "view_information"] == f"{value:.2f} ± {width:.2f}"
+    assert not [name for _, name in scores if "projector" in name]
+    for to in SUFFIXES:  # may be published: nothing of where the images or the run lie
+        text = next(resnet.glob(f"backbone-{to}.*.md")).read_text()
+        assert str(resnet.parent) not in text
+        assert arguments["data"]["train_path"] not in text
+
+
+@pytest.mark.parametrize("to", SUFFIXES)
+def test_an_exported_file_is_opened_as_the_run_is(to: str, resnet: Path, few_digits: Path, tmp_path: Path) -> None:
+    for file in resnet.glob(f"backbone-{to}.*"):
+        shutil.copy(file, tmp_path)
+    file = tmp_path / f"backbone-{to}{SUFFIXES[to]}"
+    with pytest.raises(UsageError, match=r"which images .* Add data\.train_path=DIR"):
+        open_checkpoint(file)
+    images = [f"data.{split}_path={few_digits / split}" for split in ("train", "val")]
+    cli.main(["knn", str(file), "-k", "1", *images, "data.num_workers=0"])
+    (row,) = rows.read(tmp_path / "rows.jsonl")
+    of_run = rows.read(resnet.parent.parent / "rows.jsonl")[1]
+    assert (row["name"], row["method"], row["epochs"]) == (of_run["name"], "emim", 1)
+    own = {name: value for name, value in of_run["metrics"].items() if not name.startswith("projector")}
+    assert row["metrics"] == pytest.approx(own, abs=2), "of 60 images one may be at a draw"
+
+
+def test_other_commands_take_them_beside_runs(
+    resnet: Path, vit: Path, few_digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = [f"data.{split}_path={few_digits / split}" for split in ("train", "val")] + ["data.num_workers=0"]
+    for file in [*resnet.glob("backbone-timm.*"), *vit.glob("own.pth*")]:
+        shutil.copy(file, tmp_path)
+    run = Path(shutil.copytree(resnet, tmp_path / "runs" / "emim" / "0"))
+    cli.main(["score", str(run), str(tmp_path / "backbone-timm.pth"), str(tmp_path / "own.pth"), *SCORE, *images])
+    (of_run,) = rows.read(tmp_path / "runs" / "rows.jsonl")
+    one, other = rows.read(tmp_path / "rows.jsonl")
+    assert one["metrics"]["view_information"] == pytest.approx(of_run["metrics"]["view_information"], rel=1e-3)
+    assert other["width"] == 192
+    (ckpt,) = run.glob("*.ckpt")  # a network by its name, of the backbone in a checkpoint
+    by_name = f"timm:resnet18@{ckpt}"
+    images += ["backbone.small_image_stem=True", "augmentations.0.crop_size=16"]
+    cli.main(["linear", by_name, str(tmp_path / "own.pth"), *images, "max_epochs=1"])
+    assert rows.read(run / "rows.jsonl")[-1]["stage"] == "linear"
+    cli.main(["umap", by_name, *images, "--limit", "30", "--output", str(tmp_path / "u")])
+    assert (tmp_path / "u" / "val.png").is_file()
+    said = capsys.readouterr().out
+    assert f"{ckpt.stem} ({ckpt})" in said
+
+
+# -- weights of a library's network --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def of_torchvision(tmp_path: Path) -> tuple[nn.Module, Path]:
+    """A ResNet-18 as torchvision makes it, saved with its classifier as scripts do that use DataParallel and argparse."""
+    torch.manual_seed(0)
+    network = torchvision.models.resnet18(num_classes=7)
+    for part in network.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.running_mean.normal_(std=0.1)
+            part.running_var.uniform_(0.5, 2)
+    file = tmp_path / "weights.pth"
+    weights = {f"module.{name}": value for name, value in network.state_dict().items()}
+    torch.save({"state_dict": weights, "epoch": 5, "args": Namespace(lr=0.1), "best_acc1": np.float64(7)}, file)
+    return network, file
+
+
+def test_features_are_those_of_the_librarys_network(
+    of_torchvision: tuple[nn.Module, Path], few_digits: Path, tmp_path: Path
+) -> None:
+    network, file = of_torchvision
+    images = [f"data.{split}_path={few_digits / split}" for split in ("train", "val")]
+    opened = open_checkpoint(
+        f"torchvision:resnet18@{file}", [*images, "data.num_workers=0", "augmentations.0.crop_size=32"]
+    )
+    found: Features = extract_features(opened)
+    network.fc = nn.Identity()
+    shown = torchvision.transforms.Compose(
+        [
+            torchvision.transforms.ToTensor(),
+            torchvision.transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ]
+    )
+    files = torchvision.datasets.ImageFolder(few_digits / "val", shown)
+    with torch.no_grad():
+        expected = network.eval()(torch.stack([image for image, _ in files]))
+    assert found.val is not None
+    torch.testing.assert_close(found.val.backbone, expected, rtol=1e-4, atol=1e-4)
+    assert found.val.projector is None
+
+
+def test_other_images_have_the_same_classes_in_both_splits(resnet: Path, few_digits: Path, tmp_path: Path) -> None:
+    shutil.copytree(few_digits / "val", tmp_path / "val")
+    (tmp_path / "val" / "9").rename(tmp_path / "val" / "nine")
+    opened = open_checkpoint(resnet, [f"data.val_path={tmp_path / 'val'}"])
+    with pytest.raises(UsageError, match="different classes: 9, nine"):
+        extract_features(opened)
+
+
+def test_images_are_shown_as_the_librarys_weights_take_them(few_digits: Path, tmp_path: Path) -> None:
+    file = tmp_path / "w.pth"
+    torch.save({"x": torch.zeros(1)}, file)
+    opened = open_checkpoint(
+        f"timm:vit_tiny_patch16_224.augreg_in21k@{file}", [f"data.train_path={few_digits / 'train'}"]
+    )
+    assert opened.cfg.augmentations[0] == {"crop_size": 224, "mean": [0.5] * 3, "std": [0.5] * 3}
+    with pytest.raises(UsageError, match=r"'.*w\.pth' is not of timm:vit_tiny.*weights differ, first 'blocks"):
+        opened.model()
+
+
+@pytest.mark.parametrize(
+    ("place", "more", "line"),
+    [
+        ("timm:resnet19@{}", [], "timm has no network 'resnet19'"),
+        ("torchvision:squeezenet1_0@{}", [], "gives no features"),
+        ("torchvision:resnet50@{}", [], "is not of torchvision:resnet50: .* weights differ"),
+        (
+            "torchvision:resnet18@{}",
+            ["backbone.small_image_stem=True"],
+            r"first 'conv1\.weight' \(\(64, 3, 7, 7\) in it",
+        ),
+        ("torchvision:resnet18@{}x", [], "no weights '.*x': expected .*torchvision|timm:NETWORK@FILE"),
+        ("{}", [], r"has neither args\.json nor a model card 'weights\.pth\.md' beside it: .*NETWORK@FILE"),
+        ("torchvision:resnet18@{}", ["data.valpath=x"], "data.valpath=x: expected one of .*data.val_path"),
+        ("torchvision:resnet18@{}", ["data.train_path=nowhere"], "nowhere"),
+        ("torchvision:resnet18@{}", ["data.dataset=cifar"], "data.dataset=cifar: expected one of custom, cifar10"),
+        ("torchvision:resnet18@{}", ["augmentations.0.crop_size=[32]"], "crop_size=.*: expected a whole number"),
+        ("torchvision:resnet18@{}", ["augmentations.0.mean=0.5"], "mean=0.5: expected three numbers"),
+        ("torchvision:resnet18@{}", ["data.num_workers=-1"], "data.num_workers=-1: expected a whole number"),
+        ("torchvision:resnet18@{}", ["augmentations.0.std=[0.5"], r"augmentations\.0\.std=\[0\.5: while parsing"),
+        ("torchvision:wide_resnet28w2@{}", [], "torchvision has no network 'wide_resnet28w2'"),
+        ("torchvision:resnet18@{}", ["backbone.kwargs.layers=3"], "gives no features .*layers"),
+    ],
+)
+def test_what_cannot_be_opened_is_said_in_a_line(
+    place: str, more: list[str], line: str, of_torchvision: tuple[nn.Module, Path], few_digits: Path
+) -> None:
+    changes = [f"data.train_path={few_digits / 'train'}", *more]
+    with pytest.raises(UsageError, match=line):
+        open_checkpoint(place.format(of_torchvision[1]), changes).model()
+
+
+def test_images_of_another_size_are_refused(resnet: Path, vit: Path, few_digits: Path) -> None:
+    images = [f"data.train_path={few_digits / 'train'}", "augmentations.0.crop_size=32"]
+    for place in (vit, vit / "own.pth", resnet / "backbone-onnx.onnx"):
+        with pytest.raises(UsageError, match=r"does not take images of 32 pixels .* set augmentations\.0\.crop_size"):
+            open_checkpoint(place, images).model()
+
+
+# -- what a format does not have -------------------------------------------------------------------------------------------
+
+
+def untrained(folder: Path, cfg: DictConfig) -> Path:
+    """A run's folder with a model that has only been initialised."""
+    folder.mkdir()
+    (folder / "args.json").write_text(json.dumps(OmegaConf.to_container(cfg, resolve=True)))
+    torch.save({"state_dict": load_suite().build(cfg).state_dict(), "epoch": 0}, folder / "untrained-ep=0.ckpt")
+    return folder
+
+
+def test_networks_that_the_suite_has_under_a_name_of_its_own(make_cfg: MakeCfg, tmp_path: Path) -> None:
+    """solo-learn main puts its ConvNeXt in the place of timm's, and both generations call a Swin otherwise."""
+    kwargs = {"swin_tiny": {"img_size": 32, "window_size": 4}}
+    if load_suite().generation == "main":
+        kwargs["convnext_tiny"] = {}
+    files = {}
+    for name, own in kwargs.items():
+        run = untrained(tmp_path / name, prepare(make_cfg(backbone={"name": name, "kwargs": own})))
+        export(open_checkpoint(run), "timm", run / "weights.pth")
+        files[run] = run / "weights.pth"
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+    for run, features in zip(files, alone([*files.values()], images, tmp_path), strict=True):
+        torch.testing.assert_close(features, features_of(run, images), rtol=0, atol=1e-6)
+
+
+def test_a_network_that_a_library_does_not_have_is_refused_with_the_format_that_has_it(
+    vit: Path, make_cfg: MakeCfg, tmp_path: Path
+) -> None:
+    refused = {vit: ("torchvision", "timm")}
+    if load_suite().generation == "main":  # 1.0.2 has none that neither library has
+        for name in ("wide_resnet28w2", "poolformer_s12"):  # of the latter timm has another, which norms after pooling
+            run = untrained(tmp_path / name, prepare(make_cfg(backbone={"name": name})))
+            refused[run] = ("timm", "onnx")
+    for run, (to, works) in refused.items():
+        for wanted in (to, "safetensors") if works == "onnx" else (to,):
+            with pytest.raises(UsageError, match=rf"--to {wanted}: no network of .*: take --to {works}$"):
+                export(open_checkpoint(run), wanted, run / f"x{SUFFIXES[wanted]}")
+        assert not list(run.glob("x.*")), "nothing is left behind"
+    with pytest.raises(UsageError, match=r"backbone\.kwargs\.x=1: of LIBRARY:NETWORK@FILE alone"):
+        open_checkpoints([vit], ["backbone.kwargs.x=1"])
+    with pytest.raises(SystemExit):
+        cli.main(["export", str(vit), "--to", "timm", "--output", "weights.bin"])
+    with pytest.raises(SystemExit):
+        cli.main(["export", str(vit / "own.pth"), "--to", "onnx"])
+
+
+# -- runs of solo-learn main's own script ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["simsiam", "swav"])
+def test_runs_of_mains_own_script(
+    method: str, few_digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """SimSiam's has the schedule and the optimizer in it as objects, SwAV's a queue that a fresh model has not."""
+    import solo
+
+    script = Path(str(solo.__file__)).resolve().parent.parent / "main_pretrain.py"
+    if not script.is_file():
+        pytest.skip("main_pretrain.py is in a clone of solo-learn main only: make test-main SOLO=<clone>")
+    done = subprocess.run(
+        [
+            *(
+                sys.executable,
+                script,
+                "--config-path",
+                script.parent / "scripts/pretrain/cifar",
+                "--config-name",
+                method,
+            ),
+            *(
+                f"data.train_path={few_digits / 'train'}",
+                "data.val_path=null",
+                "data.dataset=custom",
+                "data.num_workers=0",
+            ),
+            *(
+                "optimizer.batch_size=32",
+                "max_epochs=1",
+                "accelerator=cpu",
+                "strategy=auto",
+                "devices='1'",
+                "precision=32",
+            ),
+            *("++auto_resume.enabled=False", "++wandb.enabled=False", "sync_batchnorm=False", "+limit_train_batches=2"),
+            *("backbone.name=vit_tiny", "+backbone.kwargs.img_size=16", "+backbone.kwargs.patch_size=4"),
+            *("augmentations.0.crop_size=16", "++method_kwargs.queue_size=64", "++method_kwargs.epoch_queue_starts=0"),
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    (path,) = tmp_path.glob("trained_models/*/*/*.ckpt")
+    with pytest.raises(SystemExit):  # it was trained without validation images
+        cli.main(["knn", str(path.parent), "-k", "1"])
+    cli.main(["knn", str(path.parent), "-k", "1", f"data.val_path={few_digits / 'val'}"])
+    cli.main(["score", str(path), *SCORE])
+    knn, score = rows.read(tmp_path / "trained_models" / "rows.jsonl")
+    assert (knn["stage"], score["stage"], score["method"], score["of"]) == ("knn", "score", method, "training")
+    cli.main(["export", str(path.parent), "--to", "timm"])
+    weights = torch.load(path.parent / "backbone-timm.pth", weights_only=True)
+    with torch.serialization.safe_globals([]):
+        stored = torch.load(path, map_location="cpu", weights_only=False)["state_dict"]
+    assert all(torch.equal(value, stored[f"backbone.{name}"]) for name, value in weights.items())
+    capsys.readouterr()
+
+
+class Unknown:
+    def __reduce__(self) -> Any:
+        return print, ("code has run",)
+
+
+def test_only_known_objects_beside_the_weights_are_passed_over(
+    resnet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(shutil.copytree(resnet, tmp_path / "runs" / "emim" / "0"))
+    (path,) = run.glob("*.ckpt")
+    contents = torch.load(path, weights_only=True)
+    torch.save(contents | {"lr_schedulers": [Unknown()]}, path)
+    with pytest.raises(UsageError, match="could run code"):
+        open_checkpoint(run)
+    assert "code has run" not in capsys.readouterr().out
+
+
+# -- the page --------------------------------------------------------------------------------------------------------------
+
+
+def test_the_commands_of_the_page(
+    resnet: Path,
+    of_torchvision: tuple[nn.Module, Path],
+    few_digits: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shutil.copytree(resnet, tmp_path / "trained_models" / "emim" / "0", ignore=shutil.ignore_patterns("backbone-*"))
+    of_torchvision[1].rename(tmp_path / "resnet18.pth")
+    monkeypatch.chdir(tmp_path)
+    page = DOCS.read_text()
+    assert len(page.splitlines()) < 60
+    commands = [
+        line for block in re.findall(r"```console\n(.*?)```", page, flags=re.DOTALL) for line in block.splitlines()
+    ]
+    for command in commands:
+        program, *words = shlex.split(command, comments=True)
+        if program == "pip":
+            continue  # the extras are what this test runs with
+        assert program == "emim-solo"
+        words = [word.replace("DIR", str(few_digits)) for word in words]
+        if words[0] != "export":
+            words += ["data.num_workers=0", *(["augmentations.0.crop_size=16"] if words[0] != "umap" else [])]
+        words += {"score": SCORE, "umap": ["--limit", "30"], "linear": ["max_epochs=1"]}.get(words[0], [])
+        cli.main(words)
+    assert {command.split()[1] for command in commands} >= {"export", "knn", "score", "linear", "umap"}
+    (block,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    said = capsys.readouterr().out
+    assert block.strip() in said, "what export prints"
