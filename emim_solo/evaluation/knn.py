@@ -57,9 +57,10 @@ def knn_accuracies(
     Raises:
         UsageError: an unknown distance, k < 1, or training classes without a validation image.
     """
-    if distance not in DISTANCES or min(ks) < 1:
+    smallest = min(ks, default=1)
+    if distance not in DISTANCES or smallest < 1:
         raise UsageError(
-            f"k-NN with k={min(ks)}, distance={distance}: expected k >= 1 and one of {', '.join(DISTANCES)}"
+            f"k-NN with k={smallest}, distance={distance}: expected k >= 1 and one of {', '.join(DISTANCES)}"
         )
     classes = len(val_labels.unique())  # the suite counts them so, and would index past them
     if not set(train_labels.unique().tolist()) <= set(range(classes)):
