@@ -1,6 +1,6 @@
 # make demo   the main job on embedded images: EMIM, Barlow Twins and VICReg on equal terms   (EPOCHS=1 for a quick look)
 # make test   lint and tests            make test-main SOLO=<clone of solo-learn>   the same tests on solo-learn main
-# make speed  EMIM's losses beside the suite's   make test-gpu [CIFAR10=<image folders>]   what only a GPU shows, in half an hour
+# make speed  EMIM's losses beside the suite's   make test-gpu [CIFAR10=<image folders>] [SOLO=<clone>]   what only a GPU shows, in half an hour
 PYTHON ?= python3
 VENV ?= .venv
 EPOCHS ?=
@@ -44,7 +44,7 @@ test-gpu: setup
 	    $(MAKE) --no-print-directory --keep-going gpu-steps; \
 	else echo 'make test-gpu: torch sees no GPU here, so nothing was run'; fi
 
-gpu-steps: $(GPU)/tests.xml $(GPU)/objective_speed.json $(GPU)/step_speed.json gpu-benchmark
+gpu-steps: $(GPU)/tests.xml $(GPU)/objective_speed.json $(if $(SOLO),$(GPU)/step_speed.json) gpu-benchmark
 
 gpu-benchmark:
 	$(PY) -m emim_solo benchmark --config-name cifar10 max_epochs=10 'seeds=[0]' dir=$(GPU)/cifar10 only=emim,barlow_twins,vicreg \
@@ -58,4 +58,4 @@ $(GPU)/objective_speed.json:
 	$(PY) benchmarks/objective_speed.py --output $@
 
 $(GPU)/step_speed.json:
-	$(PY) benchmarks/step_speed.py --output $@
+	$(PY) benchmarks/step_speed.py --solo '$(SOLO)' --output $@

@@ -360,10 +360,10 @@ def score_without_labels(model: Model, images: Tensor, protocol: dict[str, Any])
 
 def score(net: nn.Module, train_set: tuple[Tensor, Tensor], held_out: tuple[Tensor, Tensor]) -> dict[str, float]:
     """Top-1 accuracy in percent of the suite's k-NN (k = 20, cosine) and of a ridge classifier on the features."""
-    from emim_solo.evaluation.knn import knn_accuracy
+    from emim_solo.evaluation.knn import knn_accuracies
 
     (x, y), (xt, yt) = (features(net, train_set[0]), train_set[1]), (features(net, held_out[0]), held_out[1])
-    knn = knn_accuracy(x, y, xt, yt, k=20)
+    knn = knn_accuracies(x, y, xt, yt, ks=[20])[20]
     mean, std = x.mean(0), x.std(0) + 1e-6
     ridge = RidgeClassifier(alpha=10.0).fit(((x - mean) / std).numpy(), y.numpy())
     return {"knn": round(knn, 2), "linear": round(100 * ridge.score(((xt - mean) / std).numpy(), yt.numpy()), 2)}

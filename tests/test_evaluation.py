@@ -13,20 +13,23 @@ import torch
 from omegaconf import OmegaConf
 from sklearn import datasets
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
 
 from emim_solo import rows
 from emim_solo.benchmark.plan import make_plan
 from emim_solo.checkpoints import Checkpoint, open_checkpoint
 from emim_solo.errors import UsageError
 from emim_solo.evaluation import commands
+from emim_solo.evaluation import features as stored
 from emim_solo.evaluation.features import (
     Features,
     Split,
     extract_features,
     extract_views,
+    pieces,
 )
-from emim_solo.evaluation.knn import knn, knn_accuracy
-from emim_solo.evaluation.linear import _Known, _linear_config, linear, logistic
+from emim_solo.evaluation.knn import knn, knn_accuracies
+from emim_solo.evaluation.linear import _batches, _Known, _linear_config, _moments, linear, logistic
 from emim_solo.pretraining import pretrain
 from emim_solo.suite import load_suite
 
@@ -129,31 +132,41 @@ def brute_force(train, train_labels, val, val_labels, k, distance, temperature=0
 @pytest.mark.parametrize("k", [1, 5, 20, 200])
 def test_knn_equals_brute_force(pixels, k, distance):
     train, val = pixels.train, pixels.val
-    found = knn_accuracy(
-        train.backbone.double(), train.labels, val.backbone.double(), val.labels, k=k, distance=distance
-    )
+    (found,) = knn_accuracies(
+        train.backbone, train.labels, val.backbone, val.labels, ks=[k], distance=distance
+    ).values()
     arrays = (part.double().numpy() for part in (train.backbone, val.backbone))
     one, other = arrays
     expected = brute_force(one, train.labels.numpy(), other, val.labels.numpy(), k, distance)
     assert found == pytest.approx(expected, abs=0.3), "ties aside"
 
 
-def test_knn_equals_the_suites_classifier(features):
-    train, val = features.train, features.val
-    for distance in ("cosine", "euclidean"):
-        classifier = load_suite().knn_classifier(k=5, temperature=0.07, distance=distance)
-        one, other = train.backbone, val.backbone
-        if distance == "cosine":
-            one, other = F.normalize(one), F.normalize(other)
-        classifier.update(train_features=one, train_targets=train.labels, test_features=other, test_targets=val.labels)
-        assert knn(features, ks=[5])[f"backbone_{distance}_k5"] == classifier.compute()[0]
+@pytest.fixture(scope="module")
+def collapsed(features) -> Features:
+    """Three distinct rows: similarities are full of ties, of which the order of k-NN is all that is left."""
+    train = torch.randn(3, 512, generator=torch.Generator().manual_seed(0))[torch.arange(160) % 3]
+    return replace(features, train=replace(features.train, backbone=train))
+
+
+@pytest.mark.parametrize("case", ["features", "collapsed", "pixels"])
+@pytest.mark.parametrize("distance", ["cosine", "euclidean"])
+def test_knn_equals_the_suites_classifier(case, distance, request):
+    features = request.getfixturevalue(case)
+    train, val, ks = features.train, features.val, [1, 5, 20, 200]
+    found = knn(features, ks=ks, distances=[distance])
+    for k in ks:
+        classifier = load_suite().knn_classifier(k=k, temperature=0.07, distance=distance)
+        classifier.update(train_features=train.backbone, train_targets=train.labels)
+        classifier.update(test_features=val.backbone, test_targets=val.labels)
+        assert found[f"backbone_{distance}_k{k}"] == classifier.compute()[0]
 
 
 def test_cosine_ignores_the_length_of_features(pixels):
     train, val = pixels.train, pixels.val
     longer = train.backbone * torch.linspace(0.1, 10, len(train.backbone))[:, None]
     plain, scaled = (
-        knn_accuracy(matrix, train.labels, val.backbone, val.labels, k=20) for matrix in (train.backbone, longer)
+        knn_accuracies(matrix, train.labels, val.backbone, val.labels, ks=[20])[20]
+        for matrix in (train.backbone, longer)
     )
     assert scaled == pytest.approx(plain, abs=0.3)
 
@@ -175,9 +188,9 @@ def test_knn_refuses_what_it_cannot_do(pixels):
     train, val = pixels.train, pixels.val
     few = val.labels < 7
     with pytest.raises(UsageError, match="validation images of every class"):
-        knn_accuracy(train.backbone, train.labels, val.backbone[few], val.labels[few], k=1)
+        knn_accuracies(train.backbone, train.labels, val.backbone[few], val.labels[few], ks=[1])
     with pytest.raises(UsageError, match="k=0"):
-        knn_accuracy(train.backbone, train.labels, val.backbone, val.labels, k=0)
+        knn_accuracies(train.backbone, train.labels, val.backbone, val.labels, ks=[5, 0])
 
 
 # -- linear ------------------------------------------------------------------------------------------------------
@@ -254,6 +267,78 @@ def test_nan_features_give_nan(features, quiet):
     broken = replace(features, val=replace(features.val, backbone=torch.full((60, 512), math.inf)))
     assert math.isnan(linear(broken, quiet)["acc1"])
     assert math.isnan(logistic(broken)["backbone_acc1"])
+
+
+# -- more than fits in memory ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def large(monkeypatch):
+    """From now on everything is large: on disk, in pieces of 100 rows of 512 numbers."""
+    monkeypatch.setattr(stored, "IN_MEMORY", 2**17)
+    monkeypatch.setattr(stored, "_PIECE", 100 * 512 * 4)
+
+
+def test_large_features_lie_on_disk_in_half_precision(checkpoint, features, large):
+    found = extract_features(checkpoint)
+    assert found.train.backbone.dtype == torch.float16
+    assert found.train.projector.dtype == torch.float32, "small enough to stay as they are"
+    torch.testing.assert_close(found.train.backbone.float(), features.train.backbone, rtol=1e-3, atol=1e-4)
+    assert [len(piece) for piece in pieces(found.train.backbone)] == [100, 60]
+    assert {path.suffix for path in checkpoint.folder.iterdir()} == {".ckpt", ".json", ".csv"}, "nothing is left behind"
+
+
+def test_large_features_come_back_from_disk(checkpoint, features, large, tmp_path):
+    made = extract_features(checkpoint)
+    made.save(tmp_path / "run.pt")
+    assert (tmp_path / "run.pt").stat().st_size < 0.75 * 4 * 220 * (512 + 128)
+    found = Features.load(tmp_path / "run.pt")
+    assert torch.equal(found.train.backbone, made.train.backbone)
+
+
+@pytest.mark.parametrize("factor", [1e7, 1e-8, None])
+def test_features_that_half_precision_would_change_stay_in_single(factor, tmp_path, large):
+    rows = torch.randn(400, 512)
+    rows = rows * factor if factor else rows + 5000
+    store = stored._Rows(tmp_path)
+    for batch in rows.split(64):
+        store.append(batch)
+    assert torch.equal(store.matrix(), rows)
+
+
+@pytest.mark.parametrize("case", ["pixels", "features", "collapsed"])
+def test_neighbours_found_in_pieces_are_the_same(case, request, monkeypatch):
+    features = request.getfixturevalue(case)
+    whole = knn(features)
+    monkeypatch.setattr(stored, "IN_MEMORY", 0)
+    monkeypatch.setattr(stored, "_PIECE", 33 * 4 * features.train.backbone.shape[1])
+    in_pieces = knn(features)
+    assert in_pieces.keys() == whole.keys()
+    for name, accuracy in whole.items():
+        if case != "collapsed" or "projector" in name:  # else ties alone decide
+            assert in_pieces[name] == pytest.approx(accuracy, abs=0.3), name
+
+
+def test_linear_classifiers_in_pieces_are_the_same(pixels, quiet, monkeypatch):
+    whole = linear(pixels, quiet, {"max_epochs": 5}) | logistic(pixels)
+    monkeypatch.setattr(stored, "IN_MEMORY", 0)
+    monkeypatch.setattr(stored, "_PIECE", 100 * 4 * 64)
+    mean, scale = _moments(pixels.train.backbone)
+    torch.testing.assert_close(mean, pixels.train.backbone.mean(dim=0))
+    torch.testing.assert_close(scale, pixels.train.backbone.std(dim=0, correction=0))
+    in_pieces = linear(pixels, quiet, {"max_epochs": 5}) | logistic(pixels)
+    for name, accuracy in whole.items():
+        assert in_pieces[name] == pytest.approx(accuracy, abs=0.3), name
+
+
+def test_batches_are_the_loaders_own(pixels):
+    """The order of the images, and so every result, is that of a DataLoader that shuffles single images."""
+    dataset = TensorDataset(pixels.train.backbone, pixels.train.labels)
+    plain = DataLoader(dataset, batch_size=256, shuffle=True, generator=torch.Generator().manual_seed(3))
+    ours = _batches(pixels.train, 256, torch.Generator().manual_seed(3))
+    for _ in range(2):
+        for (images, labels), (expected, targets) in zip(ours, plain, strict=True):
+            assert torch.equal(images, expected) and torch.equal(labels, targets)
 
 
 # -- checkpoints and commands ------------------------------------------------------------------------------------

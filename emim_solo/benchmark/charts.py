@@ -40,6 +40,7 @@ INK, FAINT, GRID, SURFACE = "#010101", "#010102", "#010103", "#010104"
 _VARIABLES = {INK: "--ink", FAINT: "--faint", GRID: "--grid", SURFACE: "--surface"}
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _WIDTH, _HEIGHT = 4.6, 3.0
+_AROUND = 0.7  # of the height, what is not the axes
 
 
 def method_colour(position: int) -> str:
@@ -123,7 +124,7 @@ def _spread_labels(positions: Sequence[float], gap: float, low: float, high: flo
     """Move labels apart until no two are closer than ``gap``, as little as possible, within ``low`` to ``high``."""
     order = np.argsort(positions, kind="stable")
     placed = np.asarray(positions, dtype=float)[order]
-    for _ in range(100):
+    for _ in range(1000):
         close = np.diff(placed) < gap - 1e-12
         if not close.any():
             break
@@ -138,13 +139,18 @@ def _spread_labels(positions: Sequence[float], gap: float, low: float, high: flo
 
 
 def _label_ends(axes: Axes, ends: Mapping[str, tuple[float, float, str]]) -> None:
-    """Write each line's name at its end ``(x, y, colour)``, to the right of the axes."""
+    """Write each line's name at its end ``(x, y, colour)``, to the right of the axes; many make the chart higher."""
     if not ends:
         return
+    room = max(_HEIGHT - _AROUND, 0.22 * len(ends))
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    figure.set_figheight(room + _AROUND)
     axes.autoscale_view()  # limits are set lazily
     to_axes = axes.transData + axes.transAxes.inverted()
     heights = [float(to_axes.transform((x, y))[1]) for x, y, _ in ends.values()]
-    for (name, (_, _, colour)), height in zip(ends.items(), _spread_labels(heights, 0.085, 0.0, 1.0), strict=True):
+    places = _spread_labels(heights, 0.195 / room, 0.0, 1.0)
+    for (name, (_, _, colour)), height in zip(ends.items(), places, strict=True):
         axes.annotate(
             name,
             (1.02, height),

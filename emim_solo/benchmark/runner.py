@@ -32,7 +32,7 @@ from emim_solo.checkpoints import Checkpoint, open_checkpoint
 from emim_solo.diagnostics import diagnose, spectrum
 from emim_solo.errors import UsageError
 from emim_solo.evaluation.commands import evaluation_row
-from emim_solo.evaluation.features import Features, extract_features, extract_views
+from emim_solo.evaluation.features import Features, device_of, extract_features, extract_views
 from emim_solo.evaluation.knn import knn
 from emim_solo.evaluation.linear import linear, logistic
 from emim_solo.evaluation.score import Protocol, score_checkpoint
@@ -265,10 +265,10 @@ class Runner:
         stages = self._stages(run)
         if all(self._is_done(run, stage) for stage in stages):
             return
-        features = self._features(run)
+        features, device = self._features(run), device_of(run.cfg)
         evaluations: dict[str, Callable[[], dict[str, float]]] = {
-            "knn": lambda: knn(features, **self.plan.settings["knn"]),
-            "logistic": lambda: logistic(features),
+            "knn": lambda: knn(features, **self.plan.settings["knn"], device=device),
+            "logistic": lambda: logistic(features, device=device),
             "linear": lambda: linear(features, run.cfg, self.plan.settings["linear"], seed=run.seed),
             "diagnostics": lambda: self._diagnose(run),
         }

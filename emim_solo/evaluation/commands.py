@@ -104,7 +104,7 @@ def knn_main(arguments: Sequence[str]) -> None:
     from emim_solo.evaluation.knn import DISTANCES, KS, TEMPERATURE, knn
 
     parser = folders_parser(
-        "knn", "Offline k-NN accuracy by the suite's WeightedKNNClassifier, backbone and projector."
+        "knn", "Offline k-NN accuracy, the suite's WeightedKNNClassifier's, of backbone and projector."
     )
     parser.add_argument("-k", type=int, nargs="+", default=list(KS), help="numbers of neighbours")
     parser.add_argument("--distance", choices=DISTANCES, nargs="+", default=list(DISTANCES))
@@ -115,8 +115,12 @@ def knn_main(arguments: Sequence[str]) -> None:
         raise UsageError(
             f"-k {given.k} --temperature {given.temperature}: expected whole numbers from 1 on, and above 0"
         )
-    settings = {"ks": given.k, "distances": given.distance, "temperature": given.temperature}
-    _each("knn", given.folders, changes, lambda _, features: knn(features, **settings), settings)
+    settings: dict[str, Any] = {"ks": given.k, "distances": given.distance, "temperature": given.temperature}
+
+    def evaluate(checkpoint: Checkpoint, features: Features) -> Mapping[str, float]:
+        return knn(features, **settings, device=device_of(checkpoint.cfg))
+
+    _each("knn", given.folders, changes, evaluate, settings)
 
 
 def linear_main(arguments: Sequence[str]) -> None:
@@ -134,7 +138,7 @@ def linear_main(arguments: Sequence[str]) -> None:
     settings = complete_settings(OmegaConf.from_dotlist(given_settings))
 
     def evaluate(checkpoint: Checkpoint, features: Features) -> Mapping[str, float]:
-        regression = {"logistic_acc1": logistic(features)["backbone_acc1"]}
+        regression = {"logistic_acc1": logistic(features, device=device_of(checkpoint.cfg))["backbone_acc1"]}
         return linear(features, checkpoint.cfg, settings, seed=given.seed) | regression
 
     _each("linear", given.folders, changes, evaluate, {**settings, "seed": given.seed})

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningModule, seed_everything
 from omegaconf import DictConfig
@@ -22,10 +24,17 @@ from emim_solo.suite import load_suite
 
 PARTS = ("backbone", "projector")
 
+IN_MEMORY = 2**29
+"""Bytes of one matrix of features in float32 up to which it is kept and used whole. A larger one lies in a file, in
+float16 where that is fine enough, and is used piece by piece."""
+
+_PIECE = 2**28  # bytes, in float32
+_ROUNDING = 0.01  # of a feature's standard deviation: what float16 may add to it
+
 
 @dataclass(frozen=True)
 class Split:
-    """Features of one split, row i being image i of its dataset.
+    """Features of one split, row i being image i of its dataset; in float32, or float16 if large (:func:`pieces`).
 
     Attributes:
         backbone: ``(N, d)``.
@@ -71,21 +80,35 @@ class Features:
         path.parent.mkdir(parents=True, exist_ok=True)
         # To an open file: given a path, torch says nothing of a full disk but the position where it failed.
         with whole(path) as unfinished, open(unfinished, "wb") as file:
-            torch.save(asdict(self), file)
+            val = None if self.val is None else vars(self.val)
+            torch.save({"train": vars(self.train), "val": val, "classes": self.classes}, file)
 
     @staticmethod
     def load(path: Path) -> Features:
-        """Read what :meth:`save` has written.
+        """What :meth:`save` has written, mapped into memory: read from disk as it is used.
 
         Raises:
             UsageError: the file is damaged.
         """
         try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(str(path), map_location="cpu", weights_only=True, mmap=True)
             val = None if content["val"] is None else Split(**content["val"])
             return Features(Split(**content["train"]), val, content["classes"])
         except Exception as error:  # torch.load raises many types on a file that is not whole
             raise UsageError(f"features '{path}' are damaged ({type(error).__name__}): remove the file") from error
+
+
+def pieces(matrix: Tensor) -> Iterator[Tensor]:
+    """The rows of a matrix in order, in float32: all at once up to :data:`IN_MEMORY` bytes, some 256 MB at a time beyond."""
+    width = max(1, matrix.shape[1])
+    rows = len(matrix) if 4 * matrix.numel() <= IN_MEMORY else _PIECE // (4 * width)
+    for piece in matrix.split(max(1, rows)):
+        yield piece.float()
+
+
+def all_finite(*matrices: Tensor) -> bool:
+    """Whether there is neither NaN nor infinity in any of the matrices."""
+    return all(bool(torch.isfinite(piece).all()) for matrix in matrices for piece in pieces(matrix))
 
 
 def device_of(cfg: DictConfig) -> torch.device:
@@ -94,40 +117,89 @@ def device_of(cfg: DictConfig) -> torch.device:
     return torch.device("cuda" if on_gpu else "cpu")
 
 
+class _Rows:
+    """Batches of features that become one matrix; once they are many they go to a file that has no name.
+
+    Nobody has to remove it: the disk has its room back when the matrix is gone, however the process ends.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+        self.batches: list[Tensor] = []
+        self.count = 0
+        self.file: Any = None
+
+    def append(self, batch: Tensor) -> None:
+        self.batches.append(batch.float().cpu())
+        self.count += len(batch)
+        if self.folder is not None and 4 * self.count * batch.shape[1] > IN_MEMORY:
+            self._write()
+
+    def _write(self) -> None:
+        if self.file is None:
+            self.file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115 - open as long as the matrix
+            self.width = self.batches[0].shape[1]
+            self.dtype = torch.float16 if self._fits_half() else torch.float32
+        for batch in self.batches:
+            # Not through the mapping: writing there to a full disk ends the process without a word.
+            self.file.write(batch.to(self.dtype).contiguous().numpy())
+        self.batches.clear()
+
+    def _fits_half(self) -> bool:
+        """Whether float16 changes each feature by little of its spread over the images: neither too large, nor too small,
+        nor far from zero for its spread. Whatever passes float16's range later counts as not finite."""
+        sample = torch.cat(self.batches[:: len(self.batches) // 16 + 1])
+        spread, error = sample.std(dim=0), (sample.half().float() - sample).square().mean(dim=0).sqrt()
+        return bool(((error <= _ROUNDING * spread) | (spread == 0)).all())
+
+    def matrix(self) -> Tensor | None:
+        """``(N, d)``, or None without batches."""
+        if self.file is None:
+            return torch.cat(self.batches) if self.batches else None
+        self.file.flush()
+        kind = np.float16 if self.dtype == torch.float16 else np.float32
+        return torch.from_numpy(np.memmap(self.file, dtype=kind, mode="c", shape=(self.count, self.width)))
+
+
 @torch.no_grad()
-def extract(model: LightningModule, loader: Iterable[Any], title: str | None) -> Split:
-    """Features of every image of a loader, in its order, in float32 on the CPU.
+def extract(model: LightningModule, loader: Iterable[Any], title: str | None, *, folder: Path | None = None) -> Split:
+    """Features of every image of a loader, in its order, on the CPU.
 
     Args:
         model: of any method of the suite, on its device; it is left in evaluation mode.
         loader: batches of images and labels.
         title: of the progress bar; None for none.
+        folder: on whose disk features go that are more than :data:`IN_MEMORY`; None to keep them all in memory.
+
+    Raises:
+        OSError: the disk of ``folder`` is full.
     """
     model.eval()
     # half, while a run trains in precision=bf16-true; none in ONNX
     precision = next((parameter.dtype for parameter in model.parameters()), torch.float32)
-    backbone: list[Tensor] = []
-    projector: list[Tensor] = []
+    backbone, projector = _Rows(folder), _Rows(folder)
     labels: list[Tensor] = []
     for images, targets in tqdm(loader, desc=title, unit="batch", leave=False, disable=title is None):
         out = model(images.to(model.device, precision, non_blocking=True))
-        backbone.append(out["feats"].float().cpu())
+        backbone.append(out["feats"])
         if "z" in out:
-            projector.append(out["z"].float().cpu())
+            projector.append(out["z"])
         labels.append(torch.as_tensor(targets).long())
-    return Split(torch.cat(backbone), torch.cat(projector) if projector else None, torch.cat(labels))
+    matrix = backbone.matrix()
+    assert matrix is not None
+    return Split(matrix, projector.matrix(), torch.cat(labels))
 
 
 def extract_features(checkpoint: Checkpoint) -> Features:
-    """Features of all images of a run, as the suite shows them in evaluation."""
-    cfg = checkpoint.cfg
+    """Features of all images of a run, as the suite shows them in evaluation; large ones on the disk of its folder."""
+    cfg, folder = checkpoint.cfg, checkpoint.folder
     model = checkpoint.model().to(device_of(cfg))
     train, val = load_suite().evaluation_loaders(cfg)
     if val is not None:  # may be others than those that it was trained on, which were checked then
         check_same_classes(train.dataset, val.dataset)
     return Features(
-        extract(model, train, f"{cfg.name}: training images"),
-        None if val is None else extract(model, val, f"{cfg.name}: validation images"),
+        extract(model, train, f"{cfg.name}: training images", folder=folder),
+        None if val is None else extract(model, val, f"{cfg.name}: validation images", folder=folder),
         [] if cfg.data.get("no_labels", False) else class_names(train.dataset, cfg.data.num_classes or 0),
     )
 

@@ -11,16 +11,18 @@ import logging
 import math
 import sys
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from lightning.pytorch import Trainer, seed_everything
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.nn import functional as F
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, TensorDataset
 
 from emim_solo.errors import UsageError
-from emim_solo.evaluation.features import Features, device_of
+from emim_solo.evaluation.features import Features, Split, all_finite, device_of, pieces
 from emim_solo.suite import load_suite, plain
 
 DEFAULTS: dict[str, Any] = {
@@ -84,12 +86,32 @@ class _Known(nn.Module):
     def __init__(self, train: Tensor, *, standardise: bool) -> None:
         super().__init__()
         self.num_features = train.shape[1]
-        scale, mean = torch.std_mean(train, dim=0, correction=0)
+        mean, scale = _moments(train)
         self.register_buffer("mean", mean if standardise else torch.zeros_like(mean))
         self.register_buffer("scale", torch.where(scale > 0, scale, 1) if standardise else torch.ones_like(scale))
 
     def forward(self, features: Tensor) -> Tensor:
-        return (features - self.mean) / self.scale
+        return (features.float() - self.mean) / self.scale
+
+
+def _moments(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each column, joined over the pieces."""
+    found = [
+        (torch.tensor(len(piece) / len(matrix)), *torch.std_mean(piece, dim=0, correction=0))
+        for piece in pieces(matrix)
+    ]
+    shares, scales, means = (torch.stack(parts).double() for parts in zip(*found, strict=True))
+    share = shares[:, None]
+    mean = (share * means).sum(dim=0)
+    scale = (share * (scales.square() + (means - mean).square())).sum(dim=0).sqrt()
+    return mean.float(), scale.float()
+
+
+def _batches(split: Split, size: int, generator: torch.Generator | None = None) -> DataLoader:
+    """Batches of features and labels, shuffled with a generator; each is one read of many rows, not many reads of one."""
+    images = TensorDataset(split.backbone, split.labels)
+    order = SequentialSampler(images) if generator is None else RandomSampler(images, generator=generator)
+    return DataLoader(images, batch_size=None, sampler=BatchSampler(order, size, drop_last=False), generator=generator)
 
 
 def linear(features: Features, cfg: DictConfig, settings: Any = None, *, seed: int = 0) -> dict[str, float]:
@@ -107,19 +129,13 @@ def linear(features: Features, cfg: DictConfig, settings: Any = None, *, seed: i
         for features that are not finite.
     """
     train, val = features.train, features.to_judge()
-    if not (torch.isfinite(train.backbone).all() and torch.isfinite(val.backbone).all()):
+    if not all_finite(train.backbone, val.backbone):
         return dict.fromkeys(("acc1", "acc5", "train_acc1"), math.nan)
     suite = load_suite()
     complete = suite.complete_linear(_linear_config(cfg, settings))
     seed_everything(seed, workers=True, verbose=False)
     batch = complete.optimizer.batch_size
-    train_loader = DataLoader(
-        TensorDataset(train.backbone, train.labels),
-        batch_size=batch,
-        shuffle=True,
-        generator=torch.Generator().manual_seed(seed),
-    )
-    val_loader = DataLoader(TensorDataset(val.backbone, val.labels), batch_size=batch)
+    train_loader, val_loader = _batches(train, batch, torch.Generator().manual_seed(seed)), _batches(val, batch)
     model = suite.linear_model(_Known(train.backbone, standardise=complete.standardise), complete)
     trainer = quiet_trainer(
         max_epochs=complete.max_epochs,
@@ -173,22 +189,71 @@ def _linear_config(cfg: DictConfig, settings: Any) -> DictConfig:
     return merged
 
 
-def logistic(features: Features) -> dict[str, float]:
-    """Multinomial logistic regression on standardised features of the backbone, by scikit-learn (L2, C = 1).
+def logistic(features: Features, *, device: torch.device | str = "cpu") -> dict[str, float]:
+    """Multinomial logistic regression on standardised features of the backbone (L2, C = 1).
+
+    By scikit-learn, in float64. Features of more than :data:`emim_solo.evaluation.features.IN_MEMORY` would be several
+    times their size there: of those the same function is minimised by the same algorithm, L-BFGS, in float32 piece by
+    piece, to the same tolerance.
+
+    Args:
+        features: of one run.
+        device: for large features; scikit-learn computes on the CPU.
 
     Returns:
         ``backbone_acc1``: top-1 accuracy on the validation images, in percent; NaN for features that are not finite.
     """
+    train, val = features.train, features.to_judge()
+    if not all_finite(train.backbone, val.backbone):
+        return {"backbone_acc1": math.nan}
+    regress = _regress_whole if next(pieces(train.backbone)).shape == train.backbone.shape else _regress_in_pieces
+    return {"backbone_acc1": 100 * regress(train, val, torch.device(device))}
+
+
+def _regress_whole(train: Split, val: Split, device: torch.device) -> float:
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    train, val = features.train, features.to_judge()
-    if not (torch.isfinite(train.backbone).all() and torch.isfinite(val.backbone).all()):
-        return {"backbone_acc1": math.nan}
     classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=LOGISTIC_ITERATIONS))
     with warnings.catch_warnings():  # collapsed features converge slowly, to nothing of use
         warnings.simplefilter("ignore", ConvergenceWarning)
         classifier.fit(train.backbone.double().numpy(), train.labels.numpy())
-    return {"backbone_acc1": 100 * float(classifier.score(val.backbone.double().numpy(), val.labels.numpy()))}
+    return float(classifier.score(val.backbone.double().numpy(), val.labels.numpy()))
+
+
+def _regress_in_pieces(train: Split, val: Split, device: torch.device) -> float:
+    classifier = nn.Linear(train.backbone.shape[1], int(train.labels.max()) + 1)
+    nn.init.zeros_(classifier.weight)
+    nn.init.zeros_(classifier.bias)
+    model = nn.Sequential(_Known(train.backbone, standardise=True), classifier).to(device)
+    optimizer = torch.optim.LBFGS(
+        classifier.parameters(),
+        max_iter=LOGISTIC_ITERATIONS,
+        history_size=10,
+        tolerance_grad=1e-4,
+        line_search_fn="strong_wolfe",
+    )
+
+    def objective() -> Tensor:
+        optimizer.zero_grad()
+        loss = classifier.weight.square().sum() / (2 * len(train.labels))
+        loss.backward()
+        for piece, labels in _labelled(train, device):
+            part = F.cross_entropy(model(piece), labels, reduction="sum") / len(train.labels)
+            part.backward()
+            loss = loss.detach() + part.detach()
+        return loss
+
+    optimizer.step(objective)
+    with torch.no_grad():
+        correct = sum(int((model(piece).argmax(dim=1) == labels).sum()) for piece, labels in _labelled(val, device))
+    return correct / len(val.labels)
+
+
+def _labelled(split: Split, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    start = 0
+    for piece in pieces(split.backbone):
+        yield piece.to(device), split.labels[start : start + len(piece)].to(device)
+        start += len(piece)

@@ -265,7 +265,7 @@ def score_checkpoint(checkpoint: Checkpoint, protocol: Protocol, *, neighbours: 
     metrics |= {f"{name}_half_width": width for name, width in widths.items() if not name.endswith("_null")}
     if neighbours and why_no_accuracy(cfg.data) is None:
         try:
-            found = knn(extract_features(checkpoint), ks=[NEIGHBOURS], distances=["cosine"])
+            found = knn(extract_features(checkpoint), ks=[NEIGHBOURS], distances=["cosine"], device=device_of(cfg))
             metrics["knn_acc1"] = found[f"{protocol.features}_cosine_k{NEIGHBOURS}"]
         except UsageError as error:  # a score needs no labels, so wrong ones must not stop it
             warnings.warn(f"{cfg.name}: no {NEIGHBOURS}-NN beside the score: {error}", stacklevel=2)

@@ -29,7 +29,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from emim_solo.errors import UsageError
-from emim_solo.evaluation.features import Features
+from emim_solo.evaluation.features import Features, all_finite
 from emim_solo.evaluation.palette import DISTINCT_STYLES, PALETTE, class_styles
 from emim_solo.evaluation.thumbnails import write_sprite_sheet
 from emim_solo.files import whole, write_text
@@ -369,8 +369,8 @@ def make_pictures(
         chosen = subset(len(labels), limit, seed)
         shown = labels[chosen]
         for name, found in own.items():
-            if torch.isfinite(found.backbone).all():
-                suite_picture(found.backbone[chosen], shown, classes, folder / f"{name}-{split}", seed=seed)
+            if all_finite(found.backbone):
+                suite_picture(found.backbone[chosen].float(), shown, classes, folder / f"{name}-{split}", seed=seed)
         panels = aligned_layout({name: found.backbone[chosen] for name, found in own.items()}, shown, seed=seed)
         draw(panels, shown, classes, folder / split, title=f"{split} images, {len(chosen)} of {len(labels)}")
         columns = write_sprite_sheet(dataset, chosen.tolist(), folder / f"{split}.webp")
