@@ -1,11 +1,12 @@
 # make demo   the main job on embedded images: EMIM, Barlow Twins and VICReg on equal terms   (EPOCHS=1 for a quick look)
-# make test   lint and tests            make test-main SOLO=<clone of solo-learn>   the same tests on solo-learn main
+# make test   lint, docs and tests      make test-main SOLO=<clone of solo-learn>   the same tests on solo-learn main
+# make docs   the documentation as a site, in build/site          make dist   sdist and wheel, checked
 PYTHON ?= python3
 VENV ?= .venv
 EPOCHS ?=
 BIN := $(VENV)/bin
 
-.PHONY: setup demo lint test test-main speed
+.PHONY: setup demo lint docs test test-main dist speed
 
 setup: $(VENV)/.installed
 
@@ -23,12 +24,20 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-test: lint
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+test: lint docs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 test-main: setup
 	test -d '$(SOLO)/solo/data' || { echo "make test-main SOLO=<folder of a clone of solo-learn main>"; exit 2; }
 	PYTHONPATH='$(abspath $(SOLO))' OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+
+dist: setup
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/python -m twine check --strict dist/*
 
 speed: setup
 	$(BIN)/python benchmarks/objective_speed.py
