@@ -9,7 +9,17 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-LINKED = ("examples", "research", "scripts", "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE")
+LINKED = (
+    "benchmarks",
+    "emim_solo",
+    "examples",
+    "research",
+    "scripts",
+    "CHANGELOG.md",
+    "CITATION.cff",
+    "CONTRIBUTING.md",
+    "LICENSE",
+)
 """What pages may link to outside docs/: it is part of the site, under the same name."""
 
 
