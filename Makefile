@@ -1,6 +1,7 @@
 # make demo   the main job on embedded images: EMIM, Barlow Twins and VICReg on equal terms   (EPOCHS=1 for a quick look)
-# make test   lint and tests            make test-main SOLO=<clone of solo-learn>   the same tests on solo-learn main
+# make test   lint, docs and tests      make test-main SOLO=<clone of solo-learn>   the same tests on solo-learn main
 # make speed  EMIM's losses beside the suite's   make test-gpu [CIFAR10=<image folders>] [SOLO=<clone>]   what only a GPU shows, in half an hour
+# make docs   the documentation as a site, in build/site          make dist   sdist and wheel, checked
 PYTHON ?= python3
 VENV ?= .venv
 EPOCHS ?=
@@ -9,7 +10,7 @@ GPU := runs/gpu
 BIN := $(VENV)/bin
 PY := $(BIN)/python
 
-.PHONY: setup demo lint test test-main test-gpu gpu-steps gpu-benchmark speed
+.PHONY: setup demo lint docs test test-main test-gpu gpu-steps gpu-benchmark dist speed
 
 setup: $(VENV)/.installed
 
@@ -27,12 +28,20 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-test: lint
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+test: lint docs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 test-main: setup
 	test -d '$(SOLO)/solo/data' || { echo "make test-main SOLO=<folder of a clone of solo-learn main>"; exit 2; }
 	PYTHONPATH='$(abspath $(SOLO))' OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+
+dist: setup
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/python -m twine check --strict dist/*
 
 speed: setup
 	$(BIN)/python benchmarks/objective_speed.py

@@ -228,9 +228,33 @@ def check_folders(cfg: DictConfig) -> None:
         if folder is None:
             continue
         if not cfg.data.get("no_labels", False):
-            class_folders(folder, f"data.{key}: ")
+            classes = class_folders(folder, f"data.{key}: ")
+            if cfg.data.dataset == "imagenet100" and key == "train_path":  # validation images must have the same
+                _compare_with_imagenet100(folder, frozenset(classes))
         elif not Path(folder).is_dir():
             raise UsageError(f"data.{key}: no folder '{folder}': {_EXPECTED}")
+
+
+@cache
+def _compare_with_imagenet100(folder: str, classes: frozenset[str]) -> None:
+    """Warn where the classes are not those of the published list: others have drawn a hundred of their own."""
+    text = Path(__file__).with_name("imagenet100.txt").read_text()
+    published = {line for line in text.splitlines() if not line.startswith("#")}
+    if classes == published:
+        return
+    from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+    differing = [
+        f"{len(names)} {kind} ({', '.join(sorted(names)[:3])}{', ...' if len(names) > 3 else ''})"
+        for names, kind in ((classes - published, "not on it"), (published - classes, "missing"))
+        if names
+    ]
+    rank_zero_warn(
+        f"data.train_path: the {len(classes)} class folders of '{folder}' are not the published list of ImageNet-100 "
+        f"(Tian et al. 2020, which solo-learn's results are on): {'; '.join(_readable(each) for each in differing)}. "
+        "Results are not comparable with others on ImageNet-100: take its classes (emim_solo/imagenet100.txt), or say "
+        "which these are"
+    )
 
 
 def why_no_accuracy(data: Mapping[str, Any]) -> str | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
+import importlib
 import os
 import struct
 import warnings
@@ -18,6 +20,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+import emim_solo.data
 from emim_solo.data import IMAGE_SUFFIXES, check_images, expand_home, find_images, load_rgb
 from emim_solo.errors import UsageError
 from emim_solo.evaluation.thumbnails import write_sprite_sheet
@@ -208,6 +211,40 @@ def test_labelled_folder_among_junk_trains_and_evaluates_on_its_classes(
     for loader in suite.evaluation_loaders(cfg):
         assert loader is not None and loader.dataset.classes == ["a b", "ünï"]
         assert torch.cat([labels for _, labels in loader]).tolist() == [0, 0, 1, 1]
+
+
+def test_classes_that_are_not_imagenet_100s_are_warned_of_once(
+    tmp_path: Path, make_cfg: Callable[..., DictConfig], recwarn: pytest.WarningsRecorder
+) -> None:
+    lines = Path(emim_solo.data.__file__).with_name("imagenet100.txt").read_text().splitlines()
+    published = [line for line in lines if not line.startswith("#")]
+    assert len(set(published)) == 100 and lines[0].startswith("#")
+    # of imagenet100.txt of HobbitLong/CMC at bc687a2, sorted, one a line
+    digest = hashlib.sha256("".join(f"{name}\n" for name in sorted(published)).encode()).hexdigest()
+    assert digest == "5ee5db69d488bb799a286d8e181801c3d02798776c1ce9203e5450f64e086e07"
+    load_suite()  # 1.0.2 imports only after it
+    suites = Path(importlib.import_module("solo").__path__[0], "data", "dataset_subset", "imagenet100_classes.txt")
+    if suites.is_file():  # in main
+        assert sorted(published) == sorted(suites.read_text().split())
+
+    def said(classes: list[str], dataset: str = "imagenet100") -> list[str]:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        for name in classes:
+            (folder / name).mkdir(parents=True)
+        recwarn.clear()
+        for _ in range(2):
+            data = {"dataset": dataset, "train_path": str(folder), "val_path": None, "num_workers": 0}
+            prepare(make_cfg(data=data))
+        return [str(warning.message) for warning in recwarn if "ImageNet-100" in str(warning.message)]
+
+    assert said([*published, ".DS_Store"]) == []
+    (line,) = said([*published[1:], "n01440764"])
+    assert f"1 not on it (n01440764); 1 missing ({published[0]})" in line and "not comparable" in line
+    (line,) = said([f"class {number}" for number in range(100)])
+    assert "100 not on it (class 0, class 1, class 10, ...); 100 missing" in line
+    (line,) = said([*published, "n01440764", "n01443537"])
+    assert "102 class folders" in line and "missing" not in line
+    assert said(published[1:], dataset="custom") == []
 
 
 def test_fraction_of_an_unlabelled_folder(messy: Path, make_cfg: Callable[..., DictConfig]) -> None:

@@ -1,7 +1,8 @@
-"""What README tells users of unlabelled images to type, typed: a folder, tune, pretrain, score, UMAP."""
+"""What README and docs/ tell users to type: typed here, by the test that :data:`RUN_BY` names, or marked with what it needs."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import os
@@ -10,12 +11,52 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
+from hydra import compose, initialize_config_dir
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+from emim_solo import configs, rows
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+README = REPOSITORY / "README.md"
+PAGES = (README, REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md")))
+# What runs a command that matches from its beginning, the first that does: a test, or a file of the repository and the words in
+# it. A command that nothing here can run says `# needs a GPU`, or which data set, behind it or in the line before.
+RUN_BY = {
+    r"make demo": "tests/test_readme.py::test_make_demo_is_the_benchmark_of_that_name",
+    r"make test-main": ".github/workflows/test.yml: make test-main",
+    r"make (setup|test|docs)\b": "Makefile: test: lint docs",
+    r"make dist": "tests/test_package.py::test_twine_finds_nothing_to_say",
+    r"pip install setuptools<81": "pyproject.toml: setuptools<81",
+    r"pip install --no-build-isolation \.": "tests/test_package.py::test_solo_learn_main_installs_as_readme_says",
+    r"pip install PATH/TO/emim-solo": "tests/test_package.py::test_the_wheel_works_where_the_checkout_is_not",
+    r"pip install --no-deps solo-learn==1.0.2": "Makefile: pip install --quiet --no-deps solo-learn==1.0.2",
+    r"pip install --editable examples/": "tests/test_add_a_method.py::test_the_page_shows_the_example_as_it_is",
+    r"emim-solo \w+ .*corinfomax": "tests/test_add_a_method.py::test_its_commands_train_evaluate_and_compare",
+    r"python main_pretrain.py .*corinfomax": "tests/test_add_a_method.py::test_main_pretrain_of_an_unmodified_clone_trains_it",
+    r"python main_pretrain.py --config-path emim-": "tests/test_registration.py::test_main_pretrain_trains_emim_in_two_processes",
+    r"python main_pretrain.py --config-path scripts": "tests/test_registration.py::"
+    "test_a_sweep_on_the_suites_own_barlow_config_trains_every_job",
+    r"python main_linear.py": "tests/test_registration.py::test_main_linear_takes_the_shipped_config",
+    r"python -m emim_solo main_knn.py": "tests/test_registration.py::test_main_knn_knows_emim_only_through_us",
+    r"emim-solo configs --copy": "tests/test_configs.py::test_copy_is_whole_and_overwrites_nothing_unasked",
+    r"emim-solo pretrain .*hydra/launcher": "tests/test_launchers.py::test_command_composes",
+    r"emim-solo pretrain .*devices=": "tests/test_cli.py::test_emim_over_the_config_of_another_method_in_two_processes",
+    r"emim-solo pretrain --config-path runs/tune": "tests/test_readme.py::test_the_section_on_images_without_labels",
+    r"emim-solo pretrain": "tests/test_cli.py::test_pretrain_by_a_shipped_name_says_where_things_are",
+    r"emim-solo tune": "tests/test_tune.py::test_after_a_kill_the_same_command_goes_on_in_two_processes_and_nothing_is_counted_twice",
+    r"emim-solo benchmark": "tests/test_benchmark.py::test_every_stage_of_every_run_is_one_row",
+    r"(pip install emim-solo\[export\]|emim-solo export)": "tests/test_export.py::test_the_commands_of_the_page",
+    r"emim-solo knn": "tests/test_evaluation.py::test_knn_command_appends_a_row_beside_the_pretrainings",
+    r"emim-solo linear": "tests/test_evaluation.py::test_linear_command_takes_the_suites_keys",
+    r"emim-solo (score|umap)": "tests/test_readme.py::test_the_section_on_images_without_labels",
+    r"python research/lab.py": "tests/test_research.py::test_the_laboratory_trains_scores_and_goes_on_where_it_was",
+    r"python research/table.py": "tests/test_research.py::test_committed_tables_are_made_from_the_committed_rows",
+}
+NEEDS = re.compile(r"# .*\bneeds (?:\w+ )?(?:GPUs?|data set|CIFAR-10|ImageNet(?:-100)?)\b")
 SMALL = {  # for a CPU, in seconds
     "method_kwargs.proj_hidden_dim": 32,
     "method_kwargs.proj_output_dim": 16,
@@ -77,3 +118,80 @@ def test_the_section_on_images_without_labels(few_digits: Path, tmp_path: Path) 
     assert math.isfinite(scored["metrics"]["view_information"])
     assert not [name for row in rows for name in row["metrics"] if "acc" in name], "no label was read"
     assert (tmp_path / "umap" / "train.png").is_file()
+
+
+def documented(page: Path) -> Iterator[tuple[list[str], str]]:
+    """Words of every command in the ``console`` blocks of a page, and the comments that go with it."""
+    for block in re.findall(r"```console\n(.*?)```", page.read_text(), flags=re.DOTALL):
+        above = ""
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            while words:
+                end = words.index("&&") if "&&" in words else len(words)
+                yield words[:end], above + line
+                words = words[end + 1 :]
+            above = line if line.startswith("#") else ""
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_command_is_run_by_a_test_or_says_what_it_needs(page: Path) -> None:
+    text = page.read_text()
+    assert not re.search(r"^(    |```(ba|z)?sh\n)(\$ )?(emim-solo|python|make|pip) ", text, re.MULTILINE), (
+        "commands stand in ```console blocks"
+    )
+    forgotten = []
+    for words, comments in documented(page):
+        command = " ".join(words)
+        by = next((by for beginning, by in RUN_BY.items() if re.match(beginning, command)), None)
+        if by is not None:
+            file, found, test = by.partition("::")
+            file, _, text = (file, "", f"def {test}(") if found else by.partition(": ")
+            assert text in (REPOSITORY / file).read_text(), f"{by}, which is to run `{command}`, is not there"
+        elif not NEEDS.search(comments):
+            forgotten.append(command)
+    assert not forgotten, f"{page.name}: add these to RUN_BY with the test that runs them, or say `# needs a GPU`"
+
+
+SHIPPED = [
+    words[1:]
+    for page in PAGES
+    for words, _ in documented(page)
+    if words[:2] in (["emim-solo", "pretrain"], ["emim-solo", "benchmark"])
+    and not any(word.startswith(("hydra/", "runs/tune")) for word in words)
+]
+
+
+@pytest.mark.parametrize("words", SHIPPED, ids=" ".join)
+def test_every_key_of_a_command_is_there(words: list[str]) -> None:
+    """The commands that train compose as they stand, whatever they need besides."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--config-path", default=words[0])
+    parser.add_argument("--config-name")
+    parser.add_argument("overrides", nargs="*")
+    given = parser.parse_args(words[1:])
+    folder = REPOSITORY / given.config_path
+    with initialize_config_dir(str(folder if folder.is_dir() else configs.find(given.config_path)), version_base="1.2"):
+        assert compose(given.config_name, overrides=given.overrides)
+
+
+def test_make_demo_is_the_benchmark_of_that_name(few_digits: Path, tmp_path: Path) -> None:
+    """What make would run, run for one method with few images."""
+    asked = ["make", "--dry-run", "demo", "EPOCHS=1", f"VENV={tmp_path}", "--assume-old", f"{tmp_path}/.installed"]
+    (tmp_path / ".installed").touch()
+    said = subprocess.run(asked, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    program, *words = shlex.split(said.splitlines()[-1])
+    assert program == f"{tmp_path}/bin/emim-solo"
+    words += [f"+run.data.train_path={few_digits / 'train'}", f"+run.data.val_path={few_digits / 'val'}"]
+    words += ["only=emim", "diagnostics.images=64", "+run.accelerator=cpu", "+run.data.num_workers=0"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "emim_solo", *words],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    made = {row["stage"]: row["epochs"] for row in rows.read(tmp_path / "runs" / "demo" / "rows.jsonl")}
+    assert made.keys() >= {"pretrain", "knn", "logistic", "linear", "diagnostics", "score"}
+    assert made["pretrain"] == 1

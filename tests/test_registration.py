@@ -349,6 +349,20 @@ def test_main_pretrain_trains_emim_in_two_processes(checkpoint: Path) -> None:
     assert (checkpoint / "args.json").is_file()
 
 
+def test_main_linear_takes_the_shipped_config(clone: Path, checkpoint: Path, few_digits: Path, tmp_path: Path) -> None:
+    (path,) = checkpoint.glob("*.ckpt")
+    done = run(
+        *(clone / "main_linear.py", "--config-path", REPOSITORY / "scripts" / "linear" / "digits"),
+        *("--config-name", "emim.yaml", f'pretrained_feature_extractor="{path}"'),  # quoted as README tells
+        *(f"data.train_path={few_digits / 'train'}", f"data.val_path={few_digits / 'val'}", "data.num_workers=0"),
+        *("optimizer.batch_size=32", "max_epochs=1", "accelerator=cpu", "strategy=auto", "devices='1'", "precision=32"),
+        *("sync_batchnorm=False", "+enable_progress_bar=False"),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert list(tmp_path.glob("trained_models/linear/*/*.ckpt"))
+
+
 def one_line(done: subprocess.CompletedProcess[str], *parts: str) -> None:
     """The command ended with one line that holds the parts, no traceback, beside Hydra's own of the overrides."""
     assert done.returncode == 1

@@ -20,6 +20,7 @@ from torchvision import transforms
 
 from emim_solo.data import class_folders
 from emim_solo.errors import UsageError
+from emim_solo.registration import put_into
 from emim_solo.suite.mended import mended
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -76,8 +77,8 @@ class Suite(ABC):
         """The suite's own METHODS: a dict that may be changed in place."""
 
     def methods(self) -> dict[str, Any]:
-        """Name to class of every pretraining method, EMIM among them."""
-        self.registry().setdefault("emim", self.emim_class())
+        """Name to class of every pretraining method, EMIM and those of other packages among them."""
+        put_into(self.registry(), self.emim_class())
         return {name: method for name, method in self.registry().items() if name not in ("base", "linear")}
 
     @abstractmethod

@@ -1,0 +1,152 @@
+"""The plugin of docs/add-a-method.md: installed by pip, in processes of its own, by the commands that the page says."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from emim_solo import rows
+from emim_solo.suite import load_suite
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+PAGE = (REPOSITORY / "docs" / "add-a-method.md").read_text()
+EXAMPLE = REPOSITORY / "examples" / "corinfomax"
+BLOCKS = dict.fromkeys(("python", "toml", "console"), "") | dict(
+    re.findall(r"```(\w+)\n(.*?)```", PAGE, flags=re.DOTALL)
+)
+COMMANDS = [shlex.split(line) for line in BLOCKS["console"].splitlines()]
+SMALL = ["method_kwargs.proj_hidden_dim=32", "optimizer.batch_size=32", "max_epochs=1", "data.num_workers=0"]
+
+
+def run(*arguments: object, cwd: Path, path: Path) -> subprocess.CompletedProcess[str]:
+    """Python with the folder ``path`` of installed packages first."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(path), *filter(None, sys.path)])}
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, env=environment | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that pip has put the example into."""
+    folder = tmp_path_factory.mktemp("plugin")
+    source = shutil.copytree(EXAMPLE, folder / "source")  # building leaves folders beside it
+    pip = ("-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-build-isolation")
+    done = run(*pip, "--target", folder / "site", source, cwd=folder, path=folder)
+    assert done.returncode == 0, done.stderr
+    return folder / "site"
+
+
+def test_the_page_shows_the_example_as_it_is() -> None:
+    assert BLOCKS["python"] == (EXAMPLE / "corinfomax_solo.py").read_text()
+    assert BLOCKS["toml"] == (EXAMPLE / "pyproject.toml").read_text()
+    assert len(BLOCKS["python"].splitlines()) <= 60
+    assert COMMANDS[0] == ["pip", "install", "--editable", EXAMPLE.relative_to(REPOSITORY).as_posix()]
+    assert [command[1] for command in COMMANDS[1:]] == ["pretrain", "knn", "benchmark", "main_pretrain.py"]
+
+
+def test_its_commands_train_evaluate_and_compare(installed: Path, few_digits: Path, tmp_path: Path) -> None:
+    data = [f"data.train_path={few_digits / 'train'}", f"data.val_path={few_digits / 'val'}"]
+    small = {
+        "pretrain": [*SMALL, *data],
+        "benchmark": [
+            *("only=corinfomax", "max_epochs=1", "linear.max_epochs=1", "score.enabled=False", "diagnostics.images=64"),
+            *(f"+run.{setting}" for setting in (*data, *SMALL[1:2], "data.num_workers=0", "accelerator=cpu")),
+        ],
+    }
+    for _, command, *words in COMMANDS[1:4]:
+        done = run("-m", "emim_solo", command, *words, *small.get(command, []), cwd=tmp_path, path=installed)
+        assert done.returncode == 0, done.stderr[-3000:]
+    alone = rows.read(tmp_path / "trained_models" / "rows.jsonl")
+    assert [(row["stage"], row["method"]) for row in alone] == [("pretrain", "corinfomax"), ("knn", "corinfomax")]
+    assert {"train_corinfomax_loss", "val_acc1"} <= alone[0]["metrics"].keys()
+    compared = rows.read(tmp_path / "runs" / "digits" / "rows.jsonl")
+    assert {row["method"] for row in compared} == {"corinfomax"}
+    assert {"pretrain", "knn", "linear", "diagnostics"} <= {row["stage"] for row in compared}
+    (checkpoint,) = (tmp_path / "trained_models" / "corinfomax" / "0").glob("*.ckpt")
+    covariance = torch.load(checkpoint, weights_only=True)["state_dict"]["covariance"]
+    assert covariance.shape == (2, 64, 64)
+    assert not torch.allclose(covariance, torch.eye(64, dtype=torch.float64)), "the running moments are saved"
+
+
+def test_main_pretrain_of_an_unmodified_clone_trains_it(installed: Path, few_digits: Path, tmp_path: Path) -> None:
+    load_suite()
+    import solo
+
+    assert solo.__file__ is not None
+    clone = Path(solo.__file__).resolve().parent.parent
+    if not (clone / "main_pretrain.py").is_file():
+        pytest.skip("the script is in a clone of solo-learn main only: make test-main SOLO=<clone>")
+    _, script, *words = COMMANDS[4]
+    words = [str(clone / word) if word == "scripts/pretrain/cifar" else word for word in words]
+    words += ["data.dataset=custom", f"data.train_path={few_digits / 'train'}", f"data.val_path={few_digits / 'val'}"]
+    words += [*SMALL, "accelerator=cpu", "devices='1'", "strategy=auto", "precision=32", "sync_batchnorm=False"]
+    done = run(clone / script, *words, "wandb.enabled=False", "+limit_val_batches=0", cwd=tmp_path, path=installed)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert list(tmp_path.glob("trained_models/corinfomax/*/corinfomax-*.ckpt"))
+
+
+@pytest.fixture(scope="module")
+def loss() -> Callable[..., Any]:
+    load_suite()  # 1.0.2 imports only after it
+    spec = importlib.util.spec_from_file_location("corinfomax_solo", EXAMPLE / "corinfomax_solo.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    function: Callable[..., Any] = module.CorInfoMax.corinfomax_loss
+    return function
+
+
+def test_its_loss_is_the_papers(loss: Callable[..., Any]) -> None:
+    """By eigenvalues of moments that NumPy takes, over two steps, the second with the moments of the first."""
+    random = np.random.default_rng(0)
+    keep, weight, eps, width = 0.3, 5.0, 1e-3, 4
+    settings = {"forgetting": keep, "weight": weight, "eps": eps}
+    method = SimpleNamespace(
+        settings=settings, mean=torch.zeros(2, width).double(), covariance=torch.eye(width).double().repeat(2, 1, 1)
+    )
+    means, covariances = [np.zeros(width)] * 2, [np.eye(width)] * 2
+    for _ in range(2):
+        views = random.normal(1.0, 2.0, (2, 30, width))
+        expected = weight * np.mean((views[0] - views[1]) ** 2)
+        for view in (0, 1):
+            means[view] = keep * means[view] + (1 - keep) * views[view].mean(0)
+            centred = views[view] - means[view]
+            covariances[view] = keep * covariances[view] + (1 - keep) * centred.T @ centred / 30
+            expected -= np.log(np.linalg.eigvalsh(covariances[view]) + eps).sum() / width
+        assert loss(method, torch.from_numpy(views)).item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_what_cannot_be_had_is_warned_of_and_the_rest_goes_on(tmp_path: Path) -> None:
+    """A package that fails when imported, and one that takes a name of the suite's."""
+    (tmp_path / "fails.py").write_text("raise RuntimeError('no such driver')\n")
+    (tmp_path / "taken.py").write_text("class BYOL: pass\n")
+    (tmp_path / "other.py").write_text("class Other: pass\n")
+    for name, method in (("fails", "fails:Method"), ("taken", "taken:BYOL"), ("other", "other:Other")):
+        info = tmp_path / f"{name}-0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 0\n")
+        called = {"taken": "byol"}.get(name, name)
+        (info / "entry_points.txt").write_text(f"[emim_solo.methods]\n{called} = {method}\n")
+    (tmp_path / "script.py").write_text(
+        "import sys\nfrom solo.methods import METHODS\nfrom solo.methods.byol import BYOL\n"
+        "from emim_solo.suite import load_suite\n"
+        "assert METHODS['byol'] is load_suite().methods()['byol'] is BYOL, METHODS\n"
+        "assert METHODS['other'].__module__ == 'other' and 'fails' not in METHODS and 'emim' in METHODS\n"
+    )
+    done = run("-m", "emim_solo", "script.py", cwd=tmp_path, path=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for expected in ("'fails' is not available", "RuntimeError: no such driver", "method 'byol' of taken is left out"):
+        assert done.stderr.count(expected) == 1, done.stderr
