@@ -25,7 +25,7 @@ from emim_solo import cli, rows
 from emim_solo.benchmark import plan, terms
 from emim_solo.benchmark.cost import loading_seconds, measure, stage_seconds
 from emim_solo.benchmark.report import write_report
-from emim_solo.benchmark.results import collect, headline
+from emim_solo.benchmark.results import collect, differences, headline, to_markdown
 from emim_solo.benchmark.runner import Runner, run_benchmark
 from emim_solo.checkpoints import open_checkpoint
 from emim_solo.errors import UsageError
@@ -34,6 +34,7 @@ from emim_solo.pretraining import pretrain
 from emim_solo.suite import load_suite
 
 DRIVER = Path(__file__).with_name("benchmark_driver.py")
+RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
 
 
 @pytest.fixture(scope="module")
@@ -247,6 +248,26 @@ def test_fashion_mnist_declares_what_its_methods_do_not_share_and_nothing_else(d
     assert len(cfg.seeds) == 5
     found = terms.deviations({name: OmegaConf.to_container(run.cfg) for name, run in runs.items()})
     assert {name: list(keys) for name, keys in found.items() if keys} == cfg.deviations
+
+
+@pytest.mark.parametrize("name", ["digits-all"])
+def test_committed_rows_are_of_the_shipped_config_and_their_table_is_made_from_them(name):
+    cfg, folder = OmegaConf.to_container(shipped(name)), RESULTS / name
+    found = rows.read(folder / "rows.jsonl")
+    trained = [row for row in found if row["stage"] == "pretrain"]
+    assert {row["name"] for row in trained} == cfg["methods"].keys()
+    for row in trained:
+        entry, own = cfg["methods"][row["name"]], row["config"]
+        assert row["seed"] in cfg["seeds"]
+        assert own["max_epochs"] == row["epochs"] == cfg["max_epochs"]
+        assert own["augmentations"] == cfg["run"]["augmentations"]
+        assert own["optimizer"]["batch_size"] == cfg["run"]["optimizer"]["batch_size"]
+        assert row["method"] == entry.get("method", row["name"])
+        assert entry.get("method_kwargs", {}).items() <= own["method_kwargs"].items()
+        assert entry.get("run", {}).get("momentum", {}).items() <= own["momentum"].items()
+    results = collect(found)
+    assert (folder / "table.md").read_text() == to_markdown(headline(results))
+    assert (folder / "differences.md").read_text() == to_markdown(differences(results))
 
 
 # -- a whole benchmark -------------------------------------------------------------------------------------------
