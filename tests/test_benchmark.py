@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch.utils.data import DataLoader, Dataset
 
@@ -24,14 +25,16 @@ from emim_solo import cli, rows
 from emim_solo.benchmark import plan, terms
 from emim_solo.benchmark.cost import loading_seconds, measure, stage_seconds
 from emim_solo.benchmark.report import write_report
-from emim_solo.benchmark.results import collect, headline
+from emim_solo.benchmark.results import collect, differences, headline, to_markdown
 from emim_solo.benchmark.runner import Runner, run_benchmark
 from emim_solo.checkpoints import open_checkpoint
 from emim_solo.errors import UsageError
 from emim_solo.evaluation.score import Protocol, score_checkpoint
 from emim_solo.pretraining import pretrain
+from emim_solo.suite import load_suite
 
 DRIVER = Path(__file__).with_name("benchmark_driver.py")
+RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
 
 
 @pytest.fixture(scope="module")
@@ -177,10 +180,23 @@ def test_mistakes_in_the_config_are_named(settings, tmp_path, changes, message):
         plan.make_plan(settings(tmp_path, **changes))
 
 
-@pytest.mark.parametrize("name", ["demo", "digits", "cifar10", "imagenet-100", "custom"])
+def shipped(name: str, **data: Any) -> Any:
+    """A shipped config of a benchmark as its command composes it, on images that are given."""
+    with initialize_config_dir(str(plan.configs.find("benchmark")), version_base="1.2"):
+        cfg = compose(name)
+    OmegaConf.set_struct(cfg, False)
+    return OmegaConf.merge(cfg, {"run": {"data": data}}) if data else cfg
+
+
+def seeds_0(cfg: Any) -> dict[str, plan.Run]:
+    """The runs of its plan by name, of the first seed."""
+    return {run.name: run for run in plan.make_plan(OmegaConf.merge(cfg, {"seeds": [0]})).runs}
+
+
+@pytest.mark.parametrize("name", [Path(name).stem for name in plan.configs.names("benchmark")])
 def test_shipped_configs_have_every_key(name):
-    cfg = OmegaConf.load(plan.configs.root() / "benchmark" / f"{name}.yaml")
-    assert cfg.keys() - {"defaults", "hydra"} == plan.DEFAULTS.keys()
+    cfg = shipped(name)
+    assert cfg.keys() == plan.DEFAULTS.keys()
     assert (plan.configs.find(cfg.pretrain) / "emim.yaml").is_file()
     assert cfg.linear == plan.DEFAULTS["linear"]
 
@@ -205,6 +221,53 @@ def test_the_demo_is_the_digits_but_for_what_its_head_says():
     }
     assert half["augmentations.0.crop_size"] * 2 == whole["augmentations.0.crop_size"]
     assert half["optimizer.batch_size"] == 2 * whole["optimizer.batch_size"]
+
+
+def test_digits_all_has_every_method_that_trains_on_the_demos_terms(digits):
+    """But for the epochs and for W-MSE, whose projector is half of what it whitens."""
+    images = {"train_path": str(digits / "train"), "val_path": str(digits / "val"), "embedded": None}
+    runs, demo = seeds_0(shipped("digits-all", **images)), seeds_0(shipped("demo", **images))
+    assert list(runs)[:3] == list(demo)
+    assert all(name == run.cfg.method for name, run in runs.items())
+    only_main = {"all4one", "mae", "mocov3", "supcon", "vibcreg"}
+    assert runs.keys() == load_suite().methods().keys() - only_main
+    assert len(runs) == 15
+    found = {name: terms.terms(OmegaConf.to_container(run.cfg)) for name, run in runs.items()}
+    shared = terms.terms(OmegaConf.to_container(demo["emim"].cfg)) | {"max_epochs": runs["emim"].cfg.max_epochs}
+    assert all(own == shared for name, own in found.items() if name != "wmse")
+    assert found["wmse"] == shared | {"method_kwargs.proj_output_dim": 64}
+    assert runs["wmse"].cfg.method_kwargs.whitening_size == 2 * 64
+    assert len(shipped("digits-all").seeds) == 3
+
+
+def test_fashion_mnist_declares_what_its_methods_do_not_share_and_nothing_else(digits):
+    """On the digits' images: which folders they are is no matter of the terms."""
+    cfg = shipped("fashion-mnist", train_path=str(digits / "train"), val_path=str(digits / "val"), embedded=None)
+    runs = seeds_0(cfg)
+    assert list(runs) == ["emim", "barlow_twins", "vicreg"]
+    assert len(cfg.seeds) == 5
+    found = terms.deviations({name: OmegaConf.to_container(run.cfg) for name, run in runs.items()})
+    assert {name: list(keys) for name, keys in found.items() if keys} == cfg.deviations
+
+
+@pytest.mark.parametrize("name", ["digits-all"])
+def test_committed_rows_are_of_the_shipped_config_and_their_table_is_made_from_them(name):
+    cfg, folder = OmegaConf.to_container(shipped(name)), RESULTS / name
+    found = rows.read(folder / "rows.jsonl")
+    trained = [row for row in found if row["stage"] == "pretrain"]
+    assert {row["name"] for row in trained} == cfg["methods"].keys()
+    for row in trained:
+        entry, own = cfg["methods"][row["name"]], row["config"]
+        assert row["seed"] in cfg["seeds"]
+        assert own["max_epochs"] == row["epochs"] == cfg["max_epochs"]
+        assert own["augmentations"] == cfg["run"]["augmentations"]
+        assert own["optimizer"]["batch_size"] == cfg["run"]["optimizer"]["batch_size"]
+        assert row["method"] == entry.get("method", row["name"])
+        assert entry.get("method_kwargs", {}).items() <= own["method_kwargs"].items()
+        assert entry.get("run", {}).get("momentum", {}).items() <= own["momentum"].items()
+    results = collect(found)
+    assert (folder / "table.md").read_text() == to_markdown(headline(results))
+    assert (folder / "differences.md").read_text() == to_markdown(differences(results))
 
 
 # -- a whole benchmark -------------------------------------------------------------------------------------------
@@ -257,8 +320,18 @@ def test_the_expected_time_is_that_of_the_steps_and_epochs(settings, tmp_path):
 
 def test_a_loss_of_lists_of_tensors_is_timed(settings, tmp_path):
     methods = {"swav": {"method": "swav", "method_kwargs": {"temperature": 0.1, "num_prototypes": 8, "queue_size": 0}}}
-    cost = measure(plan.make_plan(settings(tmp_path, methods=methods, seeds=[0])).runs[0].cfg, steps=2)
+    (run,) = plan.make_plan(settings(tmp_path, methods=methods, only="swav", seeds=[0])).runs
+    cost = measure(run.cfg, steps=2)
     assert 0 < cost.metrics["loss_share"] < 100
+
+
+def test_a_loss_that_is_a_module_leaves_its_share_out(settings, tmp_path):
+    """DINO's training step calls ``self.dino_loss_func``, a name of no function there."""
+    own = {"num_prototypes": 16, "warmup_teacher_temperature_epochs": 0}
+    methods = {"dino": {"method": "dino", "method_kwargs": own}}
+    (run,) = plan.make_plan(settings(tmp_path, methods=methods, only="dino", seeds=[0])).runs
+    cost = measure(run.cfg, steps=2)
+    assert cost.metrics.keys() == {"step_seconds"}
 
 
 def test_loading_that_is_slower_than_the_steps_is_seen():

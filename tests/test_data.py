@@ -21,6 +21,7 @@ from sklearn.datasets import load_digits
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 import emim_solo.data
+from emim_solo import configs
 from emim_solo.data import IMAGE_SUFFIXES, check_images, expand_home, find_images, load_rgb
 from emim_solo.errors import UsageError
 from emim_solo.evaluation.thumbnails import write_sprite_sheet
@@ -454,6 +455,10 @@ def test_fashion_mnist_is_that_of_the_package(tmp_path: Path) -> None:
             assert np.array_equal(np.asarray(load_rgb(path)), np.stack([scan] * 3, axis=-1))
             if split == "train":
                 assert names[labels[int(path.stem)]] == path.parent.name
+    (view,) = OmegaConf.load(configs.root() / "benchmark" / "fashion-mnist.yaml").run.augmentations
+    pixels = np.stack([np.asarray(load_rgb(path)) for path in (folder / "train").rglob("*.png")]) / 255
+    assert list(view.mean) == pytest.approx(pixels.mean((0, 1, 2)).tolist(), abs=5e-4)
+    assert list(view.std) == pytest.approx(pixels.std((0, 1, 2)).tolist(), abs=5e-4)
 
 
 def test_no_network_and_no_package_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -203,9 +203,12 @@ def _linear_step_seconds(cfg: DictConfig, settings: Mapping[str, Any]) -> float:
 
 @contextmanager
 def _recorded_loss(method: type[LightningModule]) -> Iterator[list[tuple[Callable[..., Tensor], Any, Any]]]:
-    """Notes the arguments of the ``*_loss_func`` that the training step of a method calls by that name."""
+    """Notes the arguments of the ``*_loss_func`` that the training step of a method calls by that name.
+
+    DINO's is a module of the model with a state of its own, not a function: it is not noted.
+    """
     step: Any = method.training_step
-    names = [name for name in step.__code__.co_names if name.endswith("_loss_func")]
+    names = [name for name in step.__code__.co_names if name.endswith("_loss_func") and name in step.__globals__]
     calls: list[tuple[Callable[..., Tensor], Any, Any]] = []
     if len(names) != 1:
         yield calls
