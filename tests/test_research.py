@@ -74,6 +74,8 @@ def test_every_committed_row_is_of_a_trial_with_those_settings(path: Path) -> No
         ("search.md", ("search.jsonl", "--split", "val")),
         ("stability.md", ("stability.jsonl", "--split", "val", "--unlabelled")),
         ("test.md", ("test.jsonl", "--against", "emim")),
+        ("rivals.md", ("rivals.jsonl", "--split", "val", "--unlabelled")),
+        ("rivals_test.md", ("rivals_test.jsonl", "--against", "emim")),
         ("ablation.md", ("ablation.jsonl", "--split", "val", "--unlabelled", "--against", "default")),
     ],
 )
