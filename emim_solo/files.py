@@ -28,6 +28,7 @@ _NOT_OURS_TO_MEND = {
     errno.EIO,
     errno.EMFILE,
 }
+PICTURES = (".png", ".pdf")
 _IN_NO_NAME = r'/\\:*?"<>|{}\x00-\x1f\x7f'
 _LONGEST_NAME = 120
 
@@ -49,6 +50,18 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write a text file in UTF-8, whole or not at all."""
     with whole(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8")
+
+
+def beside(stem: Path, suffix: str) -> Path:
+    """``Path.with_suffix`` would take what follows the dot of ``emim-0.5-val`` for a suffix."""
+    return stem.with_name(f"{stem.name}{suffix}")
+
+
+def write_figure(stem: Path, figure: Any) -> None:
+    """Write a figure of matplotlib as ``stem``.png and ``stem``.pdf, each whole or not at all."""
+    for suffix in PICTURES:
+        with whole(beside(stem, suffix)) as unfinished:
+            figure.savefig(unfinished, dpi=200)
 
 
 def read_text(path: str | os.PathLike[str]) -> str:

@@ -13,17 +13,11 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Sequence
-from functools import cache
-from importlib import metadata
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
-METHOD = "emim"
-PLUGINS = "emim_solo.methods"
-"""The entry-point group in which a package names methods of its own: ``name = "module:Class"``."""
 _FACES = ("emim_solo.suite.current", "emim_solo.suite.registry")
 
 
@@ -43,39 +37,10 @@ def register() -> None:
 
 def _add() -> None:
     from emim_solo.suite import load_suite
+    from emim_solo.suite.face import put_into
 
     emim = load_suite().emim_class()  # which may be what loads solo.methods
     put_into(sys.modules["solo.methods"].METHODS, emim)
-
-
-def put_into(methods: dict[str, Any], emim: type) -> None:
-    """Add EMIM and the methods of other packages to a generation's METHODS, which is changed in place.
-
-    A method that cannot be had is warned of: who does not ask for it can work on.
-    """
-    methods[METHOD] = emim
-    for name, method in _methods_of_other_packages().items():
-        if methods.setdefault(name, method) is not method:
-            warnings.warn(
-                f"method '{name}' of {method.__module__} is left out: there is one of that name already; give it another",
-                stacklevel=1,
-            )
-
-
-@cache
-def _methods_of_other_packages() -> dict[str, type]:
-    """Name to class; each module is imported here, solo-learn being loaded by now."""
-    found: dict[str, type] = {}
-    for entry_point in metadata.entry_points(group=PLUGINS):
-        try:
-            found[entry_point.name] = entry_point.load()
-        except Exception as error:  # whatever the module of another package may raise
-            warnings.warn(
-                f"method '{entry_point.name}' is not available: {entry_point.value} cannot be imported "
-                f"({type(error).__name__}: {error})",
-                stacklevel=1,
-            )
-    return found
 
 
 def _adapt() -> None:
@@ -123,6 +88,8 @@ class _SoloFinder(MetaPathFinder):
 
         def execute_face(module: ModuleType) -> None:
             execute(module)
+            from emim_solo.suite.face import put_into  # which the face has loaded by now
+
             put_into(sys.modules["solo.methods"].METHODS, module.EMIM)
 
         # Patched, not wrapped: inspect and importlib.resources ask a loader for more than this one function.
@@ -150,7 +117,7 @@ class _SoloFinder(MetaPathFinder):
         try:
             _add()
         except UsageError as error:
-            warnings.warn(f"method '{METHOD}' is not available: {error}", stacklevel=2)
+            warnings.warn(f"method 'emim' is not available: {error}", stacklevel=2)
 
 
 def _is_solo_learn(spec: ModuleSpec) -> bool:

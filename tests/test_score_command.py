@@ -198,7 +198,7 @@ def test_command_ranks_runs_and_keeps_to_one_protocol(run, copy, capsys):
     file = copy.parent.parent / "rows.jsonl"
     found = rows.read(file)
     assert [(row["stage"], row["width"]) for row in found] == [("score", 512), ("score", 512), ("score", 192)]
-    with pytest.raises(UsageError, match="views 3 there, 2 here"):
+    with pytest.raises(UsageError, match=r"views \(3 there, 2 here\)"):
         score_main([str(copy), "--protocol", "digits", *QUICK, "views=2"])
     assert len(rows.read(file)) == 3
     score_main([str(copy), "--no-knn", "--another-protocol", "--protocol", "digits", *QUICK, "views=2"])

@@ -11,6 +11,7 @@ from emim_solo.benchmark.statistics import Estimate, estimate, paired_difference
 from emim_solo.benchmark.terms import deviations
 from emim_solo.data import why_no_accuracy
 from emim_solo.errors import UsageError
+from emim_solo.scores import LABELS
 
 Row = Mapping[str, Any]
 
@@ -104,16 +105,7 @@ DIAGNOSTICS = tuple(
 
 SCORES = tuple(
     Metric(name, label, unit, "score", (name,), digits, name == "view_information")
-    for name, label, unit, digits in (
-        ("view_information", "view information", "nats", 1),
-        ("view_information_null", "its null", "nats", 2),
-        ("pair_information", "MI of two views", "nats", 1),
-        ("rankme", "RankMe", "", 1),
-        ("lidar", "LiDAR", "", 1),
-        ("alpha_req", "alpha-ReQ", "", 2),
-        ("alignment", "alignment", "", 3),
-        ("uniformity", "uniformity", "", 3),
-    )
+    for name, (label, unit, digits) in LABELS.items()
 )
 
 
@@ -124,12 +116,10 @@ class Results:
     Attributes:
         rows: by (name, seed), by stage; the newest of each, all of the same config as the pretraining.
         names: of the methods, in the order they first appear.
-        superseded: number of rows that a newer one, or a newer config, replaces.
     """
 
     rows: dict[tuple[str, int], dict[str, Row]]
     names: list[str]
-    superseded: int = 0
     deviations: dict[str, dict[str, tuple[Any, Any]]] = field(default_factory=dict)
 
     @property
@@ -239,16 +229,13 @@ def collect(rows: Sequence[Row]) -> Results:
             "keep each in a folder of its own"
         )
     runs: dict[tuple[str, int], dict[str, Row]] = {}
-    kept = 0
     for row in rows:
         run = (str(row["name"]), int(row["seed"]))
         if run not in newest or row["config_hash"] != newest[run]["config_hash"]:
             continue
-        stages = runs.setdefault(run, {})
-        kept += row["stage"] not in stages
-        stages[row["stage"]] = row
+        runs.setdefault(run, {})[row["stage"]] = row
     names = list(dict.fromkeys(name for name, _ in runs))
-    results = Results(runs, names, len(rows) - kept)
+    results = Results(runs, names)
     results.deviations = deviations({name: results.config(name) for name in names})
     return results
 

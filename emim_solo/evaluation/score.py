@@ -25,26 +25,20 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from emim_solo import checkpoints, configs, files, rows
+from emim_solo.benchmark.results import Cell, Table, to_text
 from emim_solo.checkpoints import Checkpoint, DamagedCheckpoint, open_checkpoints
 from emim_solo.data import HeldOut, why_no_accuracy
 from emim_solo.errors import UsageError
 from emim_solo.evaluation.commands import distinct_names, evaluation_row, folders_parser, split
 from emim_solo.evaluation.features import PARTS, Split, device_of, extract, extract_features
 from emim_solo.evaluation.knn import knn
-from emim_solo.scores import half_widths, scores
+from emim_solo.scores import LABELS, half_widths, scores
 from emim_solo.suite import load_suite
 
 FEWEST_IMAGES = 4
 NEIGHBOURS = 20
 _COLUMNS = {
-    "view_information": "view information (nats)",
-    "view_information_null": "its null",
-    "pair_information": "MI of two views",
-    "rankme": "RankMe",
-    "lidar": "LiDAR",
-    "alpha_req": "alpha-ReQ",
-    "alignment": "alignment",
-    "uniformity": "uniformity",
+    **{key: f"{label} ({unit})" if key == "view_information" else label for key, (label, unit, _) in LABELS.items()},
     "knn_acc1": f"{NEIGHBOURS}-NN (%)",
 }
 
@@ -334,21 +328,10 @@ def _check_earlier(file: Path, protocol: Protocol) -> None:
     earlier = [row["settings"] for row in rows.read(file) if row["stage"] == "score"] if file.is_file() else []
     ours = asdict(protocol)
     if earlier and ours not in earlier:
-        theirs, now = dict(_leaves(earlier[-1])), dict(_leaves(ours))
-        odd = [key for key in theirs | now if theirs.get(key) != now.get(key)]
         raise UsageError(
-            f"'{file}' has rows of another protocol: "
-            f"{', '.join(f'{key} {theirs.get(key)} there, {now.get(key)} here' for key in odd)}; "
+            f"'{file}' has rows of another protocol: {', '.join(rows.differences(earlier[-1], ours))}; "
             "take theirs, or go on with --another-protocol: scores of different protocols are not to be compared"
         )
-
-
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _each_epoch(run: Checkpoint) -> Iterator[Checkpoint]:
@@ -365,14 +348,11 @@ def _each_epoch(run: Checkpoint) -> Iterator[Checkpoint]:
 
 def _table(ranked: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
     columns = {key: title for key, title in _COLUMNS.items() if any(key in row["metrics"] for _, row in ranked)}
-    lines = [["", "run", "epochs", "width", "images", *columns.values()]]
+    lines = []
     for place, (name, row) in enumerate(ranked, start=1):
-        cells = [_cell(row["metrics"], key) for key in columns]
-        lines.append([str(place), name, str(row["epochs"]), str(row["width"]), f"{row['images']} {row['of']}", *cells])
-    sizes = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(size) for cell, size in zip(line, sizes, strict=True)).rstrip() for line in lines
-    )
+        about = (name, str(row["epochs"]), str(row["width"]), f"{row['images']} {row['of']}")
+        lines.append((str(place), [Cell(text) for text in (*about, *(_cell(row["metrics"], key) for key in columns))]))
+    return to_text(Table(["", "run", "epochs", "width", "images", *columns.values()], lines, [], []))
 
 
 def _cell(metrics: Mapping[str, float], key: str) -> str:
@@ -413,6 +393,4 @@ def draw_curves(scored: Sequence[tuple[str, Mapping[str, Any]]], stem: Path) -> 
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         panels[0].legend(frameon=False, fontsize=8)
         panels[-1].set_xlabel("epochs")
-        for suffix in (".png", ".pdf"):
-            with files.whole(stem.with_name(f"{stem.name}{suffix}")) as unfinished:
-                figure.savefig(unfinished, dpi=200)
+        files.write_figure(stem, figure)

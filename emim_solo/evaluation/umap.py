@@ -32,7 +32,7 @@ from emim_solo.errors import UsageError
 from emim_solo.evaluation.features import Features, all_finite
 from emim_solo.evaluation.palette import DISTINCT_STYLES, PALETTE, class_styles
 from emim_solo.evaluation.thumbnails import write_sprite_sheet
-from emim_solo.files import whole, write_text
+from emim_solo.files import PICTURES, beside, whole, write_figure, write_text
 from emim_solo.suite import load_suite
 
 NEIGHBOURS = 15
@@ -163,14 +163,7 @@ def draw(panels: Mapping[str, Panel], labels: Tensor, class_names: Sequence[str]
         )
     if title:
         figure.suptitle(title, fontsize=10, color="#555555", x=0.01, ha="left")
-    for suffix in (".png", ".pdf"):
-        with whole(_beside(stem, suffix)) as unfinished:
-            figure.savefig(unfinished, dpi=200)
-
-
-def _beside(stem: Path, suffix: str) -> Path:
-    """``Path.with_suffix`` would take what follows the dot of ``emim-0.5-val`` for a suffix."""
-    return stem.with_name(stem.name + suffix)
+    write_figure(stem, figure)
 
 
 def _short(name: str) -> str:
@@ -229,7 +222,7 @@ def write_layout(
         **about: what else the report is told.
     """
     targets = [int(label) for label in labels]
-    with whole(_beside(stem, ".csv")) as unfinished, open(unfinished, "w", newline="", encoding="utf-8") as file:
+    with whole(beside(stem, ".csv")) as unfinished, open(unfinished, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["method", "image", "class", "x", "y"])
         for name, panel in panels.items():
@@ -252,7 +245,7 @@ def write_layout(
             for name, panel in panels.items()
         ],
     }
-    write_text(_beside(stem, ".json"), json.dumps(content))
+    write_text(beside(stem, ".json"), json.dumps(content))
 
 
 def _or_none(value: float) -> float | None:
@@ -290,8 +283,8 @@ def suite_picture(
     from torch.utils.data import DataLoader, TensorDataset
 
     loader = DataLoader(TensorDataset(features, labels), batch_size=1024)
-    for suffix in (".png", ".pdf"):
-        with _seeded(seed), whole(_beside(stem, suffix)) as unfinished:
+    for suffix in PICTURES:
+        with _seeded(seed), whole(beside(stem, suffix)) as unfinished:
             OfflineUMAP().plot("cpu", nn.Identity(), loader, str(unfinished))
     return None
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import cache
+from importlib import metadata
 from types import ModuleType
 from typing import Any, ClassVar
 
@@ -20,9 +23,10 @@ from torchvision import transforms
 
 from emim_solo.data import class_folders
 from emim_solo.errors import UsageError
-from emim_solo.registration import put_into
 from emim_solo.suite.mended import mended
 
+PLUGINS = "emim_solo.methods"
+"""The entry-point group in which a package names methods of its own: ``name = "module:Class"``."""
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 # Numbers and the smallest that make sense, whole where the smallest is written so.
@@ -281,6 +285,36 @@ class Suite(ABC):
     @abstractmethod
     def linear_model(self, backbone: nn.Module, cfg: DictConfig) -> LightningModule:
         """The suite's LinearModel on a frozen backbone; ``cfg`` is complete in the schema of linear evaluation."""
+
+
+def put_into(methods: dict[str, Any], emim: type) -> None:
+    """Add EMIM and the methods of other packages to a generation's METHODS, which is changed in place.
+
+    A method that cannot be had is warned of: who does not ask for it can work on.
+    """
+    methods["emim"] = emim
+    for name, method in _methods_of_other_packages().items():
+        if methods.setdefault(name, method) is not method:
+            warnings.warn(
+                f"method '{name}' of {method.__module__} is left out: there is one of that name already; give it another",
+                stacklevel=1,
+            )
+
+
+@cache
+def _methods_of_other_packages() -> dict[str, type]:
+    """Name to class; each module is imported here, solo-learn being loaded by now."""
+    found: dict[str, type] = {}
+    for entry_point in metadata.entry_points(group=PLUGINS):
+        try:
+            found[entry_point.name] = entry_point.load()
+        except Exception as error:  # whatever the module of another package may raise
+            warnings.warn(
+                f"method '{entry_point.name}' is not available: {entry_point.value} cannot be imported "
+                f"({type(error).__name__}: {error})",
+                stacklevel=1,
+            )
+    return found
 
 
 def plain(cfg: DictConfig | ListConfig) -> dict[str, Any]:

@@ -120,6 +120,4 @@ def draw(trials: Sequence[FrozenTrial], search: Search, stem: Path) -> None:
             axes.spines[["top", "right"]].set_visible(False)
         panels[0].set_ylabel("view information (nats)")
         panels[0].legend(frameon=False, fontsize=7)
-        for suffix in (".png", ".pdf"):
-            with files.whole(stem.with_name(f"{stem.name}{suffix}")) as unfinished:
-                figure.savefig(unfinished, dpi=200)
+        files.write_figure(stem, figure)
