@@ -250,7 +250,7 @@ def test_fashion_mnist_declares_what_its_methods_do_not_share_and_nothing_else(d
     assert {name: list(keys) for name, keys in found.items() if keys} == cfg.deviations
 
 
-@pytest.mark.parametrize("name", ["digits-all"])
+@pytest.mark.parametrize("name", ["digits-all", "fashion-mnist"])
 def test_committed_rows_are_of_the_shipped_config_and_their_table_is_made_from_them(name):
     cfg, folder = OmegaConf.to_container(shipped(name)), RESULTS / name
     found = rows.read(folder / "rows.jsonl")
