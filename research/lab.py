@@ -320,7 +320,9 @@ def judge(model: Model, images: Tensor) -> dict[str, float]:
     chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:JUDGED]
     x = images[chosen].float() / 255
     found = diagnose(model(augment(x)), model(augment(x)))
-    return {name: round(found[name], 3) for name in ("mi", "mi_null", "effective_rank", "spread", "collapsed")}
+    names = ("mi", "mi_null", "effective_rank", "spread", "collapsed")
+    distances = ("non_gaussianity", "non_gaussianity_null")
+    return {name: round(found[name], 3) for name in names} | {name: round(found[name], 6) for name in distances}
 
 
 @torch.no_grad()
