@@ -24,7 +24,7 @@ def build(folder: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def sources(tmp_path: Path) -> Path:
-    for name in ("docs", "examples", "research", "scripts", "emim_solo"):
+    for name in ("benchmarks", "docs", "examples", "research", "scripts", "emim_solo"):
         shutil.copytree(REPOSITORY / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     for path in REPOSITORY.iterdir():
         if path.is_file():
