@@ -199,12 +199,14 @@ def named(suites_name: str, backbone: nn.Module, kwargs: Mapping[str, Any], libr
     Raises:
         UsageError: the library has none of this name.
     """
-    family, known = suites_name.partition("_")[0], backbone
+    family = suites_name.partition("_")[0]
     own = {key: value for key, value in kwargs.items() if key not in _OF_TRAINING}
     if suites_name.startswith("resnet"):
-        return Architecture(library, suites_name, own, isinstance(known.maxpool, nn.Identity))
-    size = getattr(getattr(known, "patch_embed", None), "img_size", None)  # not in every config: it follows the crops
+        return Architecture(library, suites_name, own, isinstance(backbone.maxpool, nn.Identity))
+    size = getattr(
+        getattr(backbone, "patch_embed", None), "img_size", None
+    )  # not in every config: it follows the crops
     own |= {} if size is None else {"img_size": size[0]}
     if family == "vit":  # those of MoCo v3 and MAE have heads of their own
-        own["num_heads"] = known.blocks[0].attn.num_heads  # type: ignore[index, union-attr]
+        own["num_heads"] = backbone.blocks[0].attn.num_heads  # type: ignore[index, union-attr]
     return Architecture(library, suites_name + _TIMM_SUFFIXES.get(family, ""), own)

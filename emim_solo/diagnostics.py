@@ -7,6 +7,7 @@ float (information in nats). None of them looks at labels, so none can be tuned 
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import numpy as np
 import torch
@@ -204,14 +205,19 @@ def non_gaussianity(features: Tensor, *, directions: int = 64, seed: int = 0) ->
     """
     matrix = _as_matrix(features)
     slices = random_directions(matrix.shape[1], directions, seed=seed).double()
-    generator = torch.Generator().manual_seed(seed)
-    null = torch.randn(len(matrix), directions, generator=generator, dtype=torch.float64)
     spread, mean = matrix.std(dim=0, correction=0), matrix.mean(0)
     # The mean of a constant feature is rounded, so what centring leaves is no signal (as in objective.py).
     varying = spread > 2e-15 + 16 * torch.finfo(features.dtype).eps * mean.abs()
     projected = (matrix - mean)[:, varying] / spread[varying] @ slices[varying]
     found = epps_pulley(projected).mean().item() if varying.any() else math.nan
-    return found, epps_pulley(null).mean().item()
+    return found, _gaussian_null(len(matrix), directions, seed)
+
+
+@cache
+def _gaussian_null(samples: int, directions: int, seed: int) -> float:
+    """The statistic of as many Gaussian samples: asked for again at every logging interval of a training."""
+    generator = torch.Generator().manual_seed(seed)
+    return epps_pulley(torch.randn(samples, directions, generator=generator, dtype=torch.float64)).mean().item()
 
 
 def diagnose(features1: Tensor, features2: Tensor) -> dict[str, float]:

@@ -257,7 +257,7 @@ def epps_pulley(samples: Tensor) -> Tensor:
     variance = centred.square().mean(0)
     tiny = (16 * torch.finfo(samples.dtype).eps) ** 2
     x = centred * (variance + tiny).rsqrt()
-    step, nodes = 0.3, 18  # up to t = 5.1, where the weight is 2e-6 of what it is at 0
+    step, nodes = 0.3, 22  # up to t = 6.3, where the weight is 2e-9 of what it is at 0
     t = step * torch.arange(1, nodes, dtype=samples.dtype, device=samples.device)[:, None, None]
     gaussian = torch.exp(-t.square() / 2)[:, 0]
     angles = t * x

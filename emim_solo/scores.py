@@ -28,17 +28,6 @@ NAMES = (
     "view_information_null",
     "pair_information_null",
 )
-LABELS = {
-    "view_information": ("view information", "nats", 1),
-    "view_information_null": ("its null", "nats", 2),
-    "pair_information": ("MI of two views", "nats", 1),
-    "rankme": ("RankMe", "", 1),
-    "lidar": ("LiDAR", "", 1),
-    "alpha_req": ("alpha-ReQ", "", 2),
-    "alignment": ("alignment", "", 3),
-    "uniformity": ("uniformity", "", 3),
-}
-"""How a table calls the scores that it shows, in its order: label, unit and digits after the point."""
 CONFIDENCE = 0.95
 SPECTRUM_IMAGES = 25_600
 """Images at most that scores of one or two views see: as many as RankMe's authors take."""

@@ -57,17 +57,6 @@ def mmcr(*views: Tensor, lmda: float = 0.0) -> Tensor:
     return (lmda * within - spread) / len(z)
 
 
-class TiCo(nn.Module):
-    """lightly's; the second embeddings are a momentum encoder's (the setting `momentum`)."""
-
-    def __init__(self, beta: float = 0.9, rho: float = 8.0) -> None:
-        super().__init__()
-        self.loss = TiCoLoss(beta, rho)
-
-    def forward(self, z1: Tensor, z2: Tensor) -> Any:
-        return self.loss(z1, z2)
-
-
 def emp_ssl(*views: Tensor, inv_coef: float = 200.0, tcr_eps: float = 0.2) -> Tensor:
     """lightly's two terms of embeddings on the sphere. Its EMPSSLLoss adds the coding rate, which the paper maximises."""
     z = F.normalize(torch.stack(views), dim=-1)
@@ -108,7 +97,7 @@ LOSSES: dict[str, Any] = {
     "lejepa": LeJEPA,
     "visreg": visreg,
     "mmcr": mmcr,
-    "tico": TiCo,
+    "tico": TiCoLoss,  # whose second embeddings are a momentum encoder's: the setting `momentum`
     "emp_ssl": emp_ssl,
     "corinfomax": CorInfoMax,
 }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -104,6 +106,29 @@ def built_to_step() -> Callable[[DictConfig], LightningModule]:
         return model
 
     return build
+
+
+@pytest.fixture
+def killed_in_its_third_epoch(tmp_path: Path) -> Callable[[DictConfig], None]:
+    """Trains a config as version "run" in a real process, which is killed in the middle of its third epoch."""
+
+    def train(cfg: DictConfig) -> None:
+        script = tmp_path / "killed.py"
+        script.write_text(
+            "import os, signal, sys\n"
+            "from omegaconf import OmegaConf\n"
+            "from emim_solo import pretraining\n"
+            "class Kill(pretraining.StopOnNaN):\n"
+            "    def on_train_batch_end(self, trainer, *args):\n"
+            "        if trainer.current_epoch == 2: os.kill(os.getpid(), signal.SIGKILL)\n"
+            "pretraining.StopOnNaN = Kill\n"
+            "pretraining.pretrain(pretraining.prepare(OmegaConf.load(sys.argv[1])), version='run')\n"
+        )
+        OmegaConf.save(cfg, tmp_path / "cfg.yaml")
+        killed = subprocess.run([sys.executable, "-W", "ignore", str(script), str(tmp_path / "cfg.yaml")], check=False)
+        assert killed.returncode == -9
+
+    return train
 
 
 @pytest.fixture

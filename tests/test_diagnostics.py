@@ -182,10 +182,10 @@ def test_non_gaussianity_of_one_column_is_the_integral_of_its_definition():
 
     expected = integrate.quad(integrand, -12, 12, limit=500)[0]
     found, _ = diagnostics.non_gaussianity(torch.tensor(x)[:, None], directions=1)
-    assert found == pytest.approx(expected, rel=1e-3)
+    assert found == pytest.approx(expected, rel=1e-8)
     # Epps and Pulley's own sum over pairs
     pairs = np.exp(-((scaled[:, None] - scaled) ** 2) / 2).mean()
-    assert found == pytest.approx(pairs - 2**0.5 * np.exp(-(scaled**2) / 4).mean() + 3**-0.5, rel=1e-3)
+    assert found == pytest.approx(pairs - 2**0.5 * np.exp(-(scaled**2) / 4).mean() + 3**-0.5, rel=1e-8)
 
 
 def test_non_gaussianity_is_at_its_null_for_gaussians_of_any_covariance_alone():

@@ -121,26 +121,12 @@ def test_mixed_precision_learns_what_full_precision_does(make_cfg: MakeCfg, tmp_
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
 def test_a_killed_run_in_mixed_precision_goes_on_as_if_it_had_not_been(
-    precision: str, make_cfg: MakeCfg, tmp_path: Path
+    precision: str, make_cfg: MakeCfg, killed_in_its_third_epoch: Callable[[DictConfig], None], tmp_path: Path
 ) -> None:
     same = {"accelerator": "gpu", "precision": precision, "max_epochs": 3}
     whole = pretrain(prepare(make_cfg(**same, checkpoint__dir=str(tmp_path / "whole"))), version="run")
     cfg = make_cfg(**same, checkpoint__dir=str(tmp_path / "parts"))
-    OmegaConf.save(cfg, tmp_path / "cfg.yaml")
-    (tmp_path / "killed.py").write_text(
-        "import os, signal, sys\n"
-        "from omegaconf import OmegaConf\n"
-        "from emim_solo import pretraining\n"
-        "class Kill(pretraining.StopOnNaN):\n"
-        "    def on_train_batch_end(self, trainer, *args):\n"
-        "        if trainer.current_epoch == 2: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "pretraining.StopOnNaN = Kill\n"
-        "pretraining.pretrain(pretraining.prepare(OmegaConf.load(sys.argv[1])), version='run')\n"
-    )
-    killed = subprocess.run(
-        [sys.executable, "-W", "ignore", tmp_path / "killed.py", tmp_path / "cfg.yaml"], check=False
-    )
-    assert killed.returncode == -9
+    killed_in_its_third_epoch(cfg)
     resumed = pretrain(prepare(cfg), version="run")["metrics"]
     for name in ("train_emim_loss_epoch", "train_mi", "train_entropy"):
         assert resumed[name] == pytest.approx(whole["metrics"][name], rel=2e-2, abs=1e-2), name

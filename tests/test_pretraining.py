@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -118,26 +116,13 @@ def test_momentum_method_and_lars_train(make_cfg: MakeCfg) -> None:
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_resumed_run_ends_with_the_metrics_of_an_uninterrupted_one(
-    num_workers: int, make_cfg: MakeCfg, tmp_path: Path
+    num_workers: int, make_cfg: MakeCfg, killed_in_its_third_epoch: Callable[[DictConfig], None], tmp_path: Path
 ) -> None:
     same = {"max_epochs": 3, "data__num_workers": num_workers}
     whole = pretrain(prepare(make_cfg(**same, checkpoint__dir=str(tmp_path / "whole"))), version="run")
 
     cfg = make_cfg(**same, checkpoint__dir=str(tmp_path / "parts"))
-    script = tmp_path / "killed.py"
-    script.write_text(  # a real process, killed in the middle of its third epoch
-        "import os, signal, sys\n"
-        "from omegaconf import OmegaConf\n"
-        "from emim_solo import pretraining\n"
-        "class Kill(pretraining.StopOnNaN):\n"
-        "    def on_train_batch_end(self, trainer, *args):\n"
-        "        if trainer.current_epoch == 2: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "pretraining.StopOnNaN = Kill\n"
-        "pretraining.pretrain(pretraining.prepare(OmegaConf.load(sys.argv[1])), version='run')\n"
-    )
-    OmegaConf.save(cfg, tmp_path / "cfg.yaml")
-    killed = subprocess.run([sys.executable, "-W", "ignore", str(script), str(tmp_path / "cfg.yaml")], check=False)
-    assert killed.returncode == -9
+    killed_in_its_third_epoch(cfg)
     folder = tmp_path / "parts" / "emim" / "run"
     assert "ep=1" in str(last_checkpoint(folder))
 

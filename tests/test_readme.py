@@ -54,6 +54,7 @@ RUN_BY = {
     r"emim-solo linear": "tests/test_evaluation.py::test_linear_command_takes_the_suites_keys",
     r"emim-solo (score|umap)": "tests/test_readme.py::test_the_section_on_images_without_labels",
     r"python research/lab.py": "tests/test_research.py::test_the_laboratory_trains_scores_and_goes_on_where_it_was",
+    r"python research/picture.py": "tests/test_research.py::test_the_picture_of_the_rivals_has_both_protocols",
     r"python research/table.py": "tests/test_research.py::test_committed_tables_are_made_from_the_committed_rows",
 }
 NEEDS = re.compile(r"# .*\bneeds (?:\w+ )?(?:GPUs?|data set|CIFAR-10|ImageNet(?:-100)?)\b")
@@ -73,6 +74,20 @@ SMALL = {  # for a CPU, in seconds
 }
 
 
+def typed(words: list[str], folder: Path) -> str:
+    """What ``emim-solo WORDS`` prints, in a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "emim_solo", *words],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
 def test_the_section_on_images_without_labels(few_digits: Path, tmp_path: Path) -> None:
     section = README.read_text().split("## Images without labels\n")[1].split("\n## ")[0]
     assert len(section.strip().splitlines()) <= 10, "as many lines as a reader has patience for"
@@ -90,16 +105,7 @@ def test_the_section_on_images_without_labels(few_digits: Path, tmp_path: Path) 
             words = [word for word in words if not word.startswith("max_epochs=")]
             words += [f"++{key}={value}" for key, value in SMALL.items()]
         words += {"tune": ["--trials", "2"], "umap": ["--limit", "40"]}.get(command[1], [])
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            [sys.executable, "-W", "ignore", "-m", "emim_solo", *words],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
-        said = done.stdout
+        said = typed(words, tmp_path)
         if command[1] == "tune":
             assert "view information (nats)" in said
             best = yaml.safe_load((tmp_path / "runs/tune/emim-custom/best.yaml").read_text())
@@ -183,15 +189,7 @@ def test_make_demo_is_the_benchmark_of_that_name(few_digits: Path, tmp_path: Pat
     assert program == f"{tmp_path}/bin/emim-solo"
     words += [f"+run.data.train_path={few_digits / 'train'}", f"+run.data.val_path={few_digits / 'val'}"]
     words += ["only=emim", "diagnostics.images=64", "+run.accelerator=cpu", "+run.data.num_workers=0"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "emim_solo", *words],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    typed(words, tmp_path)
     made = {row["stage"]: row["epochs"] for row in rows.read(tmp_path / "runs" / "demo" / "rows.jsonl")}
     assert made.keys() >= {"pretrain", "knn", "logistic", "linear", "diagnostics", "score"}
     assert made["pretrain"] == 1

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import subprocess
 import sys
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -290,6 +291,12 @@ def test_a_report_of_imagenet_and_twenty_methods_is_small_and_its_labels_stand_a
         heights = sorted(map(float, names))
         assert len(heights) == 20
         assert min(np.diff(heights)) > 9, "points, the size of the letters"
+
+
+def test_a_report_is_made_without_loading_torch():
+    """It takes seconds, and a report has no use for it."""
+    program = "import sys, emim_solo.benchmark.report; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
 
 
 def test_page_holds_everything_itself(folder):

@@ -141,3 +141,10 @@ def test_held_out_images_are_whole_classes_shares_and_in_one_part_only(digits: P
         assert held_out / sum(path.parent.name == label for part in parts.values() for path in part) == pytest.approx(
             0.2, abs=0.02
         )
+
+
+def test_the_picture_of_the_rivals_has_both_protocols(tmp_path: Path) -> None:
+    script("picture.py", RESULTS / "rivals_test.jsonl", tmp_path / "rivals.svg")
+    drawn = (tmp_path / "rivals.svg").read_text()
+    for words in ("two views and two small crops", "vicreg_pairs", "barlow_twins"):
+        assert f"<!-- {words} -->" in drawn

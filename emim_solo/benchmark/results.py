@@ -11,7 +11,6 @@ from emim_solo.benchmark.statistics import Estimate, estimate, paired_difference
 from emim_solo.benchmark.terms import deviations
 from emim_solo.data import why_no_accuracy
 from emim_solo.errors import UsageError
-from emim_solo.scores import LABELS
 
 Row = Mapping[str, Any]
 
@@ -105,7 +104,16 @@ DIAGNOSTICS = tuple(
 
 SCORES = tuple(
     Metric(name, label, unit, "score", (name,), digits, name == "view_information")
-    for name, (label, unit, digits) in LABELS.items()
+    for name, label, unit, digits in (
+        ("view_information", "view information", "nats", 1),
+        ("view_information_null", "its null", "nats", 2),
+        ("pair_information", "MI of two views", "nats", 1),
+        ("rankme", "RankMe", "", 1),
+        ("lidar", "LiDAR", "", 1),
+        ("alpha_req", "alpha-ReQ", "", 2),
+        ("alignment", "alignment", "", 3),
+        ("uniformity", "uniformity", "", 3),
+    )
 )
 
 

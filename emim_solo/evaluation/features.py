@@ -98,10 +98,15 @@ class Features:
             raise UsageError(f"features '{path}' are damaged ({type(error).__name__}): remove the file") from error
 
 
+def is_whole(matrix: Tensor) -> bool:
+    """Whether a matrix is small enough to be used at once."""
+    return 4 * matrix.numel() <= IN_MEMORY
+
+
 def pieces(matrix: Tensor) -> Iterator[Tensor]:
     """The rows of a matrix in order, in float32: all at once up to :data:`IN_MEMORY` bytes, some 256 MB at a time beyond."""
     width = max(1, matrix.shape[1])
-    rows = len(matrix) if 4 * matrix.numel() <= IN_MEMORY else _PIECE // (4 * width)
+    rows = len(matrix) if is_whole(matrix) else _PIECE // (4 * width)
     for piece in matrix.split(max(1, rows)):
         yield piece.float()
 

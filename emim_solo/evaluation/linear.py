@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, TensorDataset
 
 from emim_solo.errors import UsageError
-from emim_solo.evaluation.features import Features, Split, all_finite, device_of, pieces
+from emim_solo.evaluation.features import Features, Split, all_finite, device_of, is_whole, pieces
 from emim_solo.suite import load_suite, plain
 
 DEFAULTS: dict[str, Any] = {
@@ -206,7 +206,7 @@ def logistic(features: Features, *, device: torch.device | str = "cpu") -> dict[
     train, val = features.train, features.to_judge()
     if not all_finite(train.backbone, val.backbone):
         return {"backbone_acc1": math.nan}
-    regress = _regress_whole if next(pieces(train.backbone)).shape == train.backbone.shape else _regress_in_pieces
+    regress = _regress_whole if is_whole(train.backbone) else _regress_in_pieces
     return {"backbone_acc1": 100 * regress(train, val, torch.device(device))}
 
 

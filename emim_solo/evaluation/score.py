@@ -25,20 +25,23 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from emim_solo import checkpoints, configs, files, rows
-from emim_solo.benchmark.results import Cell, Table, to_text
+from emim_solo.benchmark.results import SCORES, Cell, Table, to_text
 from emim_solo.checkpoints import Checkpoint, DamagedCheckpoint, open_checkpoints
 from emim_solo.data import HeldOut, why_no_accuracy
 from emim_solo.errors import UsageError
 from emim_solo.evaluation.commands import distinct_names, evaluation_row, folders_parser, split
 from emim_solo.evaluation.features import PARTS, Split, device_of, extract, extract_features
 from emim_solo.evaluation.knn import knn
-from emim_solo.scores import LABELS, half_widths, scores
+from emim_solo.scores import half_widths, scores
 from emim_solo.suite import load_suite
 
 FEWEST_IMAGES = 4
 NEIGHBOURS = 20
 _COLUMNS = {
-    **{key: f"{label} ({unit})" if key == "view_information" else label for key, (label, unit, _) in LABELS.items()},
+    **{
+        score.key: f"{score.label} ({score.unit})" if score.key == "view_information" else score.label
+        for score in SCORES
+    },
     "knn_acc1": f"{NEIGHBOURS}-NN (%)",
 }
 
