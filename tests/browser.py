@@ -6,12 +6,13 @@ import base64
 import itertools
 import json
 import shutil
+import socket
 import subprocess
 import time
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
-from urllib.request import urlopen
+from urllib.request import ProxyHandler, build_opener
 
 EXECUTABLE = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 
@@ -52,7 +53,9 @@ class Page:
             port = port_file.read_text().splitlines()[0]
             targets = self._targets(port)
             address = next(target["webSocketDebuggerUrl"] for target in targets if target["type"] == "page")
-            self._socket = websocket.create_connection(address)
+            self._socket = websocket.create_connection(
+                address, socket=socket.create_connection(("127.0.0.1", int(port)))
+            )
             for domain in ("Page", "Runtime", "Log", "Network"):
                 self.call(f"{domain}.enable")
         except BaseException:
@@ -60,10 +63,11 @@ class Page:
             raise
 
     def _targets(self, port: str) -> Any:
-        """The file names the port a moment before it is served, seconds on a busy machine."""
+        """The file names the port a moment before it is served, seconds on a busy machine. No proxy leads to it."""
+        direct = build_opener(ProxyHandler({}))
         while True:
             try:
-                return json.load(urlopen(f"http://127.0.0.1:{port}/json/list"))
+                return json.load(direct.open(f"http://127.0.0.1:{port}/json/list"))
             except URLError:
                 assert self._process.poll() is None, "Chromium ended before it was ready"
                 time.sleep(0.05)

@@ -464,6 +464,7 @@ def test_fashion_mnist_is_that_of_the_package(tmp_path: Path) -> None:
 def test_no_network_and_no_package_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("emim_solo.images.FASHION_FOLDER", tmp_path / "absent")
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.setattr("urllib.request._opener", None)  # it keeps the proxies of its first call
     with pytest.raises(UsageError, match=r"could not be downloaded .*apt install dataset-fashion-mnist"):
         write_images("fashion-mnist-few", tmp_path / "fashion")
     assert list(tmp_path.iterdir()) == []
