@@ -34,7 +34,8 @@ from emim_solo.pretraining import pretrain
 from emim_solo.suite import load_suite
 
 DRIVER = Path(__file__).with_name("benchmark_driver.py")
-RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
+REPOSITORY = Path(__file__).resolve().parent.parent
+RESULTS = REPOSITORY / "docs" / "results"
 
 
 @pytest.fixture(scope="module")
@@ -223,21 +224,26 @@ def test_the_demo_is_the_digits_but_for_what_its_head_says():
     assert half["optimizer.batch_size"] == 2 * whole["optimizer.batch_size"]
 
 
-def test_digits_all_has_every_method_that_trains_on_the_demos_terms(digits):
-    """But for the epochs and for W-MSE, whose projector is half of what it whitens."""
+def test_digits_all_has_every_method_that_trains_and_says_where_it_leaves_the_demos_terms(digits):
+    """In the epochs, and in the rate and projector that a method's own recipe has."""
     images = {"train_path": str(digits / "train"), "val_path": str(digits / "val"), "embedded": None}
-    runs, demo = seeds_0(shipped("digits-all", **images)), seeds_0(shipped("demo", **images))
+    cfg = shipped("digits-all", **images)
+    runs, demo = seeds_0(cfg), seeds_0(shipped("demo", **images))
     assert list(runs)[:3] == list(demo)
     assert all(name == run.cfg.method for name, run in runs.items())
     only_main = {"all4one", "mae", "mocov3", "supcon", "vibcreg"}
     assert runs.keys() == load_suite().methods().keys() - only_main
     assert len(runs) == 15
-    found = {name: terms.terms(OmegaConf.to_container(run.cfg)) for name, run in runs.items()}
     shared = terms.terms(OmegaConf.to_container(demo["emim"].cfg)) | {"max_epochs": runs["emim"].cfg.max_epochs}
-    assert all(own == shared for name, own in found.items() if name != "wmse")
-    assert found["wmse"] == shared | {"method_kwargs.proj_output_dim": 64}
-    assert runs["wmse"].cfg.method_kwargs.whitening_size == 2 * 64
-    assert len(shipped("digits-all").seeds) == 3
+    for run in runs.values():
+        own = terms.terms(OmegaConf.to_container(run.cfg))
+        differing = {key for key in shared.keys() | own.keys() if own.get(key) != shared.get(key)}
+        assert differing <= {"optimizer.lr", "method_kwargs.proj_hidden_dim", "method_kwargs.proj_output_dim"}
+    found = terms.deviations({name: OmegaConf.to_container(run.cfg) for name, run in runs.items()})
+    assert {name: list(keys) for name, keys in found.items() if keys} == cfg.deviations
+    wmse = runs["wmse"].cfg.method_kwargs
+    assert wmse.whitening_size == 2 * wmse.proj_output_dim
+    assert len(cfg.seeds) == 3
 
 
 def test_fashion_mnist_declares_what_its_methods_do_not_share_and_nothing_else(digits):
@@ -248,6 +254,22 @@ def test_fashion_mnist_declares_what_its_methods_do_not_share_and_nothing_else(d
     assert len(cfg.seeds) == 5
     found = terms.deviations({name: OmegaConf.to_container(run.cfg) for name, run in runs.items()})
     assert {name: list(keys) for name, keys in found.items() if keys} == cfg.deviations
+
+
+@pytest.mark.parametrize("name", ["digits-all", "fashion-mnist"])
+def test_each_method_has_the_best_of_its_four_recipes(name):
+    """By the rule that stands above the recipes: the mean of 20-NN and linear on held-out training images."""
+    scores: dict[str, float] = {}
+    for row in rows.read(RESULTS / name / "recipes.jsonl"):
+        if row["stage"] in ("knn", "linear"):
+            key = "backbone_cosine_k20" if row["stage"] == "knn" else "acc1"
+            scores[row["name"]] = scores.get(row["name"], 0.0) + row["metrics"][key] / 2
+    recipes = OmegaConf.to_container(OmegaConf.load(REPOSITORY / "research" / f"{name}-recipes.yaml"))["methods"]
+    assert scores.keys() == recipes.keys()
+    for method, shipped_entry in OmegaConf.to_container(shipped(name).methods).items():
+        tried = [recipe for recipe in recipes if recipe == method or recipe.startswith(f"{method}_")]
+        assert len(tried) == 4
+        assert shipped_entry == recipes[max(tried, key=scores.__getitem__)], method
 
 
 @pytest.mark.parametrize("name", ["digits-all", "fashion-mnist"])
