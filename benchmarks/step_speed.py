@@ -90,7 +90,8 @@ def main() -> None:
         write_images("digits", Path("datasets/digits"))
         for repeat in range(args.repeats):
             names = list(found)[:: 1 if repeat % 2 else -1]
-            for name in names:
+            first = repeat // 2 % len(names)  # each is at each place
+            for name in names[first:] + names[:first]:
                 train(name)
                 found[name].append(notes.pop())
         os.chdir(home)
