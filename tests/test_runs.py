@@ -84,7 +84,7 @@ def test_sigterm_ends_a_run_with_143_and_the_line_that_continues_it(
         str(tmp_path),
         "--config-name",
         "run",
-        "hydra.run.dir=.",
+        f"hydra.run.dir={tmp_path}",  # where Hydra writes a log of its own
         "hydra.output_subdir=null",
     ]
     before = signal.getsignal(signal.SIGTERM)
