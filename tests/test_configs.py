@@ -396,10 +396,10 @@ def test_the_papers_values_are_the_papers() -> None:
             assert vicreg["sim_loss_weight"] == 25.0
 
 
-def scores_of_the_digits(file: str) -> dict[str, float]:
+def scores_of(file: str) -> dict[str, float]:
     """Mean of 20-NN and linear accuracy of every trial over its seeds, from the committed rows of a search."""
     found: dict[str, list[float]] = {}
-    for row in rows.read(REPOSITORY / "docs" / "results" / "digits" / file):
+    for row in rows.read(REPOSITORY / "docs" / "results" / file):
         if row["stage"] in ("knn", "linear"):
             key = "backbone_cosine_k20" if row["stage"] == "knn" else "acc1"
             found.setdefault(row["name"], []).append(row["metrics"][key])
@@ -412,7 +412,7 @@ def trials_of_the_digits(file: str, config: str) -> dict[str, dict[str, Any]]:
 
 
 def test_the_digits_weights_are_those_that_the_first_search_ended_with() -> None:
-    scores = scores_of_the_digits("search.jsonl")
+    scores = scores_of("digits/search.jsonl")
     assert len(scores) == 20
     for config in (*METHODS, "emim_multicrop"):
         trials = trials_of_the_digits("digits-search.yaml", config)
@@ -426,7 +426,7 @@ def test_the_digits_weights_are_those_that_the_first_search_ended_with() -> None
 
 def test_what_the_digits_methods_share_is_what_the_second_search_ended_with() -> None:
     """The highest mean over the three methods is what all three get."""
-    scores = scores_of_the_digits("recipes.jsonl")
+    scores = scores_of("digits/recipes.jsonl")
     assert len(scores) == 18
     recipes: dict[str, dict[str, dict[str, Any]]] = {}
     means: dict[str, float] = {}
@@ -441,3 +441,15 @@ def test_what_the_digits_methods_share_is_what_the_second_search_ended_with() ->
         shipped = plain(composed(configs.find("pretrain/digits"), config))
         assert best["run"]["optimizer"].items() <= shipped["optimizer"].items()
         assert best["method_kwargs"].items() <= shipped["method_kwargs"].items()
+
+
+@pytest.mark.parametrize("name", ["digits-all", "fashion-mnist"])
+def test_each_method_has_the_best_of_its_four_recipes(name: str) -> None:
+    """By the rule that stands above the recipes: the mean of 20-NN and linear on held-out training images."""
+    scores = scores_of(f"{name}/recipes.jsonl")
+    recipes = plain(OmegaConf.load(REPOSITORY / "research" / f"{name}-recipes.yaml"))["methods"]
+    assert scores.keys() == recipes.keys()
+    for method, shipped in plain(composed(configs.find("benchmark"), name))["methods"].items():
+        tried = [recipe for recipe in recipes if recipe == method or recipe.startswith(f"{method}_")]
+        assert len(tried) == 4
+        assert shipped == recipes[max(tried, key=scores.__getitem__)], method
