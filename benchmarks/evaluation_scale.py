@@ -35,7 +35,7 @@ from lightning.pytorch import LightningModule
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from emim_solo.checkpoints import open_checkpoint
+from emim_solo.checkpoints.opening import open_checkpoint
 from emim_solo.evaluation import features as stored
 from emim_solo.evaluation import linear as classifiers
 from emim_solo.evaluation.features import Features, Split, extract, extract_features

@@ -52,11 +52,11 @@ def main() -> None:
     import torch
     from lightning.pytorch import Trainer
 
-    from emim_solo import configs
-    from emim_solo.checkpoints import open_checkpoint
+    from emim_solo.checkpoints.opening import open_checkpoint
     from emim_solo.evaluation.features import extract_features
     from emim_solo.evaluation.linear import linear
-    from emim_solo.images import write_images
+    from emim_solo.ground import configs
+    from emim_solo.images.embedded import write_images
     from emim_solo.suite import load_suite
 
     torch.set_num_threads(1)

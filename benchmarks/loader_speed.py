@@ -26,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from emim_solo import configs
+from emim_solo.ground import configs
 from emim_solo.suite import dali, load_suite
 
 CLASSES = 2

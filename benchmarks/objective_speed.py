@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from emim_solo.objective import emim_loss_func, mutual_information
+from emim_solo.emim.objective import emim_loss_func, mutual_information
 from emim_solo.suite import load_suite
 
 Loss = Callable[[Tensor, Tensor], Tensor]

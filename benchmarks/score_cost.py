@@ -15,11 +15,11 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from emim_solo import configs
-from emim_solo.data import training_images
-from emim_solo.evaluation.live_score import smallest_interval
 from emim_solo.evaluation.score import Protocol
-from emim_solo.pretraining import prepare, pretrain
+from emim_solo.ground import configs
+from emim_solo.images.folders import training_images
+from emim_solo.training.live_score import smallest_interval
+from emim_solo.training.pretraining import prepare, pretrain
 
 
 def main() -> None:

@@ -65,8 +65,9 @@ def main() -> None:
 
     import torch
 
-    from emim_solo import cli, configs
-    from emim_solo.images import write_images
+    from emim_solo import cli
+    from emim_solo.ground import configs
+    from emim_solo.images.embedded import write_images
 
     torch.set_num_threads(1)
     notes = timed_fits()

@@ -8,19 +8,23 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from emim_solo.ground import moved
+
 __version__ = "0.2.0"
 
+moved.install()
+
 if TYPE_CHECKING:
-    from emim_solo.errors import UsageError
-    from emim_solo.objective import emim_loss_func, mutual_information, null_mutual_information
-    from emim_solo.registration import register
+    from emim_solo.emim.objective import emim_loss_func, mutual_information, null_mutual_information
+    from emim_solo.ground.errors import UsageError
+    from emim_solo.plugin.registration import register
 
 _HOME = {
-    "UsageError": "errors",
-    "emim_loss_func": "objective",
-    "mutual_information": "objective",
-    "null_mutual_information": "objective",
-    "register": "registration",
+    "UsageError": "ground.errors",
+    "emim_loss_func": "emim.objective",
+    "mutual_information": "emim.objective",
+    "null_mutual_information": "emim.objective",
+    "register": "plugin.registration",
 }
 __all__ = ["UsageError", "emim_loss_func", "mutual_information", "null_mutual_information", "register"]
 

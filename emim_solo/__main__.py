@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from emim_solo import cli
-from emim_solo.errors import UsageError
-from emim_solo.registration import register
+from emim_solo.ground.errors import UsageError
+from emim_solo.plugin.registration import register
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emim_solo import completion, files
-from emim_solo.errors import UsageError
-from emim_solo.stopping import Stopped, stoppable
+from emim_solo import completion
+from emim_solo.ground import files
+from emim_solo.ground.errors import UsageError
+from emim_solo.ground.stopping import Stopped, stoppable
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -121,7 +122,7 @@ def hydra_run(command: str, task: Callable[[DictConfig], Any], arguments: Sequen
     """
     import hydra
 
-    from emim_solo import configs
+    from emim_solo.ground import configs
 
     arguments = list(arguments)
     for position, argument in enumerate(arguments):
@@ -155,14 +156,14 @@ def _pretrain(arguments: Sequence[str]) -> None:
     def task(cfg: DictConfig) -> None:
         from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-        from emim_solo.pretraining import prepare, pretrain
+        from emim_solo.training.pretraining import prepare, pretrain
 
         row = pretrain(prepare(cfg))
         if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
             summarise(row)
 
     def summarise(row: dict[str, Any]) -> None:
-        from emim_solo.data import why_no_accuracy
+        from emim_solo.images.folders import why_no_accuracy
 
         accuracies = () if why_no_accuracy(row["config"]["data"]) else ("val_acc1", "val_knn_acc1")
         shown = (*accuracies, "score_view_information", "train_mi", "train_mi_null")
@@ -185,7 +186,7 @@ def _benchmark(arguments: Sequence[str]) -> None:
 
 
 def _images(arguments: Sequence[str]) -> None:
-    from emim_solo.images import DATASETS, write_images
+    from emim_solo.images.embedded import DATASETS, write_images
 
     if len(arguments) != 2:
         raise UsageError(f"expected a name and a folder: emim-solo images NAME DIR; there are {', '.join(DATASETS)}")
@@ -211,8 +212,8 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "linear": _lazily("emim_solo.evaluation.commands", "linear_main"),
     "umap": _lazily("emim_solo.evaluation.commands", "umap_main"),
     "score": _lazily("emim_solo.evaluation.score", "score_main"),
-    "export": _lazily("emim_solo.export", "export_main"),
-    "report": _lazily("emim_solo.benchmark.report", "main"),
-    "configs": _lazily("emim_solo.configs", "main"),
+    "export": _lazily("emim_solo.checkpoints.export", "export_main"),
+    "report": _lazily("emim_solo.report.page", "main"),
+    "configs": _lazily("emim_solo.ground.configs", "main"),
     "images": _images,
 }

@@ -12,8 +12,8 @@ import io
 import os
 from collections.abc import Callable, Mapping, Sequence
 
-from emim_solo import configs
-from emim_solo.errors import UsageError
+from emim_solo.ground import configs
+from emim_solo.ground.errors import UsageError
 
 FLAGS = ("-sc", "--shell-completion")
 _PATH, _NAME = ("--config-path", "-cp"), ("--config-name", "-cn")

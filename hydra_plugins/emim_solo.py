@@ -13,6 +13,6 @@ class EMIMSearchPath(SearchPathPlugin):
     """
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        from emim_solo.registration import register
+        from emim_solo.plugin.registration import register
 
         register()

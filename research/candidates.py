@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from emim_solo.objective import emim_loss_func
+from emim_solo.emim.objective import emim_loss_func
 
 DIRECTIONS = 16  # random ones a step, of the Gaussian marginals
 

@@ -30,7 +30,7 @@ import yaml
 from sklearn.linear_model import RidgeClassifier
 from torch import Tensor, nn
 
-from emim_solo.rows import config_hash
+from emim_solo.ground.compare import config_hash
 
 SETTINGS: dict[str, Any] = {
     "loss": "emim",  # a name of losses()
@@ -314,7 +314,7 @@ def train(s: dict[str, Any], seed: int, images: Tensor, labels: Tensor) -> tuple
 @torch.no_grad()
 def judge(model: Model, images: Tensor) -> dict[str, float]:
     """What can be said of two views of held-out images without their labels, by the package's own measures."""
-    from emim_solo.diagnostics import diagnose
+    from emim_solo.emim.diagnostics import diagnose
 
     model.eval()
     chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:JUDGED]
@@ -328,7 +328,7 @@ def judge(model: Model, images: Tensor) -> dict[str, float]:
 @torch.no_grad()
 def score_without_labels(model: Model, images: Tensor, protocol: dict[str, Any]) -> dict[str, dict[str, float]]:
     """The package's scores of the protocol's views of its first images, by the name of the features and of a variant."""
-    from emim_solo.scores import NAMES, scores
+    from emim_solo.emim.scores import NAMES, scores
 
     model.eval()
     x = images[: protocol["images"]].float() / 255

@@ -16,7 +16,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-from emim_solo.benchmark.statistics import Estimate, estimate
+from emim_solo.results.statistics import Estimate, estimate
 
 PANELS = {"": "two views", "small_": "two views and two small crops"}
 OURS, OTHERS = "#0b6e4f", "#5b6470"

@@ -9,7 +9,7 @@ import argparse
 import json
 from pathlib import Path
 
-from emim_solo.benchmark.statistics import Estimate, estimate, paired_difference
+from emim_solo.results.statistics import Estimate, estimate, paired_difference
 
 METRICS = {"knn": "20-NN top-1 (%)", "linear": "linear top-1 (%)"}
 UNLABELLED = {"mi": "MI (nats)", "mi_null": "its null", "effective_rank": "effective rank", "collapsed": "collapsed"}

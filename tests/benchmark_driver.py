@@ -12,8 +12,8 @@ import sys
 
 from omegaconf import OmegaConf
 
-from emim_solo import rows
 from emim_solo.benchmark.runner import run_benchmark
+from emim_solo.results import rows
 
 if len(sys.argv) > 2:
     whole = rows.append

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from emim_solo import rows
+from emim_solo.results import rows
 
 METHODS = {"emim": (93.0, 31.0, 9.0), "barlow_twins": (91.5, 24.0, 11.0), "vicreg": (92.4, 28.0, 10.0)}
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,28 @@ from lightning.pytorch import LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
-from emim_solo.images import write_images
+from emim_solo.ground.errors import UsageError
+from emim_solo.images.embedded import write_images
 from emim_solo.suite import load_suite
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@contextmanager
+def _refused(key: str, *names: object) -> Iterator[pytest.ExceptionInfo[UsageError]]:
+    with pytest.raises(UsageError) as caught:
+        yield caught
+    assert caught.value.key == key, caught.value
+    missing = [str(name) for name in names if str(name) not in str(caught.value)]
+    assert not missing, f"{missing} not in: {caught.value}"
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def refused() -> Callable[..., AbstractContextManager[pytest.ExceptionInfo[UsageError]]]:
+    """``with refused("optimizer.lr", "-1"):`` one line of an error with that key, which has the names in it."""
+    return _refused
+
 
 VIEW: dict[str, Any] = {
     "rrc": {"enabled": True, "crop_min_scale": 0.4, "crop_max_scale": 1.0},

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-from emim_solo import rows
+from emim_solo.results import rows
 from emim_solo.suite import load_suite
 
 REPOSITORY = Path(__file__).resolve().parent.parent

@@ -21,17 +21,18 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch.utils.data import DataLoader, Dataset
 
-from emim_solo import cli, rows
-from emim_solo.benchmark import plan, terms
+from emim_solo import cli
+from emim_solo.benchmark import plan
 from emim_solo.benchmark.cost import loading_seconds, measure, stage_seconds
-from emim_solo.benchmark.report import write_report
-from emim_solo.benchmark.results import collect, differences, headline, to_markdown
 from emim_solo.benchmark.runner import Runner, run_benchmark
-from emim_solo.checkpoints import open_checkpoint
-from emim_solo.errors import UsageError
+from emim_solo.checkpoints.opening import open_checkpoint
 from emim_solo.evaluation.score import Protocol, score_checkpoint
-from emim_solo.pretraining import pretrain
+from emim_solo.ground.errors import UsageError
+from emim_solo.report.page import write_report
+from emim_solo.results import rows, terms
+from emim_solo.results.tables import collect, differences, headline, to_markdown
 from emim_solo.suite import load_suite
+from emim_solo.training.pretraining import pretrain
 
 DRIVER = Path(__file__).with_name("benchmark_driver.py")
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"

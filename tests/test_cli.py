@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from emim_solo import rows
-from emim_solo.checkpoints import Checkpoint
+from emim_solo.checkpoints.opening import Checkpoint
 from emim_solo.evaluation.score import Protocol, score_checkpoint
+from emim_solo.results import rows
 
 SMALL = [
     "max_epochs=1",

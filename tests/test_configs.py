@@ -14,9 +14,10 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from emim_solo import configs, rows
-from emim_solo.errors import UsageError
-from emim_solo.method import OBJECTIVE_DEFAULTS, PROJECTOR_DEFAULTS
+from emim_solo.emim.method import OBJECTIVE_DEFAULTS, PROJECTOR_DEFAULTS
+from emim_solo.ground import configs
+from emim_solo.ground.errors import UsageError
+from emim_solo.results import rows
 from emim_solo.suite import load_suite
 
 REPOSITORY = Path(__file__).resolve().parent.parent

@@ -18,8 +18,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
-from emim_solo.data import load_rgb, training_images
-from emim_solo.errors import UsageError
+from emim_solo.ground.errors import UsageError
+from emim_solo.images.folders import load_rgb, training_images
 from emim_solo.suite import dali, load_suite
 
 REPOSITORY = Path(__file__).resolve().parent.parent

@@ -20,14 +20,14 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-import emim_solo.data
-from emim_solo import configs
-from emim_solo.data import IMAGE_SUFFIXES, check_images, expand_home, find_images, load_rgb
-from emim_solo.errors import UsageError
+import emim_solo.images.folders
 from emim_solo.evaluation.thumbnails import write_sprite_sheet
-from emim_solo.images import DATASETS, FASHION_FOLDER, write_images
-from emim_solo.pretraining import prepare
+from emim_solo.ground import configs
+from emim_solo.ground.errors import UsageError
+from emim_solo.images.embedded import DATASETS, FASHION_FOLDER, write_images
+from emim_solo.images.folders import IMAGE_SUFFIXES, check_images, expand_home, find_images, load_rgb
 from emim_solo.suite import load_suite
+from emim_solo.training.pretraining import prepare
 
 
 def test_digits_are_all_there_and_split_by_class(digits: Path) -> None:
@@ -217,7 +217,7 @@ def test_labelled_folder_among_junk_trains_and_evaluates_on_its_classes(
 def test_classes_that_are_not_imagenet_100s_are_warned_of_once(
     tmp_path: Path, make_cfg: Callable[..., DictConfig], recwarn: pytest.WarningsRecorder
 ) -> None:
-    lines = Path(emim_solo.data.__file__).with_name("imagenet100.txt").read_text().splitlines()
+    lines = Path(emim_solo.images.folders.__file__).with_name("imagenet100.txt").read_text().splitlines()
     published = [line for line in lines if not line.startswith("#")]
     assert len(set(published)) == 100 and lines[0].startswith("#")
     # of imagenet100.txt of HobbitLong/CMC at bc687a2, sorted, one a line
@@ -462,7 +462,7 @@ def test_fashion_mnist_is_that_of_the_package(tmp_path: Path) -> None:
 
 
 def test_no_network_and_no_package_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("emim_solo.images.FASHION_FOLDER", tmp_path / "absent")
+    monkeypatch.setattr("emim_solo.images.embedded.FASHION_FOLDER", tmp_path / "absent")
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # nobody listens there
     monkeypatch.setattr("urllib.request._opener", None)  # it keeps the proxies of its first call
     with pytest.raises(UsageError, match=r"could not be downloaded .*apt install dataset-fashion-mnist"):

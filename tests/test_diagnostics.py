@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy import integrate, special, stats
 
-from emim_solo import diagnostics
+from emim_solo.emim import diagnostics
 
 
 def gaussian(samples: int, dimensions: int, seed: int = 0) -> torch.Tensor:

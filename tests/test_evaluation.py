@@ -15,10 +15,8 @@ from sklearn import datasets
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from emim_solo import rows
 from emim_solo.benchmark.plan import make_plan
-from emim_solo.checkpoints import Checkpoint, open_checkpoint
-from emim_solo.errors import UsageError
+from emim_solo.checkpoints.opening import Checkpoint, open_checkpoint
 from emim_solo.evaluation import commands
 from emim_solo.evaluation import features as stored
 from emim_solo.evaluation.features import (
@@ -30,8 +28,10 @@ from emim_solo.evaluation.features import (
 )
 from emim_solo.evaluation.knn import knn, knn_accuracies
 from emim_solo.evaluation.linear import _batches, _Known, _linear_config, _moments, linear, logistic
-from emim_solo.pretraining import pretrain
+from emim_solo.ground.errors import UsageError
+from emim_solo.results import rows
 from emim_solo.suite import load_suite
+from emim_solo.training.pretraining import pretrain
 
 
 @pytest.fixture(scope="module")

@@ -22,13 +22,15 @@ from huggingface_hub import ModelCard
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from emim_solo import cli, rows
-from emim_solo.checkpoints import open_checkpoint, open_checkpoints
-from emim_solo.errors import UsageError
+from emim_solo import cli
+from emim_solo.checkpoints.export import SUFFIXES, export
+from emim_solo.checkpoints.opening import open_checkpoint, open_checkpoints
 from emim_solo.evaluation.features import Features, extract_features
-from emim_solo.export import SUFFIXES, export
-from emim_solo.pretraining import prepare
+from emim_solo.ground import compare
+from emim_solo.ground.errors import UsageError
+from emim_solo.results import rows
 from emim_solo.suite import load_suite
+from emim_solo.training.pretraining import prepare
 
 MakeCfg = Callable[..., DictConfig]
 SCORE = ("--protocol", "digits", "images=12", "views=2", "splits=1", "--no-knn")
@@ -137,7 +139,7 @@ def test_the_card_says_what_the_run_says(resnet: Path) -> None:
     assert (card.data.license, card.data.library_name) == ("mit", "timm")
     arguments = json.loads((resnet / "args.json").read_text())
     table = dict(re.findall(r"^\| ([^|]+) \| ([^|]+) \|$", card.text, flags=re.MULTILINE))
-    assert table["config"] == rows.config_hash(arguments)
+    assert table["config"] == compare.config_hash(arguments)
     assert (table["method"], table["epochs"], table["seed"]) == ("emim", "1", "3")
     stored = rows.read(resnet.parent.parent / "rows.jsonl")
     pretrain, knn, score, _ = stored

@@ -14,12 +14,12 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from emim_solo.checkpoints import last_checkpoint
+from emim_solo.checkpoints.opening import last_checkpoint
+from emim_solo.emim.objective import emim_loss_func, mutual_information, random_directions
+from emim_solo.emim.scores import scores
 from emim_solo.evaluation.knn import knn_accuracies
-from emim_solo.objective import emim_loss_func, mutual_information, random_directions
-from emim_solo.pretraining import prepare, pretrain
-from emim_solo.scores import scores
 from emim_solo.suite import dali, load_suite
+from emim_solo.training.pretraining import prepare, pretrain
 
 pytestmark = [
     pytest.mark.gpu,
@@ -168,7 +168,7 @@ def test_two_processes_of_nccl_train_as_one_on_the_joined_batch(make_cfg: MakeCf
         cfg.update({"strategy": "ddp", "sync_batchnorm": True, "max_epochs": 3})
         OmegaConf.save(cfg, tmp_path / f"{name}.yaml")
         program = (
-            "import sys\nfrom omegaconf import OmegaConf\nfrom emim_solo.pretraining import prepare, pretrain\n"
+            "import sys\nfrom omegaconf import OmegaConf\nfrom emim_solo.training.pretraining import prepare, pretrain\n"
             "row = pretrain(prepare(OmegaConf.load(sys.argv[1])))\n"
             "print('loss', row and row['metrics']['train_emim_loss_epoch'])\n"
         )

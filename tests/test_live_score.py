@@ -14,15 +14,16 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 
-from emim_solo import pretraining, rows
-from emim_solo.checkpoints import by_epoch, last_checkpoint, load, open_checkpoint
-from emim_solo.data import HeldOut, find_images
-from emim_solo.errors import UsageError
-from emim_solo.evaluation.live_score import KeepBest, is_last_epoch
+from emim_solo.checkpoints.opening import by_epoch, last_checkpoint, load, open_checkpoint
+from emim_solo.emim.scores import NAMES
 from emim_solo.evaluation.score import Protocol, ScoredViews, score_checkpoint, score_main
-from emim_solo.pretraining import prepare, pretrain
-from emim_solo.scores import NAMES
+from emim_solo.ground.errors import UsageError
+from emim_solo.images.folders import HeldOut, find_images
+from emim_solo.results import rows
 from emim_solo.suite import load_suite
+from emim_solo.training import pretraining
+from emim_solo.training.live_score import KeepBest, is_last_epoch
+from emim_solo.training.pretraining import prepare, pretrain
 
 MakeCfg = Callable[..., DictConfig]
 BYOL = {"proj_hidden_dim": 16, "proj_output_dim": 8, "pred_hidden_dim": 16}

@@ -12,12 +12,12 @@ import torch
 from lightning.pytorch import Trainer, seed_everything
 from omegaconf import DictConfig
 
-from emim_solo import method
-from emim_solo.errors import UsageError
-from emim_solo.method import DEFAULTS, OBJECTIVE_DEFAULTS, complete_method_kwargs
-from emim_solo.objective import emim_loss_func
-from emim_solo.pretraining import prepare
+from emim_solo.emim import method
+from emim_solo.emim.method import DEFAULTS, OBJECTIVE_DEFAULTS, complete_method_kwargs
+from emim_solo.emim.objective import emim_loss_func
+from emim_solo.ground.errors import UsageError
 from emim_solo.suite import load_suite
+from emim_solo.training.pretraining import prepare
 
 
 def test_defaults_are_the_objectives_own() -> None:

@@ -14,11 +14,11 @@ from lightning.pytorch import LightningModule, Trainer
 from omegaconf import DictConfig
 from torch import nn
 
-from emim_solo.checkpoints import open_checkpoint
-from emim_solo.errors import UsageError
-from emim_solo.pretraining import prepare, pretrain
+from emim_solo.checkpoints.opening import open_checkpoint
+from emim_solo.ground.errors import UsageError
 from emim_solo.suite import load_suite
-from emim_solo.suite.mended import zero_over_nothing
+from emim_solo.suite.fixes import zero_over_nothing
+from emim_solo.training.pretraining import prepare, pretrain
 
 MakeCfg = Callable[..., DictConfig]
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from emim_solo import theory
-from emim_solo.objective import (
+from emim_solo.emim import theory
+from emim_solo.emim.objective import (
     emim_loss_func,
     entropies,
     epps_pulley,

@@ -15,12 +15,12 @@ from lightning.pytorch import LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
-from emim_solo import rows
-from emim_solo.checkpoints import last_checkpoint, open_checkpoint
-from emim_solo.errors import UsageError
-from emim_solo.objective import emim_loss_func
-from emim_solo.pretraining import prepare, pretrain
+from emim_solo.checkpoints.opening import last_checkpoint, open_checkpoint
+from emim_solo.emim.objective import emim_loss_func
+from emim_solo.ground.errors import UsageError
+from emim_solo.results import rows
 from emim_solo.suite import dali, load_suite
+from emim_solo.training.pretraining import prepare, pretrain
 
 MakeCfg = Callable[..., DictConfig]
 

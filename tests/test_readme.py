@@ -18,7 +18,8 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 
-from emim_solo import configs, rows
+from emim_solo.ground import configs
+from emim_solo.results import rows
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 README = REPOSITORY / "README.md"

@@ -19,8 +19,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from emim_solo import configs
-from emim_solo.registration import register
+from emim_solo.ground import configs
+from emim_solo.plugin.registration import register
 from emim_solo.suite import load_suite
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -51,7 +51,7 @@ def test_emim_is_there_when_solo_is_imported_later(tmp_path: Path) -> None:
     run_script(
         """
         import importlib, importlib.util, sys
-        from emim_solo.registration import register
+        from emim_solo.plugin.registration import register
 
         register()
         register()
@@ -79,7 +79,7 @@ def test_emim_is_there_when_solo_is_imported_later(tmp_path: Path) -> None:
 def test_emim_is_there_when_the_face_imports_solo(tmp_path: Path) -> None:
     run_script(
         """
-        from emim_solo.registration import register
+        from emim_solo.plugin.registration import register
 
         register()
         from emim_solo.suite import load_suite
@@ -109,7 +109,7 @@ def test_another_package_called_solo_is_left_alone(tmp_path: Path) -> None:
     run_script(
         """
         import sys
-        from emim_solo.registration import register
+        from emim_solo.plugin.registration import register
 
         register()
         import solo
@@ -129,7 +129,7 @@ def test_unsupported_solo_learn_can_still_be_imported(tmp_path: Path) -> None:
     run_script(
         """
         import warnings
-        from emim_solo.registration import register
+        from emim_solo.plugin.registration import register
 
         register()
         with warnings.catch_warnings(record=True) as caught:

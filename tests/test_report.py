@@ -18,11 +18,13 @@ from PIL import Image
 from scipy import stats
 from sklearn.datasets import load_sample_images
 
-from emim_solo import rows
-from emim_solo.benchmark import charts, report, results
-from emim_solo.benchmark.curves import read_curves
-from emim_solo.errors import UsageError
 from emim_solo.evaluation.thumbnails import QUALITY
+from emim_solo.ground.errors import UsageError
+from emim_solo.report import charts
+from emim_solo.report import page as report
+from emim_solo.results import rows
+from emim_solo.results import tables as results
+from emim_solo.results.curves import read_curves
 
 sys.path.insert(
     0, str(Path(__file__).parent)
@@ -295,7 +297,7 @@ def test_a_report_of_imagenet_and_twenty_methods_is_small_and_its_labels_stand_a
 
 def test_a_report_is_made_without_loading_torch():
     """It takes seconds, and a report has no use for it."""
-    program = "import sys, emim_solo.benchmark.report; sys.exit('torch' in sys.modules)"
+    program = "import sys, emim_solo.report.page; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
 
 

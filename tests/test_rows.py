@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from emim_solo import rows
-from emim_solo.errors import UsageError
+from emim_solo.ground import compare
+from emim_solo.ground.errors import UsageError
+from emim_solo.results import rows
 
 CONFIG = {"name": "run", "method": "emim", "seed": 3, "data": {"dataset": "custom"}, "optimizer": {"lr": 0.1}}
 SUITE = {"generation": "main", "version": "1.0.6"}
@@ -39,10 +40,10 @@ def test_a_line_cut_short_by_a_kill_costs_that_row_only(cut: int, tmp_path: Path
 
 
 def test_hash_is_of_what_a_run_computes(tmp_path: Path) -> None:
-    first = rows.config_hash(CONFIG)
-    assert rows.config_hash({**CONFIG, "name": "other", "checkpoint": {"dir": "elsewhere"}}) == first
-    assert rows.config_hash({**CONFIG, "optimizer": {"lr": 0.2}}) != first
-    assert rows.config_hash(dict(reversed(CONFIG.items()))) == first
+    first = compare.config_hash(CONFIG)
+    assert compare.config_hash({**CONFIG, "name": "other", "checkpoint": {"dir": "elsewhere"}}) == first
+    assert compare.config_hash({**CONFIG, "optimizer": {"lr": 0.2}}) != first
+    assert compare.config_hash(dict(reversed(CONFIG.items()))) == first
 
 
 def test_missing_file_and_older_schema(tmp_path: Path) -> None:

@@ -20,15 +20,19 @@ import torch
 from lightning.pytorch import Trainer
 from omegaconf import DictConfig, OmegaConf
 
-from emim_solo import checkpoints, cli, files, pretraining, rows
-from emim_solo.checkpoints import last_checkpoint, open_checkpoint
-from emim_solo.errors import UsageError
+from emim_solo import cli
+from emim_solo.checkpoints import opening as checkpoints
+from emim_solo.checkpoints.opening import last_checkpoint, open_checkpoint
 from emim_solo.evaluation import commands
 from emim_solo.evaluation.features import Features
 from emim_solo.evaluation.linear import complete_settings
-from emim_solo.pretraining import prepare, pretrain
-from emim_solo.stopping import Stopped, stoppable
+from emim_solo.ground import files
+from emim_solo.ground.errors import UsageError
+from emim_solo.ground.stopping import Stopped, stoppable
+from emim_solo.results import rows
 from emim_solo.suite import load_suite
+from emim_solo.training import pretraining
+from emim_solo.training.pretraining import prepare, pretrain
 
 MakeCfg = Callable[..., DictConfig]
 

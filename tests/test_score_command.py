@@ -13,16 +13,16 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
-from emim_solo import rows
 from emim_solo.benchmark.plan import make_plan
-from emim_solo.checkpoints import Checkpoint, open_checkpoint
-from emim_solo.errors import UsageError
+from emim_solo.checkpoints.opening import Checkpoint, open_checkpoint
+from emim_solo.emim.scores import NAMES, scores
 from emim_solo.evaluation.features import extract_features
 from emim_solo.evaluation.knn import knn
 from emim_solo.evaluation.score import Protocol, score_checkpoint, score_main, view_features
-from emim_solo.pretraining import pretrain
-from emim_solo.scores import NAMES, scores
+from emim_solo.ground.errors import UsageError
+from emim_solo.results import rows
 from emim_solo.suite import load_suite
+from emim_solo.training.pretraining import pretrain
 
 QUICK = ["images=30", "views=3", "splits=2"]
 

@@ -10,9 +10,9 @@ import scipy.linalg
 import torch
 from scipy import stats
 
-from emim_solo import scores as module
-from emim_solo.scores import half_widths, lidar, scores, view_information
-from emim_solo.theory import gaussian_mutual_information
+from emim_solo.emim import scores as module
+from emim_solo.emim.scores import half_widths, lidar, scores, view_information
+from emim_solo.emim.theory import gaussian_mutual_information
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:

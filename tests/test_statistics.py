@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from emim_solo.benchmark.statistics import Estimate, estimate, paired_difference
+from emim_solo.results.statistics import Estimate, estimate, paired_difference
 
 
 @pytest.mark.parametrize("n", [2, 3, 10])

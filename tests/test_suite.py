@@ -14,10 +14,10 @@ from lightning.pytorch import LightningModule
 from omegaconf import DictConfig
 from torch import nn
 
-from emim_solo.errors import UsageError
-from emim_solo.objective import emim_loss_func
-from emim_solo.pretraining import prepare, pretrain
+from emim_solo.emim.objective import emim_loss_func
+from emim_solo.ground.errors import UsageError
 from emim_solo.suite import load_suite
+from emim_solo.training.pretraining import prepare, pretrain
 
 MakeCfg = Callable[..., DictConfig]
 
@@ -167,7 +167,7 @@ def test_what_only_main_has_is_refused_by_name_on_1_0_2(key: str, value: object,
 def load_in_fresh_process(before: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
     program = (
         f"import sys; {before}\n"
-        "from emim_solo.errors import UsageError\n"
+        "from emim_solo.ground.errors import UsageError\n"
         "from emim_solo.suite import load_suite\n"
         "try: load_suite()\n"
         "except UsageError as error: print(error); sys.exit(2)\n"

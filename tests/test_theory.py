@@ -9,7 +9,7 @@ import pytest
 from scipy import integrate, stats
 from scipy.special import gammaln
 
-from emim_solo import theory
+from emim_solo.emim import theory
 
 
 def random_covariance(m: int, seed: int) -> np.ndarray:

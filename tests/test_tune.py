@@ -19,9 +19,12 @@ import yaml
 from lightning.pytorch import Trainer
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from emim_solo import checkpoints, cli, configs, rows
-from emim_solo.errors import UsageError
-from emim_solo.evaluation.live_score import MONITOR
+from emim_solo import cli
+from emim_solo.checkpoints import opening as checkpoints
+from emim_solo.ground import configs
+from emim_solo.ground.errors import UsageError
+from emim_solo.results import rows
+from emim_solo.training.live_score import MONITOR
 from emim_solo.tuning import study as study_module
 from emim_solo.tuning.command import tune_main
 from emim_solo.tuning.search import Search

@@ -19,11 +19,11 @@ from omegaconf import OmegaConf
 from PIL import Image
 from sklearn import datasets, metrics
 
-from emim_solo.errors import UsageError
 from emim_solo.evaluation import umap as umap_pictures
 from emim_solo.evaluation.features import Features, Split
-from emim_solo.evaluation.palette import PALETTE, class_styles
 from emim_solo.evaluation.thumbnails import write_sprite_sheet
+from emim_solo.ground.errors import UsageError
+from emim_solo.results.palette import PALETTE, class_styles
 
 pytest.importorskip("umap", reason="umap-learn is the extra 'umap'")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")

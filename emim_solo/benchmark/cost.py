@@ -21,9 +21,9 @@ from omegaconf import DictConfig
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from emim_solo.data import why_no_accuracy
 from emim_solo.evaluation.features import Features, Split, device_of
 from emim_solo.evaluation.linear import linear, quiet_trainer
+from emim_solo.images.folders import why_no_accuracy
 from emim_solo.suite import load_suite
 
 STEPS = 4

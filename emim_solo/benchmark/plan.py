@@ -15,14 +15,15 @@ from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from emim_solo import configs, files, rows, suite
-from emim_solo.benchmark.terms import deviations, undeclared
-from emim_solo.data import expand_home
-from emim_solo.errors import UsageError
+from emim_solo import suite
 from emim_solo.evaluation.knn import DISTANCES, KS, TEMPERATURE
 from emim_solo.evaluation.linear import DEFAULTS as LINEAR_DEFAULTS
 from emim_solo.evaluation.linear import complete_settings
 from emim_solo.evaluation.score import Protocol
+from emim_solo.ground import compare, configs, files
+from emim_solo.ground.errors import UsageError
+from emim_solo.images.folders import expand_home
+from emim_solo.results.terms import deviations, undeclared
 
 DEFAULTS: dict[str, Any] = {
     "dir": "runs/benchmark",
@@ -101,7 +102,7 @@ def make_plan(cfg: DictConfig) -> Plan:
         UsageError: an unknown key or method, a deviation from equal terms that is not declared, and whatever is
             wrong with a run's own config.
     """
-    from emim_solo.pretraining import prepare
+    from emim_solo.training.pretraining import prepare
 
     plain = _complete(cfg)
     names = _chosen(plain)
@@ -120,7 +121,7 @@ def make_plan(cfg: DictConfig) -> Plan:
                 ) from error
             by_name[name] = suite.plain(complete)
             if name in names:
-                runs.append(Run(name, seed, complete, rows.config_hash(by_name[name])))
+                runs.append(Run(name, seed, complete, compare.config_hash(by_name[name])))
     _check_terms(by_name, plain["deviations"])
     settings = {stage: plain[stage] for stage in ("knn", "linear", "diagnostics", "umap")}
     try:

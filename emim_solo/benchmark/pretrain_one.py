@@ -7,13 +7,13 @@ from collections.abc import Sequence
 
 from omegaconf import DictConfig, OmegaConf
 
-from emim_solo.errors import UsageError
+from emim_solo.ground.errors import UsageError
 
 
 def main(arguments: Sequence[str]) -> int:
     """Train from a completed config file; returns the exit status."""
-    from emim_solo.pretraining import pretrain
-    from emim_solo.stopping import Stopped, stoppable
+    from emim_solo.ground.stopping import Stopped, stoppable
+    from emim_solo.training.pretraining import pretrain
 
     config, version = arguments
     cfg = OmegaConf.load(config)

@@ -23,23 +23,24 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from emim_solo import files, rows
 from emim_solo.benchmark.cost import Cost, measure, stage_seconds
 from emim_solo.benchmark.plan import Plan, Run, make_plan
-from emim_solo.benchmark.report import ROWS, spectrum_file, write_report
-from emim_solo.benchmark.results import differences, evaluation_stages, headline, to_text
-from emim_solo.checkpoints import Checkpoint, open_checkpoint
-from emim_solo.diagnostics import diagnose, spectrum
-from emim_solo.errors import UsageError
+from emim_solo.checkpoints.opening import Checkpoint, open_checkpoint
+from emim_solo.emim.diagnostics import diagnose, spectrum
 from emim_solo.evaluation.commands import evaluation_row
 from emim_solo.evaluation.features import Features, device_of, extract_features, extract_views
 from emim_solo.evaluation.knn import knn
 from emim_solo.evaluation.linear import linear, logistic
 from emim_solo.evaluation.score import Protocol, score_checkpoint
 from emim_solo.evaluation.umap import make_pictures
-from emim_solo.pretraining import pretrain, reset_peak_memory
-from emim_solo.stopping import Stopped
+from emim_solo.ground import files
+from emim_solo.ground.errors import UsageError
+from emim_solo.ground.stopping import Stopped
+from emim_solo.report.page import ROWS, spectrum_file, write_report
+from emim_solo.results import rows
+from emim_solo.results.tables import differences, evaluation_stages, headline, to_text
 from emim_solo.suite import load_suite, plain
+from emim_solo.training.pretraining import pretrain, reset_peak_memory
 
 
 def run_benchmark(cfg: DictConfig) -> None:

@@ -11,11 +11,12 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from emim_solo import files, rows
-from emim_solo.checkpoints import EXPECTED, Checkpoint, open_checkpoints
-from emim_solo.data import why_no_accuracy
-from emim_solo.errors import UsageError
+from emim_solo.checkpoints.opening import EXPECTED, Checkpoint, open_checkpoints
 from emim_solo.evaluation.features import Features, device_of, extract_features
+from emim_solo.ground import files
+from emim_solo.ground.errors import UsageError
+from emim_solo.images.folders import why_no_accuracy
+from emim_solo.results import rows
 from emim_solo.suite import load_suite, plain
 
 

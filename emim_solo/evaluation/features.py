@@ -16,10 +16,10 @@ from omegaconf import DictConfig
 from torch import Tensor
 from tqdm import tqdm
 
-from emim_solo.checkpoints import Checkpoint
-from emim_solo.data import check_same_classes
-from emim_solo.errors import UsageError
-from emim_solo.files import whole
+from emim_solo.checkpoints.opening import Checkpoint
+from emim_solo.ground.errors import UsageError
+from emim_solo.ground.files import whole
+from emim_solo.images.folders import check_same_classes
 from emim_solo.suite import load_suite
 
 PARTS = ("backbone", "projector")

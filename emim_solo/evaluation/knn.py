@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from emim_solo.errors import UsageError
 from emim_solo.evaluation.features import Features, all_finite, pieces
+from emim_solo.ground.errors import UsageError
 
 KS = (1, 5, 20, 200)
 DISTANCES = ("cosine", "euclidean")

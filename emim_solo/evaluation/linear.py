@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, TensorDataset
 
-from emim_solo.errors import UsageError
 from emim_solo.evaluation.features import Features, Split, all_finite, device_of, is_whole, pieces
+from emim_solo.ground.errors import UsageError
 from emim_solo.suite import load_suite, plain
 
 DEFAULTS: dict[str, Any] = {

@@ -24,15 +24,17 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from emim_solo import checkpoints, configs, files, rows
-from emim_solo.benchmark.results import SCORES, Cell, Table, to_text
-from emim_solo.checkpoints import Checkpoint, DamagedCheckpoint, open_checkpoints
-from emim_solo.data import HeldOut, why_no_accuracy
-from emim_solo.errors import UsageError
+from emim_solo.checkpoints import opening as checkpoints
+from emim_solo.checkpoints.opening import Checkpoint, DamagedCheckpoint, open_checkpoints
+from emim_solo.emim.scores import half_widths, scores
 from emim_solo.evaluation.commands import distinct_names, evaluation_row, folders_parser, split
 from emim_solo.evaluation.features import PARTS, Split, device_of, extract, extract_features
 from emim_solo.evaluation.knn import knn
-from emim_solo.scores import half_widths, scores
+from emim_solo.ground import compare, configs, files
+from emim_solo.ground.errors import UsageError
+from emim_solo.images.folders import HeldOut, why_no_accuracy
+from emim_solo.results import rows
+from emim_solo.results.tables import SCORES, Cell, Table, to_text
 from emim_solo.suite import load_suite
 
 FEWEST_IMAGES = 4
@@ -73,11 +75,11 @@ class Protocol:
     @property
     def hash(self) -> str:
         """Twelve digits that tell protocols apart."""
-        return rows.config_hash(asdict(self))
+        return compare.config_hash(asdict(self))
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Those of :func:`emim_solo.scores.scores`."""
+        """Those of :func:`emim_solo.emim.scores.scores`."""
         return {"noise_variance": self.noise_variance, "delta": self.delta, "seed": self.seed}
 
     @staticmethod
@@ -249,7 +251,7 @@ def score_checkpoint(checkpoint: Checkpoint, protocol: Protocol, *, neighbours: 
         neighbours: where there are labels, set 20-NN accuracy (cosine) on features of the images as they are beside it.
 
     Returns:
-        A row of stage ``score``. Its metrics are those of :func:`emim_solo.scores.scores`, ``<name>_half_width`` of their
+        A row of stage ``score``. Its metrics are those of :func:`emim_solo.emim.scores.scores`, ``<name>_half_width`` of their
         95 % intervals and, with labels, ``knn_acc1``.
 
     Raises:
@@ -332,7 +334,7 @@ def _check_earlier(file: Path, protocol: Protocol) -> None:
     ours = asdict(protocol)
     if earlier and ours not in earlier:
         raise UsageError(
-            f"'{file}' has rows of another protocol: {', '.join(rows.differences(earlier[-1], ours))}; "
+            f"'{file}' has rows of another protocol: {', '.join(compare.differences(earlier[-1], ours))}; "
             "take theirs, or go on with --another-protocol: scores of different protocols are not to be compared"
         )
 
@@ -376,7 +378,7 @@ def draw_curves(scored: Sequence[tuple[str, Mapping[str, Any]]], stem: Path) -> 
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    from emim_solo.evaluation.palette import PALETTE
+    from emim_solo.results.palette import PALETTE
 
     keys = [key for key in ("view_information", "knn_acc1") if any(key in row["metrics"] for _, row in scored)]
     with matplotlib.rc_context({"text.parse_math": False}):  # a name with a $ in it is a name

@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from emim_solo.files import whole
+from emim_solo.ground.files import whole
 
 QUALITY = 70
 

@@ -28,11 +28,11 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig
 from torch import Tensor
 
-from emim_solo.errors import UsageError
 from emim_solo.evaluation.features import Features, all_finite
-from emim_solo.evaluation.palette import DISTINCT_STYLES, PALETTE, class_styles
 from emim_solo.evaluation.thumbnails import write_sprite_sheet
-from emim_solo.files import PICTURES, beside, whole, write_figure, write_text
+from emim_solo.ground.errors import UsageError
+from emim_solo.ground.files import PICTURES, beside, whole, write_figure, write_text
+from emim_solo.results.palette import DISTINCT_STYLES, PALETTE, class_styles
 from emim_solo.suite import load_suite
 
 NEIGHBOURS = 15

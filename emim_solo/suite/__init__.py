@@ -8,8 +8,8 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
-from emim_solo.errors import UsageError
-from emim_solo.suite.face import Suite, plain
+from emim_solo.ground.errors import UsageError
+from emim_solo.suite.api import Suite, plain
 
 __all__ = ["Suite", "load_suite", "plain"]
 
@@ -30,14 +30,14 @@ def load_suite() -> Suite:
     version = _version(folder)
     # Files, not package metadata: a clone on the path shadows an installed release.
     if (folder / "data").is_dir() and (folder / "args" / "pretrain.py").is_file():
-        from emim_solo.suite.current import CurrentSuite
+        from emim_solo.suite.main import CurrentSuite
 
         return CurrentSuite(version)
     if version == "1.0.2":
-        from emim_solo.suite import compat
+        from emim_solo.suite.release_102 import compat
 
         compat.install()
-        from emim_solo.suite.registry import RegistrySuite
+        from emim_solo.suite.release_102.suite import RegistrySuite
 
         return RegistrySuite(version)
     raise UsageError(f"solo-learn {version} at '{folder}' is not supported: expected main (1.0.6) or 1.0.2; {_INSTALL}")

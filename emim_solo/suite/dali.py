@@ -3,7 +3,7 @@
 What stands in the way on a machine with no GPU is one argument: both generations build the CPU pipelines of
 ``dali.device: cpu`` for GPU number ``local_rank``, and DALI then wants CUDA. Built for no GPU (``device_id=None``) they
 run anywhere; :func:`free_cpu_pipelines_from_cuda` does that and nothing else. What the pipelines list in a folder is what
-:mod:`emim_solo.suite.folders` finds in it. Beyond that,
+:mod:`emim_solo.suite.loaders` finds in it. Beyond that,
 
 - main has what is needed: its data module is used as main_pretrain.py uses it;
 - 1.0.2 has its loader as a mixin of the method (``solo.methods.dali.PretrainABC``), with settings from argparse. Here
@@ -29,9 +29,9 @@ from lightning.pytorch import LightningDataModule
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
-from emim_solo.data import HeldOut, Images, check_images, find_images, load_rgb, training_images
-from emim_solo.errors import UsageError
-from emim_solo.suite.folders import folders_for_dali
+from emim_solo.ground.errors import UsageError
+from emim_solo.images.folders import HeldOut, Images, check_images, find_images, load_rgb, training_images
+from emim_solo.suite.loaders import folders_for_dali
 
 _DATASETS = ("imagenet100", "imagenet", "custom")
 _DEFAULTS = {"device": "gpu", "encode_indexes_into_labels": False}
@@ -79,7 +79,7 @@ def complete_dali(cfg: DictConfig) -> DictConfig:
 def check_training_images(cfg: DictConfig) -> Images:
     """Check the training images as those of the other loaders are checked, and that DALI can read them.
 
-    DALI makes of a file the pixels that :func:`emim_solo.data.load_rgb` makes of it, or fails; but it takes the floating
+    DALI makes of a file the pixels that :func:`emim_solo.images.folders.load_rgb` makes of it, or fails; but it takes the floating
     values of a TIFF to lie between 0 and 1.
 
     Raises:
@@ -214,7 +214,7 @@ class _RegistryData(LightningDataModule):
     def train_dataloader(self) -> Any:
         cfg, trainer = self.cfg, self.trainer
         assert trainer is not None
-        from emim_solo.suite.registry import view_kwargs
+        from emim_solo.suite.release_102.suite import view_kwargs
 
         views = [view_kwargs(cfg, view) for view in cfg.augmentations]
         method = SimpleNamespace(

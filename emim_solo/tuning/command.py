@@ -11,8 +11,8 @@ from pathlib import Path
 import optuna
 from omegaconf import OmegaConf
 
-from emim_solo import configs, files
-from emim_solo.errors import UsageError
+from emim_solo.ground import configs, files
+from emim_solo.ground.errors import UsageError
 from emim_solo.tuning.search import Search
 from emim_solo.tuning.study import Tuning
 

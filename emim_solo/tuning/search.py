@@ -28,10 +28,10 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from emim_solo import configs, files, rows
-from emim_solo.errors import UsageError
-from emim_solo.pretraining import prepare
+from emim_solo.ground import compare, configs, files
+from emim_solo.ground.errors import UsageError
 from emim_solo.suite import plain
+from emim_solo.training.pretraining import prepare
 
 SAMPLERS = ("TPESampler", "RandomSampler", "GPSampler")
 PRUNERS = (
@@ -42,7 +42,7 @@ PRUNERS = (
     "ThresholdPruner",
     "NopPruner",
 )
-_NOT_SEARCHED = ("score", "data", "hydra", *rows.NOT_HASHED)
+_NOT_SEARCHED = ("score", "data", "hydra", *compare.NOT_HASHED)
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ class Search:
         """The config of a trial, checked and complete, its checkpoints in ``folder``.
 
         Raises:
-            UsageError: as :func:`~emim_solo.pretraining.prepare`, or more than one device.
+            UsageError: as :func:`~emim_solo.training.pretraining.prepare`, or more than one device.
         """
         cfg = prepare(self.compose(values))
         if cfg.resume_from_checkpoint is not None:
@@ -164,7 +164,7 @@ class Search:
             # What optimizer and backbone take is checked by themselves.
             free = key in of_trainer or key.rpartition(".")[0].endswith(".kwargs")
             if not (free or key in known or _has(base, key)):
-                near = difflib.get_close_matches(key, rows.leaves(plain(base)), n=3, cutoff=0.0)
+                near = difflib.get_close_matches(key, compare.leaves(plain(base)), n=3, cutoff=0.0)
                 raise UsageError(f"the config has no {key} to search: did you mean {', '.join(near)}?")
         if known != first:
             base = self.complete(first, Path(), 0)

@@ -22,13 +22,15 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 from optuna.trial import TrialState
 
-from emim_solo import checkpoints, files, rows
-from emim_solo.errors import UsageError
-from emim_solo.evaluation.live_score import MONITOR, LiveScore, is_last_epoch
+from emim_solo.checkpoints import opening as checkpoints
 from emim_solo.evaluation.score import Protocol
-from emim_solo.pretraining import pretrain, reset_peak_memory
-from emim_solo.stopping import Stopped
+from emim_solo.ground import compare, files
+from emim_solo.ground.errors import UsageError
+from emim_solo.ground.stopping import Stopped
+from emim_solo.results import rows
 from emim_solo.suite import load_suite, plain
+from emim_solo.training.live_score import MONITOR, LiveScore, is_last_epoch
+from emim_solo.training.pretraining import pretrain, reset_peak_memory
 from emim_solo.tuning.search import Search
 from emim_solo.tuning.tables import STATES, counts, draw, ranked, row_of, short, table
 
@@ -130,7 +132,7 @@ class Tuning:
             ) from error
         if there is None:
             study.set_user_attr("search", dict(identity))
-        elif odd := rows.differences(there, identity):
+        elif odd := compare.differences(there, identity):
             raise UsageError(
                 f"'{self.folder}' has another search: {', '.join(odd)}; take another --output, or the same keys and values"
             )

@@ -12,9 +12,9 @@ import optuna
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from emim_solo import files
-from emim_solo.benchmark.results import Cell, Table, to_text
-from emim_solo.evaluation.live_score import MONITOR
+from emim_solo.ground import files
+from emim_solo.results.tables import Cell, Table, to_text
+from emim_solo.training.live_score import MONITOR
 from emim_solo.tuning.search import Search
 
 STATES = {TrialState.COMPLETE: "finished", TrialState.PRUNED: "stopped early", TrialState.FAIL: "failed"}
@@ -75,7 +75,7 @@ def draw(trials: Sequence[FrozenTrial], search: Search, stem: Path) -> None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator, NullFormatter
 
-    from emim_solo.evaluation.palette import PALETTE
+    from emim_solo.results.palette import PALETTE
 
     shown = sorted((trial for trial in trials if score_of(trial) is not None), key=lambda trial: trial.number)
     scores = np.array([score_of(trial) for trial in shown], dtype=float)

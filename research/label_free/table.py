@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from emim_solo.benchmark.results import SCORES
+from emim_solo.results.tables import SCORES
 
 THE_SCORE = "view_information, backbone"
 TITLES = {metric.key: metric.label for metric in SCORES if not metric.key.endswith("_null")}
@@ -231,7 +231,7 @@ def picture(pools: dict[str, list[Run]], path: Path) -> None:
     """The score and RankMe against quality, a row for each file."""
     from matplotlib.figure import Figure
 
-    from emim_solo.evaluation.palette import PALETTE
+    from emim_solo.results.palette import PALETTE
 
     figure = Figure(figsize=(8.4, 3.4 * len(pools)), layout="constrained")
     panels = figure.subplots(len(pools), 2, squeeze=False)

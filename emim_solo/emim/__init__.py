@@ -1,0 +1,1 @@
+"""The objective, its theory, measures of features, and the method."""

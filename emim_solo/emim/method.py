@@ -1,0 +1,248 @@
+"""EMIM as a method of solo-learn, written once for both generations: projector, defaults and checks, training step."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
+from torch import Tensor, nn
+
+from emim_solo.emim.diagnostics import collapsed, non_gaussianity
+from emim_solo.emim.objective import (
+    emim_loss_func,
+    entropies,
+    mutual_information,
+    null_mutual_information,
+    random_directions,
+)
+from emim_solo.ground import compare
+from emim_solo.ground.errors import UsageError
+
+PROJECTOR_DEFAULTS: dict[str, Any] = {"proj_hidden_dim": 2048, "proj_output_dim": 2048}
+OBJECTIVE_DEFAULTS: dict[str, Any] = {
+    "objective": "bound",
+    "marginal": "series",
+    "series_order": 2,
+    "residual": "isotropic",
+    "weight": 4.0,
+    "noise_variance": 0.1,
+    "gaussian_weight": 0.0,
+}
+DEFAULTS = PROJECTOR_DEFAULTS | OBJECTIVE_DEFAULTS
+_SETTINGS = "emim_solo"  # key in a checkpoint
+_NOT_TO_CHANGE = ("method_kwargs", "seed", "backbone", "optimizer.name")  # in the middle of a run
+_DIRECTIONS = 16  # of a step along which embeddings are held to a Gaussian: others in the next, so that few are enough
+_IMAGES_TO_JUDGE_COLLAPSE = 256  # of the epoch's last batch; an SVD of them takes a tenth of a second
+
+
+def complete_method_kwargs(given: Mapping[str, Any], names_of_other_methods: set[str]) -> dict[str, Any]:
+    """EMIM's ``method_kwargs`` with defaults filled in, checked before anything is trained.
+
+    Names that belong to another method of the suite are dropped, so that ``method=emim`` works as an override on
+    any method's config. Every other unknown name is taken for a typo.
+
+    Args:
+        given: ``method_kwargs`` as the user wrote them.
+        names_of_other_methods: every name that some other method of the suite reads from ``method_kwargs``.
+
+    Raises:
+        UsageError: an unknown name, or a value that the projector or the objective cannot take.
+    """
+    foreign = [name for name in given if name not in DEFAULTS and name in names_of_other_methods]
+    if foreign:
+        # A warning, for a line of the log is lost: the suite's configs turn Hydra's logging off, and with it that of
+        # every library loaded before.
+        rank_zero_warn(f"EMIM ignores method_kwargs of other methods: {', '.join(foreign)}")
+    for name in given:
+        if name not in DEFAULTS and name not in foreign:
+            nearest = difflib.get_close_matches(name, DEFAULTS, n=1, cutoff=0.0)[0]
+            raise UsageError(
+                f"method_kwargs.{name} is not a setting of EMIM: did you mean '{nearest}'? Known: {', '.join(DEFAULTS)}"
+            )
+    completed = DEFAULTS | {name: value for name, value in given.items() if name in DEFAULTS}
+    for name in PROJECTOR_DEFAULTS:
+        width = completed[name]
+        if not isinstance(width, int) or isinstance(width, bool) or width < 1:
+            raise UsageError(f"method_kwargs.{name} must be a positive whole number, got {width!r}")
+    probe = torch.eye(4, dtype=torch.float64)
+    try:  # the objective checks its own settings: ask it once, on the smallest batch there is
+        settings = {name: completed[name] for name in OBJECTIVE_DEFAULTS}
+        emim_loss_func(probe, probe.roll(1, 0), **settings, directions=random_directions(4, 1, seed=0))
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"method_kwargs of EMIM: {error}") from error
+    _warn_of_collapse(completed)
+    return completed
+
+
+def _warn_of_collapse(settings: Mapping[str, Any]) -> None:
+    """Above a weight full collapse has the lower loss with an exact entropy: see ``emim_loss_func``."""
+    if settings["objective"] != "bound":
+        return
+    noise, weight = settings["noise_variance"], settings["weight"]
+    limit = math.log(1 + 1 / noise) / math.log((2 + noise) / (1 + noise))
+    if settings["residual"] == "exact" and weight > limit:
+        rank_zero_warn(
+            f"EMIM with residual=exact, noise_variance={noise} and weight={weight} can collapse: above "
+            f"weight {limit:.2f} constant embeddings have the lower loss; take residual=isotropic or a smaller weight"
+        )
+    elif settings["residual"] != "exact" and settings["marginal"] == "exact" and weight > 1:
+        rank_zero_warn(
+            f"EMIM with marginal=exact and weight={weight} can collapse: above weight 1 constant embeddings have "
+            "a lower loss than views that do not agree yet; take marginal=series or weight=1"
+        )
+
+
+class EMIMMethod(LightningModule):
+    """What EMIM adds to a generation's ``BaseMethod``, which follows it in the class's bases.
+
+    The features of two or more views, small crops among them, go through a three-layer MLP projector (the shape of the
+    suite's Barlow Twins) into :func:`emim_solo.emim.objective.emim_loss_func`. Logged: ``train_emim_loss`` (each step and
+    epoch) and, at the trainer's logging interval, in nats: of the first two views the exact ``train_mi`` and
+    ``train_mi_null`` (the same estimator on pairs rolled by one), whose difference is to be read, for the estimator's
+    small-sample bias is in both; of all views the loss's two terms, ``train_entropy`` H(Z) and
+    ``train_residual_entropy`` H(Z|Z'); of this process's first view how far it is from Gaussian, ``train_non_gaussianity``,
+    beside its null: at the null the MI is a lower bound of the true one. At the end of an epoch collapsed embeddings are warned of, by the rule of
+    :func:`emim_solo.emim.diagnostics.collapsed`.
+    """
+
+    features_dim: int
+    num_large_crops: int
+    num_small_crops: int
+    projector: nn.Sequential
+    method_settings: dict[str, Any]
+    objective_kwargs: dict[str, Any]
+
+    def add_emim(self, method_kwargs: Mapping[str, Any]) -> None:
+        """Build the projector and keep the objective's settings; ``method_kwargs`` are complete."""
+        if self.num_large_crops < 2:
+            raise UsageError(f"EMIM takes 2 large crops or more, augmentations give {self.num_large_crops}")
+        hidden, output = method_kwargs["proj_hidden_dim"], method_kwargs["proj_output_dim"]
+        self.method_settings = {name: method_kwargs[name] for name in DEFAULTS}
+        self.objective_kwargs = {name: method_kwargs[name] for name in OBJECTIVE_DEFAULTS}
+        self.projector = nn.Sequential(
+            nn.Linear(self.features_dim, hidden),
+            nn.BatchNorm1d(hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, hidden),
+            nn.BatchNorm1d(hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, output),
+        )
+
+    @property
+    def learnable_params(self) -> list[dict[str, Any]]:
+        """The base method's parameter groups and the projector's."""
+        base: list[dict[str, Any]] = super().learnable_params  # type: ignore[misc]
+        return [*base, {"name": "projector", "params": self.projector.parameters()}]
+
+    def forward(self, X: Tensor) -> dict[str, Any]:
+        """Base method's outputs with the projected features ``z``, shape (batch, proj_output_dim)."""
+        out: dict[str, Any] = super().forward(X)
+        return {**out, "z": self.projector(out["feats"])}
+
+    def embeddings(self, out: Mapping[str, Any]) -> list[Tensor]:
+        """Embeddings of the views, large crops first, from the base training step's outputs."""
+        embeddings: list[Tensor] = out["z"]
+        return embeddings
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """EMIM loss plus the online classifier's loss."""
+        out: Any = super().training_step(batch, batch_idx)
+        z1, z2, *more = self.embeddings(out)
+
+        directions = None
+        if self.objective_kwargs["gaussian_weight"]:  # the same in every process, and in a resumed run
+            directions = random_directions(z1.shape[1], _DIRECTIONS, seed=self.global_step, device=z1.device)
+        emim_loss = emim_loss_func(z1, z2, *more, **self.objective_kwargs, directions=directions)
+        self.log("train_emim_loss", emim_loss, on_epoch=True, sync_dist=True)
+
+        # Exact MI costs two sets of factorisations, and a GPU waits where a value is read: only on the steps whose
+        # metrics the trainer writes down. Without a trainer there are none, and `self.log` says so, as for every method
+        # of the suite.
+        trainer = self._trainer
+        interval = getattr(trainer, "log_every_n_steps", 0)
+        if trainer is not None and interval and (trainer.global_step + 1) % interval == 0:
+            self._check_finite(emim_loss, z1, z2, *more)
+            noise_variance = self.objective_kwargs["noise_variance"]
+            with torch.no_grad():
+                self.log("train_mi", mutual_information(z1, z2, noise_variance=noise_variance))
+                self.log("train_mi_null", null_mutual_information(z1, z2, noise_variance=noise_variance))
+                entropy, residual_entropy = entropies(z1, z2, *more, **self._entropy_kwargs())
+                self.log("train_entropy", entropy)
+                self.log("train_residual_entropy", residual_entropy)
+                found, null = non_gaussianity(z1)
+                self.log("train_non_gaussianity", found)
+                self.log("train_non_gaussianity_null", null)
+
+        self._latest = z1.detach()[:_IMAGES_TO_JUDGE_COLLAPSE]
+        return emim_loss + out["loss"]
+
+    def _entropy_kwargs(self) -> dict[str, Any]:
+        """How the loss's terms are taken; those of the theorem as it stands are exact."""
+        kwargs = {
+            name: self.objective_kwargs[name] for name in ("marginal", "series_order", "residual", "noise_variance")
+        }
+        return (
+            kwargs
+            if self.objective_kwargs["objective"] == "bound"
+            else kwargs | dict.fromkeys(("marginal", "residual"), "exact")
+        )
+
+    def _check_finite(self, emim_loss: Tensor, *embeddings: Tensor) -> None:
+        """Says on a GPU, later, what the objective says at once on the CPU. NaN lasts: its gradient is NaN."""
+        if not emim_loss.isfinite():
+            found = ", ".join(f"{int((~z.isfinite()).sum())} in z{i}" for i, z in enumerate(embeddings, 1))
+            raise FloatingPointError(
+                f"EMIM's loss is NaN or infinite by step {self.global_step} (such values: {found}): lower optimizer.lr, "
+                "use precision=32 or bf16-mixed, raise method_kwargs.noise_variance where the embeddings are finite, "
+                "and resume from the last checkpoint"
+            )
+
+    def on_train_epoch_end(self) -> None:
+        """Say so where training goes on without learning anything: the loss alone does not show a collapse."""
+        super().on_train_epoch_end()
+        if rank_zero_only.rank == 0 and collapsed(self._latest):  # type: ignore[attr-defined]
+            rank_zero_warn(
+                f"EMIM: the embeddings have collapsed to a point or a few directions at epoch {self.current_epoch}: "
+                "raise method_kwargs.noise_variance, lower weight or optimizer.lr"
+            )
+
+    def run_settings(self) -> dict[str, Any]:
+        """What a checkpoint says of the run that wrote it: at least ``method_kwargs`` and the ``seed``."""
+        return {"method_kwargs": self.method_settings, "seed": os.environ.get("PL_GLOBAL_SEED")}  # Lightning's
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put the run's settings beside the weights."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint[_SETTINGS] = self.run_settings()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to go on training from a checkpoint of other settings; to evaluate one needs none of them.
+
+        Raises:
+            UsageError: ``method_kwargs``, seed, backbone or optimizer are not this run's. Other settings that differ
+                are warned of.
+        """
+        super().on_load_checkpoint(checkpoint)
+        if self._trainer is None or self._trainer.state.fn != TrainerFn.FITTING:
+            return
+        here = self.run_settings()
+        there = checkpoint.get(_SETTINGS, here)
+        there = {**there, "method_kwargs": DEFAULTS | there["method_kwargs"]}  # of before a setting was there
+        differing = compare.differences(there, here)
+        if others := [each for each in differing if each.startswith(_NOT_TO_CHANGE)]:
+            raise UsageError(
+                f"checkpoint '{self._trainer.ckpt_path}' is of other settings: {', '.join(others)}; "
+                "resume it with its own, or start afresh without resume_from_checkpoint"
+            )
+        if differing:
+            rank_zero_warn(
+                f"EMIM goes on from '{self._trainer.ckpt_path}', which is of other settings: {', '.join(differing)}"
+            )

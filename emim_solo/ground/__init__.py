@@ -1,0 +1,1 @@
+"""What everything stands on: errors, files, shipped configs, signals."""

@@ -1,0 +1,48 @@
+"""Configs compared: what a run is known by, and what two runs differ in."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+# What a run is called and where it lies does not change what it computes.
+NOT_HASHED = (
+    "name",
+    "checkpoint",
+    "auto_resume",
+    "resume_from_checkpoint",
+    "wandb",
+    "wandb_run_id",
+    "tensorboard",
+    "devices",
+)
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """First 12 hex digits of the SHA-256 of a run's config, less the names and places in it."""
+    kept = {key: value for key, value in config.items() if key not in NOT_HASHED}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """What two configs differ in, less the names and places in them: ``seed (1 there, 2 here)``, sorted by key."""
+    one, two = (
+        leaves({key: value for key, value in config.items() if key not in NOT_HASHED}) for config in (there, here)
+    )
+    keys = sorted(key for key in one.keys() | two.keys() if one.get(key, "absent") != two.get(key, "absent"))
+    return [f"{key} ({one.get(key, 'absent')} there, {two.get(key, 'absent')} here)" for key in keys]
+
+
+def leaves(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a config by their dotted keys; a list is one value, unless it holds mappings."""
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, list | tuple) and any(isinstance(entry, Mapping) for entry in value):
+            value = {str(index): entry for index, entry in enumerate(value)}
+        if isinstance(value, Mapping) and value:
+            found |= {f"{key}.{name}": leaf for name, leaf in leaves(value).items()}
+        else:
+            found[str(key)] = value
+    return found

@@ -1,0 +1,23 @@
+"""The one error that a user can cause and mend."""
+
+from __future__ import annotations
+
+from hydra.errors import CompactHydraException
+
+
+class UsageError(CompactHydraException, ValueError):
+    """Something given from outside is wrong: a config value, a folder, a checkpoint, an installation.
+
+    The message says what was wrong, what was expected and what to do. The command line prints it on one line
+    and exits with status 2, without a traceback. In somebody else's Hydra app, such as main_pretrain.py of a clone,
+    Hydra prints exceptions of its compact kind without their traceback.
+
+    Attributes:
+        key: what is wrong, for programs: the key of a config (``optimizer.lr``), or a kind (``checkpoint.damaged``).
+    """
+
+    def __init__(self, key: str, message: str | None = None) -> None:
+        # A DataLoader raises the error of its worker again, with the worker's whole traceback for its only argument.
+        text = key if message is None else message
+        super().__init__(text.rpartition(f"{__name__}.{type(self).__name__}: ")[2].rstrip())
+        self.key = "" if message is None else key

@@ -1,0 +1,151 @@
+"""Files of ours: written beside and renamed, so that they are whole or absent; named where they cannot be read."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from emim_solo.ground.errors import UsageError
+
+_NOT_OURS_TO_MEND = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.ENAMETOOLONG,
+    errno.EFBIG,
+    errno.EIO,
+    errno.EMFILE,
+}
+PICTURES = (".png", ".pdf")
+_IN_NO_NAME = r'/\\:*?"<>|{}\x00-\x1f\x7f'
+_LONGEST_NAME = 120
+
+
+@contextmanager
+def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A path beside ``path`` to write to; it takes the place of ``path`` when the block ends, and not if it fails."""
+    path = Path(path)
+    # The suffix stays at the end: savefig and Image.save choose the format by it.
+    unfinished = path.with_name(f".{path.stem}.{os.getpid()}.unfinished{path.suffix}")
+    try:
+        yield unfinished
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write a text file in UTF-8, whole or not at all."""
+    with whole(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
+
+
+def beside(stem: Path, suffix: str) -> Path:
+    """``Path.with_suffix`` would take what follows the dot of ``emim-0.5-val`` for a suffix."""
+    return stem.with_name(f"{stem.name}{suffix}")
+
+
+def write_figure(stem: Path, figure: Any) -> None:
+    """Write a figure of matplotlib as ``stem``.png and ``stem``.pdf, each whole or not at all."""
+    for suffix in PICTURES:
+        with whole(beside(stem, suffix)) as unfinished:
+            figure.savefig(unfinished, dpi=200)
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """A text file in UTF-8, with or without the byte order mark that some editors write.
+
+    Raises:
+        UsageError: it is in another encoding, or damaged.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"'{path}' is not UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8") from error
+
+
+def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        UsageError: it holds something else, or is damaged.
+    """
+    try:
+        content = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise UsageError(
+            f"'{path}' is damaged: {error}; expected an object in JSON: put a whole copy in its place, or remove it"
+        ) from error
+    if not isinstance(content, dict):
+        raise UsageError(f"'{path}' is damaged: expected an object in JSON, got {type(content).__name__}; remove it")
+    return content
+
+
+def writable_folder(path: str | os.PathLike[str], key: str, needed: int = 0) -> Path:
+    """Make a folder, and try that it takes files, before work is done whose results go there.
+
+    Args:
+        path: of the folder; missing ones above it are made too.
+        key: what to call it in an error.
+        needed: bytes that will be written at least.
+
+    Raises:
+        UsageError: it cannot be made or written, or its disk has fewer bytes left.
+    """
+    folder = Path(path)
+    probe = folder / f".{os.getpid()}.unfinished"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise UsageError(f"{key}: cannot write to '{folder}' ({error.strerror}): choose another folder") from error
+    if free < needed:
+        raise UsageError(
+            f"{key}: the disk of '{folder}' has {free / 1e6:.0f} MB left, {needed / 1e6:.0f} MB and more are needed: "
+            "make room, or choose another folder"
+        )
+    return folder
+
+
+def check_name(key: str, name: Any) -> None:
+    """Check a name that becomes part of a path: of a run, or of a method in a benchmark.
+
+    Raises:
+        UsageError: it would lead to another folder, or to none.
+    """
+    text = name if isinstance(name, str) else ""
+    odd = re.search(f"[{_IN_NO_NAME}]", text)
+    if odd or not text.strip() or text != text.strip() or text[0] in ".-" or len(text.encode()) > _LONGEST_NAME:
+        found = f", has {odd[0]!r}" if odd else ""
+        raise UsageError(
+            f"{key}={name!r} becomes a file name{found}: expected 1 to {_LONGEST_NAME} letters, digits, '_', '-', '+' "
+            "and the like, no path, the first a letter or digit"
+        )
+
+
+def as_name(text: str) -> str:
+    """A text with everything replaced that a file name cannot hold."""
+    return re.sub(f"[{_IN_NO_NAME}]", "-", text)
+
+
+def explain(error: OSError) -> str | None:
+    """One line about a disk or folder that failed under us, or None for an error of our own."""
+    if error.errno not in _NOT_OURS_TO_MEND:
+        return None
+    name = error.filename2 or error.filename
+    place = f" '{name}'" if name else ""
+    return f"cannot write or read{place}: {error.strerror}; make room or choose another folder, and start again"

@@ -1,0 +1,130 @@
+"""Settings as dataclasses: read from a mapping, with one line where a key or a value is wrong.
+
+OmegaConf's structured configs take "7" for a number and 3 for a bool; here a value has to be of its field's type.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from emim_solo.ground.errors import UsageError
+
+Kind = TypeVar("Kind")
+_NAMES = {int: "a whole number", float: "a number", bool: "True or False", str: "a text", type(None): "null"}
+
+
+def setting(
+    default: Any = dataclasses.MISSING,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    choices: Sequence[Any] = (),
+) -> Any:
+    """A field of settings, with the bounds of its value, or of each value in a list."""
+    bounds = {"least": least, "above": above, "most": most, "choices": tuple(choices)}
+    if isinstance(default, list | dict):
+        return dataclasses.field(default_factory=lambda: type(default)(default), metadata=bounds)
+    return dataclasses.field(default=default, metadata=bounds)
+
+
+def read(kind: type[Kind], given: Any, key: str = "") -> Kind:
+    """The settings of a dataclass, what is not given being its defaults.
+
+    Args:
+        kind: a dataclass, whose fields may be dataclasses.
+        given: a mapping, or a config.
+        key: of these settings in the whole config, for errors.
+
+    Raises:
+        UsageError: an unknown or missing key, or a value of another type or out of its bounds.
+    """
+    if isinstance(given, DictConfig | ListConfig):
+        given = OmegaConf.to_container(given, resolve=True)
+    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    if not isinstance(given, Mapping):
+        raise UsageError(key, f"{key}={given}: expected settings by name, some of {', '.join(fields)}")
+    hints, values = typing.get_type_hints(kind), {}
+    for name, value in given.items():
+        place = f"{key}.{name}" if key else str(name)
+        if name not in fields:
+            nearest = difflib.get_close_matches(str(name), fields, n=1, cutoff=0.0)[0]
+            raise UsageError(place, f"unknown {place}: did you mean '{nearest}'? Known: {', '.join(fields)}")
+        values[name] = checked(value, hints[name], place, fields[name].metadata)
+    for name, field in fields.items():
+        if name not in values and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            place = f"{key}.{name}" if key else name
+            raise UsageError(place, f"{place} is missing: expected {_expected(hints[name], field.metadata)}")
+    return kind(**values)
+
+
+def checked(value: Any, hint: Any, key: str, bounds: Mapping[str, Any]) -> Any:
+    """A value, if it is of a type and within bounds; a whole number where a number is expected becomes one.
+
+    Raises:
+        UsageError: it is not.
+    """
+    options = (
+        typing.get_args(hint)
+        if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
+        else (hint,)
+    )
+    for option in options:
+        if dataclasses.is_dataclass(option) and value is not None:
+            return read(typing.cast(type, option), value, key)
+        if typing.get_origin(option) in (list, tuple) and isinstance(value, list | tuple):
+            return [
+                checked(each, typing.get_args(option)[0], f"{key}.{place}", bounds) for place, each in enumerate(value)
+            ]
+        if _is(value, option) and _within(value, bounds):
+            return float(value) if option is float else value
+    raise UsageError(key, f"{key}={value!r}: expected {_expected(hint, bounds)}")
+
+
+def _is(value: Any, option: Any) -> bool:
+    if option is Any:
+        return True
+    if isinstance(value, bool) or value is None:
+        return option is type(value)
+    if option is float:
+        return isinstance(value, int | float) and math.isfinite(value)
+    origin = typing.get_origin(option) or option
+    return isinstance(value, Mapping if origin is dict else origin)
+
+
+def _within(value: Any, bounds: Mapping[str, Any]) -> bool:
+    if bounds.get("choices") and isinstance(value, str):
+        return value in bounds["choices"]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return True
+    least, above, most = (bounds.get(name) for name in ("least", "above", "most"))
+    return (least is None or value >= least) and (above is None or value > above) and (most is None or value <= most)
+
+
+def _expected(hint: Any, bounds: Mapping[str, Any]) -> str:
+    options = (
+        typing.get_args(hint)
+        if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
+        else (hint,)
+    )
+    words = []
+    for option in options:
+        if typing.get_origin(option) in (list, tuple):
+            words.append(f"a list, each {_expected(typing.get_args(option)[0], bounds)}")
+        elif dataclasses.is_dataclass(option):
+            words.append("settings by name")
+        else:
+            words.append(_NAMES.get(option, getattr(option, "__name__", str(option))))
+    if bounds.get("choices"):
+        words = [f"one of {', '.join(map(str, bounds['choices']))}" if word == _NAMES[str] else word for word in words]
+    limits = {"least": "at least", "above": "above", "most": "at most"}
+    said = [f"{limit} {bounds[name]:g}" for name, limit in limits.items() if bounds.get(name) is not None]
+    return " or ".join(words) + (f", {' and '.join(said)}" if said else "")

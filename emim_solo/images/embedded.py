@@ -1,0 +1,111 @@
+"""Real images that anyone can have, written as image folders: ``emim-solo images NAME DIR``."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from emim_solo.ground.errors import UsageError
+
+DIGITS_SIDE = 32
+FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")
+"""Of Debian's package dataset-fashion-mnist."""
+_FEW_TRAINING, _FEW_VALIDATION = 600, 200  # of each class, in fashion-mnist-few
+
+Written = Iterator[tuple[str, str, int, Image.Image]]  # split, class, number of the image, image
+
+
+def _digits() -> Written:
+    """1,797 scans of 8x8 (E. Alpaydin and C. Kaynak, 1998) at 32x32; 20 % for validation, stratified, always the same."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()
+    train, val = train_test_split(np.arange(len(digits.target)), test_size=0.2, stratify=digits.target, random_state=0)
+    for split, indices in (("train", train), ("val", val)):
+        for index in indices:
+            grey = Image.fromarray((digits.images[index] * (255 / 16)).round().astype("uint8"))
+            image = grey.resize((DIGITS_SIDE, DIGITS_SIDE), Image.Resampling.BICUBIC)
+            yield split, str(digits.target[index]), int(index), image
+
+
+def _fashion_mnist(*, few: bool = False) -> Written:
+    """70,000 articles of 28x28 (H. Xiao, K. Rasul, R. Vollgraf, 2017), the 10,000 test images for validation.
+
+    With ``few`` the first 600 training and 200 test images of each class.
+    """
+    from torchvision.datasets import FashionMNIST
+
+    with tempfile.TemporaryDirectory() as folder:
+        raw = Path(folder) / "FashionMNIST" / "raw"
+        raw.mkdir(parents=True)
+        for name, _ in FashionMNIST.resources:
+            if (FASHION_FOLDER / name).is_file():  # torchvision takes what is there; Debian's .gz have other checksums
+                with gzip.open(FASHION_FOLDER / name) as packed, open(raw / Path(name).stem, "wb") as file:
+                    shutil.copyfileobj(packed, file)
+        try:
+            splits = [(FashionMNIST(folder, train=train, download=True), train) for train in (True, False)]
+        except (OSError, RuntimeError) as error:
+            raise UsageError(
+                f"Fashion-MNIST could not be downloaded ({' '.join(str(error).split())[:200]}): on Debian 'apt install "
+                "dataset-fashion-mnist' has it as well"
+            ) from error
+    for dataset, train in splits:
+        taken = [0] * len(dataset.classes)
+        most = (_FEW_TRAINING if train else _FEW_VALIDATION) if few else len(dataset)
+        for index, (pixels, label) in enumerate(zip(dataset.data, dataset.targets.tolist(), strict=True)):
+            if taken[label] < most:
+                taken[label] += 1
+                name = dataset.classes[label].replace("/", " or ")
+                yield "train" if train else "val", name, index, Image.fromarray(pixels.numpy())
+
+
+DATASETS: dict[str, Callable[[], Written]] = {
+    "digits": _digits,
+    "fashion-mnist": _fashion_mnist,
+    "fashion-mnist-few": partial(_fashion_mnist, few=True),
+}
+
+
+def write_images(name: str, folder: str | os.PathLike[str]) -> Path:
+    """Write a dataset as RGB PNG in ``train/<class>/`` and ``val/<class>/``, once.
+
+    Args:
+        name: one of :data:`DATASETS`: ``digits`` (scikit-learn's, 1,437 and 360 images), ``fashion-mnist`` (60,000 and
+            10,000), ``fashion-mnist-few`` (6,000 and 2,000 of these).
+        folder: where ``train`` and ``val`` are wanted; left alone if they are there.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UsageError: an unknown name, something else in the way, or no download.
+    """
+    if name not in DATASETS:
+        raise UsageError(f"no images '{name}': there are {', '.join(DATASETS)}")
+    folder = Path(folder)
+    if (folder / "train").is_dir() and (folder / "val").is_dir():
+        return folder
+    # Written beside and renamed: a kill leaves no half-written folder that looks whole.
+    unfinished = folder.with_name(f"{folder.name}.{os.getpid()}.unfinished")
+    for split, label, number, image in DATASETS[name]():
+        path = unfinished / split / label / f"{number:04d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.convert("RGB").save(path)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        unfinished.rename(folder)
+    except OSError as error:
+        if not (folder / "val").is_dir():  # another process may have been faster
+            raise UsageError(
+                f"'{folder}' is in the way of the {name}: expected no such folder; move it away"
+            ) from error
+    return folder

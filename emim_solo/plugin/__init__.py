@@ -1,0 +1,1 @@
+"""How solo-learn comes to know EMIM."""

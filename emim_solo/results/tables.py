@@ -1,0 +1,477 @@
+"""From rows to tables: one line a method, an estimate over its seeds in each cell, differences paired by seed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from emim_solo.ground.errors import UsageError
+from emim_solo.images.folders import why_no_accuracy
+from emim_solo.results.statistics import Estimate, estimate, paired_difference
+from emim_solo.results.terms import deviations
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A column: where its values come from and how they are shown.
+
+    Attributes:
+        key: unique name, used in the HTML and in the files.
+        label: column head.
+        unit: after the label; empty for a pure number.
+        stage: of the rows it is read from.
+        sources: entries of the row's ``metrics``; a second one is subtracted from the first.
+        digits: after the decimal point.
+        best_is_highest: whether the best mean is marked. Not for costs, which depend on what else the machine did.
+    """
+
+    key: str
+    label: str
+    unit: str
+    stage: str
+    sources: tuple[str, ...]
+    digits: int
+    best_is_highest: bool = True
+
+    def value(self, row: Row) -> float | None:
+        """Value in a row of its stage; NaN where it was not finite, None where the row does not have it."""
+        metrics = {**row.get("metrics", {}), **_costs(row)}
+        if any(source not in metrics for source in self.sources):
+            return None
+        # JSON has no NaN of its own, and null is what some writers make of it.
+        parts = [math.nan if metrics[source] is None else float(metrics[source]) for source in self.sources]
+        return parts[0] - parts[1] if len(parts) == 2 else parts[0]
+
+
+def _costs(row: Row) -> dict[str, float]:
+    """What a row says of its cost outside of its metrics."""
+    costs = {}
+    if row.get("epochs") and row.get("seconds"):
+        costs["seconds_per_epoch"] = row["seconds"] / row["epochs"]
+    if row.get("peak_memory_mb") is not None:
+        costs["peak_memory_mb"] = row["peak_memory_mb"]
+    return costs
+
+
+FEW_IMAGES = 3
+"""Validation images of a class, under which the table says so."""
+
+HEADLINE = (
+    Metric("linear", "Linear top-1", "%", "linear", ("acc1",), 1),
+    Metric("logistic", "Logistic top-1", "%", "logistic", ("backbone_acc1",), 1),
+    Metric("knn", "20-NN top-1", "%", "knn", ("backbone_cosine_k20",), 1),
+    Metric("score", "View information", "nats", "score", ("view_information",), 1),
+    Metric("mi", "MI − null", "nats", "diagnostics", ("projector_mi", "projector_mi_null"), 1, False),
+    Metric("rank", "Effective rank", "", "diagnostics", ("backbone_effective_rank",), 1, False),
+    Metric("epoch", "Epoch", "s", "pretrain", ("seconds_per_epoch",), 1, False),
+    Metric("memory", "Peak memory", "MB", "pretrain", ("peak_memory_mb",), 0, False),
+    Metric("loss_share", "Loss in step", "%", "diagnostics", ("loss_share",), 1, False),
+)
+
+KNN = tuple(
+    Metric(
+        f"knn_{features}_{distance}_{k}",
+        f"{features} {distance} k={k}",
+        "%",
+        "knn",
+        (f"{features}_{distance}_k{k}",),
+        1,
+    )
+    for features in ("backbone", "projector")
+    for distance in ("cosine", "euclidean")
+    for k in (1, 5, 20, 200)
+)
+
+DIAGNOSTICS = tuple(
+    Metric(f"{features}_{name}", f"{features} {label}", unit, "diagnostics", (f"{features}_{name}",), digits, False)
+    for features in ("backbone", "projector")
+    for name, label, unit, digits in (
+        ("mi", "MI", "nats", 1),
+        ("mi_null", "MI null", "nats", 1),
+        ("effective_rank", "effective rank", "", 1),
+        ("alignment", "alignment", "", 3),
+        ("uniformity", "uniformity", "", 3),
+        ("spectrum_decay", "spectrum decay", "", 2),
+        ("spread", "spread", "", 3),
+        ("non_gaussianity", "non-Gaussianity", "", 5),
+        ("non_gaussianity_null", "its null", "", 5),
+    )
+)
+
+SCORES = tuple(
+    Metric(name, label, unit, "score", (name,), digits, name == "view_information")
+    for name, label, unit, digits in (
+        ("view_information", "view information", "nats", 1),
+        ("view_information_null", "its null", "nats", 2),
+        ("pair_information", "MI of two views", "nats", 1),
+        ("rankme", "RankMe", "", 1),
+        ("lidar", "LiDAR", "", 1),
+        ("alpha_req", "alpha-ReQ", "", 2),
+        ("alignment", "alignment", "", 3),
+        ("uniformity", "uniformity", "", 3),
+    )
+)
+
+
+@dataclass
+class Results:
+    """All runs of one benchmark.
+
+    Attributes:
+        rows: by (name, seed), by stage; the newest of each, all of the same config as the pretraining.
+        names: of the methods, in the order they first appear.
+    """
+
+    rows: dict[tuple[str, int], dict[str, Row]]
+    names: list[str]
+    deviations: dict[str, dict[str, tuple[Any, Any]]] = field(default_factory=dict)
+
+    @property
+    def dataset(self) -> str:
+        return dataset_name(next(self.pretrained()))
+
+    def pretrained(self) -> Any:
+        """The pretraining rows, in order."""
+        return (stages["pretrain"] for stages in self.rows.values() if "pretrain" in stages)
+
+    def seeds(self, name: str) -> list[int]:
+        return sorted(seed for own, seed in self.rows if own == name)
+
+    def all_seeds(self) -> list[int]:
+        return sorted({seed for _, seed in self.rows})
+
+    def config(self, name: str) -> Mapping[str, Any]:
+        """Of the method's first run."""
+        found: Mapping[str, Any] = next(s for (own, _), s in self.rows.items() if own == name)["pretrain"]["config"]
+        return found
+
+    def method(self, name: str) -> str:
+        return str(next(stages for (own, _), stages in self.rows.items() if own == name)["pretrain"]["method"])
+
+    def values(self, name: str, metric: Metric) -> dict[int, float]:
+        """A metric by seed, of the runs that have it; NaN for a run that diverged."""
+        found = {}
+        for seed in self.seeds(name):
+            if self.failed(name, seed):
+                found[seed] = math.nan
+                continue
+            row = self.rows[name, seed].get(metric.stage)
+            value = metric.value(row) if row is not None else None
+            if value is not None:
+                found[seed] = value
+        return found
+
+    def estimate(self, name: str, metric: Metric) -> Estimate:
+        return estimate(self.values(name, metric).values())
+
+    def difference(self, name: str, baseline: str, metric: Metric) -> Estimate:
+        return paired_difference(self.values(name, metric), self.values(baseline, metric))
+
+    def collapsed(self, name: str) -> list[int]:
+        """Seeds whose embeddings collapsed."""
+        flag = Metric("collapsed", "", "", "diagnostics", ("projector_collapsed",), 0)
+        return [seed for seed, value in self.values(name, flag).items() if value == 1]
+
+    def failed(self, name: str, seed: int) -> bool:
+        """Whether a run's loss became NaN or infinite."""
+        return bool(self.rows[name, seed]["pretrain"].get("failed"))
+
+    def diverged(self, name: str) -> list[int]:
+        """Seeds whose loss became NaN or infinite."""
+        return [seed for seed in self.seeds(name) if self.failed(name, seed)]
+
+    def focus(self) -> str:
+        """The method that the others are baselines of: the first EMIM, else the first."""
+        return next((name for name in self.names if self.method(name) == "emim"), self.names[0])
+
+    def baselines(self) -> list[str]:
+        return [name for name in self.names if name != self.focus()]
+
+    def best(self, metric: Metric) -> set[str]:
+        """The methods with the highest mean as it is shown, where highest is best."""
+        means = {name: self.estimate(name, metric).mean for name in self.names}
+        finite = {name: mean for name, mean in means.items() if math.isfinite(mean)}
+        if not metric.best_is_highest or len(finite) < 2:
+            return set()
+        shown = {name: round(mean, metric.digits) for name, mean in finite.items()}
+        return {name for name, mean in shown.items() if mean == max(shown.values())}
+
+    def shown(self, metrics: Sequence[Metric]) -> list[Metric]:
+        """Those metrics that at least one run has."""
+        return [metric for metric in metrics if any(self.values(name, metric) for name in self.names)]
+
+
+def dataset_name(row: Row) -> str:
+    """Name of the images in a row: the suite's own, or the folder's for images of the user's own."""
+    if row["dataset"] != "custom":
+        return str(row["dataset"])
+    path = str(row.get("config", {}).get("data", {}).get("train_path", "custom")).rstrip("/")
+    parts = [part for part in path.split("/") if part not in ("", ".", "..")]
+    # The folder is often called train; its parent says of what.
+    return next((part for part in reversed(parts) if part not in ("train", "training")), "custom")
+
+
+def collect(rows: Sequence[Row]) -> Results:
+    """Sort rows into runs and check that they belong together.
+
+    Args:
+        rows: as read from a file, oldest first.
+
+    Raises:
+        UsageError: no finished pretraining among them, or different datasets.
+    """
+    newest = {(str(row["name"]), int(row["seed"])): row for row in rows if row["stage"] == "pretrain"}
+    if not newest:
+        raise UsageError(
+            f"no finished run among {len(rows)} rows: expected at least one row of stage 'pretrain'; "
+            "start the benchmark again, it goes on where it stopped"
+        )
+    datasets = sorted({dataset_name(row) for row in newest.values()})
+    if len(datasets) > 1:
+        raise UsageError(
+            f"rows of different datasets are mixed: {', '.join(datasets)}; expected one benchmark of one dataset, "
+            "keep each in a folder of its own"
+        )
+    runs: dict[tuple[str, int], dict[str, Row]] = {}
+    for row in rows:
+        run = (str(row["name"]), int(row["seed"]))
+        if run not in newest or row["config_hash"] != newest[run]["config_hash"]:
+            continue
+        runs.setdefault(run, {})[row["stage"]] = row
+    names = list(dict.fromkeys(name for name, _ in runs))
+    results = Results(runs, names)
+    results.deviations = deviations({name: results.config(name) for name in names})
+    return results
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Text of one cell, and what it says without the text."""
+
+    text: str
+    estimate: Estimate | None = None
+    flag: str = ""
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table that can be printed, copied and drawn alike: the first column is a name."""
+
+    heads: list[str]
+    lines: list[tuple[str, list[Cell]]]
+    notes: list[str]
+    keys: list[str]
+
+
+def show(value: Estimate, digits: int, *, signed: bool = False) -> str:
+    """``91.3 ± 0.8``, ``91.3`` for one seed, ``NaN`` if no value was finite, a dash for no value."""
+    if value.n == 0:
+        return "NaN" if value.not_finite else "–"
+    text = f"{value.mean:{'+' if signed else ''}.{digits}f}".replace("-", "−")
+    return text if value.half_width is None else f"{text} ± {value.half_width:.{digits}f}"
+
+
+def _flag(value: Estimate) -> str:
+    return f"{value.not_finite} NaN" if value.not_finite else ""
+
+
+def headline(results: Results, metrics: Sequence[Metric] = HEADLINE) -> Table:
+    """One line a method: seeds, then each metric's mean and 95 % interval; flags and deviations in the notes."""
+    shown = results.shown(metrics)
+    lines = []
+    for name in results.names:
+        cells = [Cell(str(len(results.seeds(name))))]
+        for metric in shown:
+            value = results.estimate(name, metric)
+            cells.append(Cell(show(value, metric.digits), value, _flag(value), name in results.best(metric)))
+        lines.append((name, cells))
+    return Table(["Method", "n", *map(head, shown)], lines, notes(results), ["n", *(metric.key for metric in shown)])
+
+
+def differences(results: Results, metrics: Sequence[Metric] = HEADLINE) -> Table:
+    """One line a baseline: the focus method less the baseline, paired by seed, with 95 % interval."""
+    shown = [metric for metric in results.shown(metrics) if metric.key not in ("memory", "loss_share")]
+    focus = results.focus()
+    lines = []
+    for baseline in results.baselines():
+        paired = set(results.seeds(focus)) & set(results.seeds(baseline))
+        cells = [Cell(str(len(paired)))]
+        for metric in shown:
+            value = results.difference(focus, baseline, metric)
+            cells.append(Cell(show(value, metric.digits, signed=True), value, _flag(value)))
+        lines.append((f"{focus} − {baseline}", cells))
+    return Table(["Difference", "n", *map(head, shown)], lines, [], ["n", *(metric.key for metric in shown)])
+
+
+def head(metric: Metric) -> str:
+    return f"{metric.label} ({metric.unit})" if metric.unit else metric.label
+
+
+def notes(results: Results) -> list[str]:
+    """What a reader of the table must know: intervals, collapsed runs, unequal terms, missing stages."""
+    said = []
+    if len(results.all_seeds()) > 1:
+        said.append("± is the half width of the 95 % t-interval of the mean over n seeds.")
+    else:
+        said.append("One seed: no interval can be given, and small differences mean nothing.")
+    if results.shown(HEADLINE[:3]):
+        said.append("Accuracies: frozen backbone, validation images.")
+    elif reasons := sorted({reason for row in results.pretrained() if (reason := _no_accuracy(row))}):
+        said.append(f"No accuracies: {', '.join(reasons)}.")
+    if protocols := sorted({how for stages in results.rows.values() if (how := _protocol(stages.get("score")))}):
+        said.append(f"View information: the score without labels (docs/label-free.md), {'; '.join(protocols)}.")
+    if len(protocols) > 1:
+        said.append("Not finished: scores of different protocols are not to be compared; start the benchmark again.")
+    if results.shown(HEADLINE[4:6]):
+        said.append("MI: embeddings of the projector, two views of an image. Effective rank: RankMe of the backbone.")
+    for name in results.names:
+        collapsed = results.collapsed(name)
+        if collapsed:
+            said.append(f"{name}: collapsed with seed {', '.join(map(str, collapsed))}.")
+        diverged = results.diverged(name)
+        if diverged:
+            said.append(f"{name}: diverged with seed {', '.join(map(str, diverged))}; NaN in all of its cells.")
+        broken = sorted(
+            {
+                metric.label
+                for metric in (*HEADLINE, *KNN, *DIAGNOSTICS)
+                if results.estimate(name, metric).not_finite > len(diverged)
+            }
+        )
+        if broken:
+            said.append(f"{name}: NaN left out of {', '.join(broken[:4])}{' and more' if len(broken) > 4 else ''}.")
+        differing = results.deviations.get(name, {})
+        if differing:
+            listed = ", ".join(
+                f"{key} {_plain(own)} (others {_plain(common)})" for key, (own, common) in differing.items()
+            )
+            said.append(f"{name} deviates from equal terms: {listed}.")
+    if not any(results.deviations.values()):
+        said.append("Equal terms: same augmentation, backbone, projector width, optimiser, batch and epochs.")
+    for name in results.names:
+        config = results.config(name)
+        processes = len(config.get("devices") or [0]) * config.get("num_nodes", 1)
+        if results.method(name) == "barlow_twins" and processes > 1:
+            said.append(
+                f"{name}: the suite's Barlow Twins has 1/{processes} of the gradient in {processes} processes "
+                "(docs/distributed.md)."
+            )
+    fewest = Metric("fewest", "", "", "knn", ("fewest_val_images",), 0)
+    few = [value for name in results.names for value in results.values(name, fewest).values() if value < FEW_IMAGES]
+    if few:
+        said.append(f"Few validation images: {min(few):.0f} in the rarest class, too few to judge by.")
+    scored = any("score" in stages for stages in results.rows.values())
+    waiting = [
+        f"{name} seed {seed} ({', '.join(missing)})"
+        for (name, seed), stages in results.rows.items()
+        if not results.failed(name, seed)
+        and (missing := sorted(set(evaluation_stages(stages["pretrain"]["config"], scored=scored)) - stages.keys()))
+    ]
+    if waiting:
+        said.append(f"Not finished: {'; '.join(waiting)}.")
+    return said
+
+
+def evaluation_stages(config: Mapping[str, Any], *, scored: bool) -> tuple[str, ...]:
+    """The stages that evaluate a run; without labels those alone that need none."""
+    labelled = () if why_no_accuracy(config["data"]) else ("knn", "logistic", "linear")
+    return (*labelled, "diagnostics", *(("score",) if scored else ()))
+
+
+def _protocol(row: Row | None) -> str | None:
+    """How a row was scored, in a few words."""
+    if row is None:
+        return None
+    images = f"{row['settings']['views']} views of {row['images']} {row['of']} images"
+    return f"{row['settings']['features']}, {images}, protocol {row['protocol']}"
+
+
+def _no_accuracy(row: Row) -> str | None:
+    return why_no_accuracy(row.get("config", {}).get("data", {}))
+
+
+def _plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def to_text(table: Table) -> str:
+    """Aligned columns for a terminal."""
+    lines = [table.heads, *([name, *map(_cell_text, cells)] for name, cells in table.lines)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(table.heads))]
+    text = []
+    for number, line in enumerate(lines):
+        text.append(
+            "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
+        )
+        if number == 0:
+            text.append("  ".join("─" * width for width in widths))
+    return "\n".join([*text, *table.notes])
+
+
+def _cell_text(cell: Cell) -> str:
+    return cell.text if not cell.flag or cell.flag in cell.text or cell.text == "NaN" else f"{cell.text} ({cell.flag})"
+
+
+_MARKDOWN = str.maketrans({mark: f"\\{mark}" for mark in "\\|`*<$"})
+
+
+def to_markdown(table: Table) -> str:
+    """A Markdown table, best means in bold, notes below."""
+
+    def shown(cell: Cell) -> str:
+        text = _cell_text(cell)
+        return f"**{text}**" if cell.best else text
+
+    lines = [
+        f"| {' | '.join(table.heads)} |",
+        f"| --- |{' ---: |' * (len(table.heads) - 1)}",
+        *(f"| {' | '.join([name.translate(_MARKDOWN), *map(shown, cells)])} |" for name, cells in table.lines),
+    ]
+    return "\n".join([*lines, "", *(f"- {note}" for note in table.notes)]).rstrip() + "\n"
+
+
+_LATEX = str.maketrans(
+    {
+        "&": r"\&",
+        "%": r"\%",
+        "_": r"\_",
+        "#": r"\#",
+        "$": r"\$",
+        "{": r"\{",
+        "}": r"\}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "\\": r"\textbackslash{}",
+        "±": r"$\pm$",
+        "−": r"$-$",
+        "–": "--",
+    }
+)
+
+
+def to_latex(table: Table) -> str:
+    """A booktabs tabular, best means in bold, notes as comments."""
+
+    def shown(cell: Cell) -> str:
+        text = _cell_text(cell).translate(_LATEX)
+        return rf"\textbf{{{text}}}" if cell.best else text
+
+    return "\n".join(
+        [
+            r"% needs \usepackage{booktabs}",
+            *(f"% {note}" for note in table.notes),
+            rf"\begin{{tabular}}{{l{'r' * (len(table.heads) - 1)}}}",
+            r"\toprule",
+            " & ".join(text.translate(_LATEX) for text in table.heads) + r" \\",
+            r"\midrule",
+            *(" & ".join([name.translate(_LATEX), *map(shown, cells)]) + r" \\" for name, cells in table.lines),
+            r"\bottomrule",
+            r"\end{tabular}",
+            "",
+        ]
+    )

@@ -1,0 +1,212 @@
+"""What goes wrong while the suite's methods train, mended in classes put in front of theirs: no file of it changes.
+
+A class in front is asked first whenever a method calls itself (``self._base_shared_step``, ``self.log``), so one class
+serves every method of both generations, their names for these things being the same.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler
+
+from emim_solo.ground.errors import UsageError
+
+_OF_LABELS = re.compile(r"(^|_)(acc\d*|class_loss|val_loss)$")
+
+
+def zero_over_nothing(loss: Tensor, targets: Tensor) -> Tensor:
+    """A mean loss over the targets other than -1, which is 0 instead of NaN where there is none.
+
+    The gradient over nothing is 0 already, and where there is a target neither loss nor gradient changes in a bit.
+
+    Args:
+        loss: shape (), the ``cross_entropy(..., targets, ignore_index=-1)``.
+        targets: class indices of any shape.
+    """
+    return torch.where((targets != -1).any(), loss, loss.new_zeros(()))
+
+
+class LabelsOptional(LightningModule):
+    """In front of a generation's base method: images without labels have class loss 0, and nothing is said of them.
+
+    Without it their class loss is NaN, and so is the loss that it is part of.
+    """
+
+    no_labels: bool = False
+    knn_eval: bool
+
+    def without_labels(self) -> None:
+        """From now on no accuracy or class loss is logged, and no k-NN keeps features."""
+        self.no_labels = True
+        self.knn_eval = False
+
+    def _base_shared_step(self, X: Tensor, targets: Tensor) -> dict[str, Any]:
+        return _with_class_loss(super()._base_shared_step(X, targets), targets)  # type: ignore[misc]
+
+    def _shared_step_momentum(self, X: Tensor, targets: Tensor) -> dict[str, Any]:
+        return _with_class_loss(super()._shared_step_momentum(X, targets), targets)  # type: ignore[misc]
+
+    def log(self, name: str, *args: Any, **kwargs: Any) -> None:
+        """As Lightning's, which ``log_dict`` calls too, but for what means nothing without labels."""
+        if not (self.no_labels and _OF_LABELS.search(name)):
+            super().log(name, *args, **kwargs)
+
+
+def _with_class_loss(out: dict[str, Any], targets: Tensor) -> dict[str, Any]:
+    if "loss" in out:  # a momentum method without a classifier has none
+        out["loss"] = zero_over_nothing(out["loss"], targets)
+    return out
+
+
+class Mended(LabelsOptional):
+    """In front of any method: it can be saved as plain data, and a resumed run is the uninterrupted one.
+
+    Where several processes train, queues and memory banks come back as those of rank zero, which alone saves.
+    """
+
+    momentum_updater: Any  # of momentum methods
+    kmeans: Any  # of DeepClusterV2
+    whitening: Any  # of W-MSE
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if hasattr(self, "whitening"):
+            self.whitening.forward = _named_where_singular(self.whitening.forward)
+        self._of_a_fresh_model = frozenset(self.state_dict())
+        self._restored: dict[str, Tensor] = {}
+
+    def configure_optimizers(self) -> Any:
+        """The method's own; rates that a schedule leaves alone are kept as data, not as a function."""
+        configured = super().configure_optimizers()
+        schedules = configured[1] if isinstance(configured, tuple | list) else []
+        for schedule in schedules:
+            _keep_static_rates_as_data(schedule["scheduler"] if isinstance(schedule, dict) else schedule)
+        return configured
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put aside what only training makes (queues and memory banks): a fresh model then loads the rest strictly."""
+        super().on_save_checkpoint(checkpoint)
+        weights = checkpoint["state_dict"]
+        made = sorted(weights.keys() - self._of_a_fresh_model)
+        checkpoint["made_in_training"] = {name: weights.pop(name) for name in made}
+        if hasattr(self, "momentum_updater"):
+            checkpoint["cur_tau"] = self.momentum_updater.cur_tau
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take back what :meth:`on_save_checkpoint` has put aside."""
+        super().on_load_checkpoint(checkpoint)
+        self._restored = checkpoint.get("made_in_training", {})
+        for schedule in checkpoint.get("lr_schedulers", []):
+            schedule.pop("max_epochs", None)  # main's schedule would end where the run that is continued was to end
+        if "cur_tau" in checkpoint and hasattr(self, "momentum_updater"):
+            self.momentum_updater.cur_tau = checkpoint["cur_tau"]
+
+    def on_train_start(self) -> None:
+        """The method's own, which makes queues and memory banks afresh; then those of the checkpoint.
+
+        Raises:
+            UsageError: the checkpoint's are of another number of images.
+        """
+        with torch.random.fork_rng(devices=[]):  # a resumed run draws here, an uninterrupted one no longer does
+            super().on_train_start()
+        for name, value in self._restored.items():
+            fresh = self._buffers.get(name)
+            if fresh is None:  # a cache of some part, which makes it again
+                continue
+            if fresh.shape != value.shape:
+                raise UsageError(
+                    f"the checkpoint's {name} has shape {tuple(value.shape)}, this run's {tuple(fresh.shape)}: resume "
+                    "with the same images, optimizer.batch_size and devices"
+                )
+            fresh.copy_(value)
+        self._restored = {}
+        if hasattr(self, "momentum_updater"):
+            self.last_step = self.trainer.global_step  # the suite's 0 takes an unfinished step for a finished one
+        if hasattr(self, "kmeans"):
+            self.kmeans.cluster_memory = _on_one_device(self.kmeans.cluster_memory, self.trainer.world_size)
+
+    def on_train_epoch_start(self) -> None:
+        """The method's own, k-means' first centroids drawn from the epoch's seed whatever was drawn before."""
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(torch.initial_seed())
+            super().on_train_epoch_start()
+
+
+@cache
+def mended(method: type[LightningModule]) -> type[LightningModule]:
+    """The class of a method of the suite with :class:`Mended` in front of it, under the same name."""
+    module = sys.modules[method.__module__]
+    if hasattr(module, "deepclusterv2_loss_func"):
+        _first_epoch_of_deepcluster(module)
+    return type(method.__name__, (Mended, method), {"__module__": method.__module__})
+
+
+def _first_epoch_of_deepcluster(module: ModuleType) -> None:
+    """Nothing is assigned to a cluster before the first epoch's end: a loss over nothing, which is NaN in the suite."""
+    loss_func = module.deepclusterv2_loss_func
+
+    def deepclusterv2_loss_func(outputs: Tensor, assignments: Tensor, temperature: float = 0.1) -> Tensor:
+        return zero_over_nothing(loss_func(outputs, assignments, temperature), assignments)
+
+    module.deepclusterv2_loss_func = deepclusterv2_loss_func  # type: ignore[attr-defined]
+
+
+def _on_one_device(cluster_memory: Callable[..., Any], processes: int) -> Callable[..., Any]:
+    """k-means' assignments are on the CPU, its memory may be on a GPU, and the one is indexed with the other."""
+
+    def cluster(index: Tensor, embeddings: Tensor) -> tuple[Tensor, list[Tensor]]:
+        device = embeddings.device
+        if processes == 1:  # of several processes the suite gathers on the CPU itself
+            index, embeddings = index.cpu(), embeddings.cpu()
+        assignments, centroids = cluster_memory(index, embeddings)
+        return assignments.to(device), [each.to(device) for each in centroids]
+
+    return cluster
+
+
+def _named_where_singular(whiten: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """W-MSE's Cholesky factor, of hardly more images than dimensions or of collapsed ones, may not exist."""
+
+    def whiten_or_say(x: Tensor) -> Tensor:
+        try:
+            return whiten(x)
+        except torch.linalg.LinAlgError as error:
+            raise FloatingPointError(
+                f"wmse cannot whiten {x.shape[1]} dimensions with {x.shape[0]} images, their covariance is singular: "
+                "lower method_kwargs.proj_output_dim to half of whitening_size, or set whitening_eps above 0"
+            ) from error
+
+    return whiten_or_say
+
+
+class _StaticRates(LRScheduler):
+    """In front of a schedule: some parameter groups keep their learning rate (SimSiam's predictor)."""
+
+    static_rates: dict[int, float]
+
+    def get_lr(self) -> list[Any]:
+        rates = super().get_lr()
+        for group, rate in self.static_rates.items():
+            rates[group] = rate
+        return rates
+
+
+def _keep_static_rates_as_data(schedule: Any) -> None:
+    """The suite replaces ``get_lr`` on the object, so that a checkpoint holds a function and, with it, the optimizer.
+
+    It cannot be saved (1.0.2), or not be loaded as plain data, and loaded it would be the saved schedule's function.
+    """
+    replaced = schedule.__dict__.pop("get_lr", None)
+    if replaced is not None:
+        groups, rates = (replaced.keywords[name] for name in ("param_group_indexes", "lrs_to_replace"))
+        schedule.static_rates = dict(zip(groups, rates, strict=True))
+        schedule.__class__ = type(type(schedule).__name__, (_StaticRates, type(schedule)), {})

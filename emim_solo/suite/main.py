@@ -1,0 +1,205 @@
+"""solo-learn main (1.0.6), the generation that users have.
+
+Imports at the top are those that already exist when ``solo.methods`` has just been loaded: EMIM is registered at that
+moment, in the middle of ``import solo``.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule
+from omegaconf import DictConfig, OmegaConf
+from solo.methods import METHODS
+from solo.methods.base import BaseMethod, BaseMomentumMethod
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from emim_solo.emim.method import EMIMMethod, complete_method_kwargs
+from emim_solo.ground.errors import UsageError
+from emim_solo.images.folders import HeldOut
+from emim_solo.suite.api import Suite, allow_few_classes, count_classes, give_small_image_stem, open_copy, plain
+from emim_solo.suite.fixes import LabelsOptional
+from emim_solo.suite.loaders import reading_folders
+from emim_solo.suite.preflight import check_method
+
+
+class EMIM(EMIMMethod, LabelsOptional, BaseMethod):
+    """EMIM on main's ``BaseMethod(cfg)``."""
+
+    cfg: DictConfig
+
+    def __init__(self, cfg: DictConfig) -> None:
+        super().__init__(cfg)
+        self.add_emim(cfg.method_kwargs)  # completed in place by the base class
+        if OmegaConf.select(cfg, "data.no_labels", default=False):
+            self.without_labels()  # main_pretrain.py builds this class as it is
+
+    def multicrop_forward(self, X: Tensor) -> dict[str, Any]:
+        """Features and embeddings of a small crop."""
+        out: dict[str, Any] = super().multicrop_forward(X)
+        return {**out, "z": self.projector(out["feats"])}
+
+    def run_settings(self) -> dict[str, Any]:
+        """The whole config."""
+        return plain(self.cfg)
+
+    @staticmethod
+    def add_and_assert_specific_cfg(cfg: DictConfig) -> DictConfig:
+        """Defaults and checks of the base method and of EMIM's ``method_kwargs``."""
+        cfg = BaseMethod.add_and_assert_specific_cfg(cfg)
+        cfg.method_kwargs = complete_method_kwargs(plain(cfg.method_kwargs), _names_of_other_methods())
+        return cfg
+
+
+def _names_of_other_methods() -> set[str]:
+    return set().union(*(_names_read_by(method) for name, method in METHODS.items() if name != "emim"))
+
+
+def _names_read_by(method: type) -> set[str]:
+    """main has no list of what its methods read from ``method_kwargs``: their source is the list."""
+    return set(re.findall(r"method_kwargs\.(\w+)", inspect.getsource(sys.modules[method.__module__])))
+
+
+class CurrentSuite(Suite):
+    generation = "main"
+
+    def emim_class(self) -> type[LightningModule]:
+        return EMIM
+
+    def registry(self) -> dict[str, Any]:
+        return METHODS
+
+    def optimizer_makers(self) -> dict[str, Callable[..., Any]]:
+        return dict(BaseMethod._OPTIMIZERS)
+
+    def uses_small_crops(self, method: str) -> bool:
+        # The base class gives a small crop features and no embedding; the others never look at it.
+        return self.methods()[method].multicrop_forward is not BaseMethod.multicrop_forward
+
+    def complete(self, cfg: DictConfig) -> DictConfig:
+        from solo.args.pretrain import parse_cfg
+
+        cfg = count_classes(parse_cfg(open_copy(cfg)))
+        method = self.methods()[cfg.method]
+        if issubclass(method, BaseMomentumMethod) and OmegaConf.select(cfg, "momentum") is None:
+            cfg.momentum = {}  # every key has a default, and the section none
+        cfg = method.add_and_assert_specific_cfg(cfg)
+        if cfg.backbone.name.startswith("vit"):  # timm's own default is 224 pixels, whatever the crops are
+            cfg.backbone.kwargs = {"img_size": cfg.augmentations[0].crop_size} | plain(cfg.backbone.kwargs)
+        if method is not EMIM and (missing := sorted(_names_read_by(method) - set(cfg.method_kwargs))):
+            names = ", ".join(f"method_kwargs.{name}" for name in missing)
+            raise UsageError(
+                f"{cfg.method} needs {names}: solo-learn main has no default for them; its "
+                f"scripts/pretrain/cifar have a config of each method to take them from"
+            )
+        check_method(cfg)
+        return cfg
+
+    def constructor_kwargs(self, cfg: DictConfig) -> dict[str, Any]:
+        return {"cfg": open_copy(cfg)}
+
+    def _finish(self, model: Any, cfg: DictConfig) -> None:
+        from solo.utils.misc import make_contiguous
+
+        self._fit_stem(model, cfg)
+        make_contiguous(model)
+        if not cfg.performance.disable_channel_last:
+            model.to(memory_format=torch.channels_last)
+
+    def _fit_stem(self, model: Any, cfg: DictConfig) -> None:
+        if not OmegaConf.select(cfg, "backbone.small_image_stem", default=False):
+            return
+        give_small_image_stem(model.backbone)
+        momentum = getattr(model, "momentum_backbone", None)
+        if momentum is not None:
+            give_small_image_stem(momentum)
+            momentum.conv1.load_state_dict(model.backbone.conv1.state_dict())
+            momentum.conv1.requires_grad_(False)
+
+    def backbone(self, model: Any) -> nn.Module:
+        return model.backbone
+
+    def train_loader(self, cfg: DictConfig) -> DataLoader:
+        from solo.data import pretrain_dataloader as suite_data
+
+        views = [
+            suite_data.NCropAugmentation(self.view_transform(cfg, view), view.num_crops) for view in cfg.augmentations
+        ]
+        with reading_folders(suite_data, labelled=not cfg.data.no_labels, held_out=HeldOut.recorded(cfg)):
+            dataset = suite_data.prepare_datasets(
+                cfg.data.dataset,
+                suite_data.FullTransformPipeline(views),
+                train_data_path=cfg.data.train_path,
+                data_format=cfg.data.format,
+                no_labels=cfg.data.no_labels,
+                data_fraction=cfg.data.fraction,
+            )
+        return suite_data.prepare_dataloader(
+            dataset, batch_size=cfg.optimizer.batch_size, num_workers=cfg.data.num_workers
+        )
+
+    def view_transform(self, cfg: DictConfig, view: DictConfig) -> Callable[[Any], Tensor]:
+        from solo.data.pretrain_dataloader import build_transform_pipeline
+
+        return build_transform_pipeline(cfg.data.dataset, view)
+
+    def suite_evaluation_transform(self, dataset: str) -> Any:
+        from solo.data.classification_dataloader import prepare_transforms
+
+        return prepare_transforms(dataset)[1]
+
+    def _prepare_evaluation(self, cfg: DictConfig, val_path: str, transform: Any) -> tuple[Dataset, Dataset]:
+        from solo.data import classification_dataloader as suite_data
+
+        with reading_folders(suite_data, labelled=not cfg.data.get("no_labels", False)):
+            return suite_data.prepare_datasets(
+                cfg.data.dataset,
+                transform,
+                transform,
+                train_data_path=cfg.data.train_path,
+                val_data_path=val_path,
+                data_format="image_folder" if cfg.data.format == "dali" else cfg.data.format,
+            )
+
+    def checkpointer(self, cfg: DictConfig) -> Callback:
+        from solo.utils.checkpointer import Checkpointer
+
+        return Checkpointer(
+            cfg,
+            logdir=Path(cfg.checkpoint.dir) / cfg.method,
+            frequency=cfg.checkpoint.frequency,
+            keep_prev=cfg.checkpoint.keep_prev,
+        )
+
+    def auto_umap(self, cfg: DictConfig) -> Callback:
+        try:
+            from solo.utils.auto_umap import AutoUMAP
+        except ImportError as error:
+            raise UsageError(
+                f"auto_umap.enabled needs the umap extra ({error}): pip install 'emim-solo[umap]'"
+            ) from error
+        return AutoUMAP(cfg.name, logdir=Path(cfg.auto_umap.dir) / cfg.method, frequency=cfg.auto_umap.frequency)
+
+    def knn_classifier(self, k: int, temperature: float, distance: str) -> Any:
+        from solo.utils.knn import WeightedKNNClassifier
+
+        return WeightedKNNClassifier(k=k, T=temperature, distance_fx=distance)
+
+    def complete_linear(self, cfg: DictConfig) -> DictConfig:
+        from solo.args.linear import parse_cfg
+        from solo.methods.linear import LinearModel
+
+        return LinearModel.add_and_assert_specific_cfg(count_classes(parse_cfg(open_copy(cfg))))
+
+    def linear_model(self, backbone: nn.Module, cfg: DictConfig) -> LightningModule:
+        from solo.methods import linear
+
+        allow_few_classes(linear)
+        return linear.LinearModel(backbone, cfg=cfg, loss_func=nn.CrossEntropyLoss(), mixup_func=None)

@@ -1,0 +1,172 @@
+"""What a method needs of a config, beyond what all need: said in one line before any image is read.
+
+The suite says it with an assertion, an exception from inside torch or a NaN, some of them an epoch later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from omegaconf import DictConfig, OmegaConf
+
+from emim_solo.ground.errors import UsageError
+from emim_solo.images.folders import reads_folders, training_images
+
+_IMAGES = {"cifar10": 50_000, "cifar100": 50_000, "stl10": 105_000}
+_ALL4ONE_HEADS, _ALL4ONE_NEIGHBOURS = 8, 5  # written in the suite
+
+
+class _Run(NamedTuple):
+    """What the needs speak of: ``kwargs`` are the method's, complete; ``processes`` train at once."""
+
+    cfg: DictConfig
+    kwargs: dict[str, Any]
+    batch: int
+    processes: int
+
+
+def check_method(cfg: DictConfig) -> None:
+    """Check a complete config against what its method needs.
+
+    Raises:
+        UsageError: every need that is not met, and what to set.
+    """
+    kwargs = OmegaConf.to_container(cfg.method_kwargs, resolve=True)
+    assert isinstance(kwargs, dict)
+    run = _Run(
+        cfg,
+        {str(name): value for name, value in kwargs.items()},
+        cfg.optimizer.batch_size,
+        len(cfg.devices) * cfg.num_nodes,
+    )
+    checks = [_momentum, _NEEDS.get(cfg.method, _nothing)]
+    if cfg.method != "swav" and "queue_size" in run.kwargs:
+        checks.append(_whole_batches_in_queue)
+    unmet = [need for check in checks for need in check(run)]
+    if unmet:
+        raise UsageError(f"{cfg.method} needs {'; '.join(unmet)}")
+
+
+def _nothing(run: _Run) -> Iterator[str]:
+    yield from ()
+
+
+def _momentum(run: _Run) -> Iterator[str]:
+    base, final = (OmegaConf.select(run.cfg, f"momentum.{name}") for name in ("base_tau", "final_tau"))
+    if base is not None and final is not None and not 0 <= base <= final <= 1:
+        yield f"0 <= momentum.base_tau <= momentum.final_tau <= 1, got {base} and {final}"
+
+
+def _whole_batches_in_queue(run: _Run) -> Iterator[str]:
+    size, batches = run.kwargs["queue_size"], run.batch * run.processes
+    if size < 1 or size % batches:
+        yield (
+            f"a queue of whole batches: method_kwargs.queue_size={size} is no multiple of {run.batch} images on "
+            f"{run.processes} process(es); set it to {max(1, size // batches) * batches}"
+        )
+
+
+def _swav(run: _Run) -> Iterator[str]:
+    size = run.kwargs["queue_size"]
+    if size and size // run.processes < run.batch:
+        yield (
+            f"a queue of one batch at least: method_kwargs.queue_size={size} is less than {run.batch} images on "
+            f"{run.processes} process(es); set it to {run.batch * run.processes} or more, or to 0 for none"
+        )
+
+
+def _all4one(run: _Run) -> Iterator[str]:
+    if run.kwargs["proj_output_dim"] % _ALL4ONE_HEADS:
+        yield (
+            f"method_kwargs.proj_output_dim in multiples of {_ALL4ONE_HEADS}, its attention heads, got "
+            f"{run.kwargs['proj_output_dim']}"
+        )
+    if run.kwargs["queue_size"] < _ALL4ONE_NEIGHBOURS:
+        yield f"method_kwargs.queue_size of {_ALL4ONE_NEIGHBOURS} or more, its neighbours"
+
+
+def _dino(run: _Run) -> Iterator[str]:
+    warm_up, epochs = run.kwargs["warmup_teacher_temperature_epochs"], run.cfg.max_epochs
+    if warm_up > epochs:
+        yield (
+            f"max_epochs of at least method_kwargs.warmup_teacher_temperature_epochs={warm_up}, got {epochs}: set the "
+            f"latter to {epochs} or less (0 is solo-learn main's default)"
+        )
+
+
+def _wmse(run: _Run) -> Iterator[str]:
+    size, width = run.kwargs["whitening_size"], run.kwargs["proj_output_dim"]
+    if size < 1 or run.batch % size:
+        fitting = max(
+            divisor for divisor in range(1, run.batch + 1) if not run.batch % divisor and divisor <= max(size, 1)
+        )
+        yield (
+            f"method_kwargs.whitening_size={size} to divide optimizer.batch_size={run.batch}: set whitening_size to "
+            f"{fitting} or another divisor"
+        )
+        size = fitting
+    if not run.kwargs["whitening_eps"] and width >= size:
+        yield (
+            f"more images to whiten than dimensions: set method_kwargs.proj_output_dim={width} below "
+            f"whitening_size={size} (half of it, say), or whitening_eps above 0"
+        )
+
+
+def _deepclusterv2(run: _Run) -> Iterator[str]:
+    prototypes = run.kwargs["num_prototypes"]
+    if not isinstance(prototypes, list) or len(set(prototypes)) != 1:  # it stacks their scores
+        yield f"method_kwargs.num_prototypes as a list of one number, such as [100,100,100], got {prototypes}"
+        return
+    if run.cfg.data.format == "dali":
+        yield "the index of every image, which DALI does not give: set data.format=image_folder"
+        return
+    images = _images(run.cfg)
+    kept = images // (run.batch * run.processes) * run.batch
+    if 0 < kept < max(prototypes):
+        yield (
+            f"as many images as prototypes: method_kwargs.num_prototypes={prototypes}, but its memory holds {kept} of "
+            f"{images} training images on a process; set it to numbers up to {kept}"
+        )
+
+
+def _images(cfg: DictConfig) -> int:
+    """Training images, counted by name: none is read. 0 where they cannot be counted so (an HDF5 file)."""
+    images = len(training_images(cfg)) if reads_folders(cfg) else _IMAGES.get(cfg.data.dataset, 0)
+    return int(images * cfg.data.fraction) if cfg.data.fraction > 0 else images
+
+
+def _mae(run: _Run) -> Iterator[str]:
+    if "vit" not in run.cfg.backbone.name:
+        yield f"a ViT: set backbone.name=vit_tiny, vit_small, vit_base or vit_large, got {run.cfg.backbone.name}"
+    width, heads = run.kwargs["decoder_embed_dim"], run.kwargs["decoder_num_heads"]
+    if width % 4 or width % heads:
+        yield (
+            f"method_kwargs.decoder_embed_dim={width} in multiples of 4 and of decoder_num_heads={heads}: set it to "
+            "such a number"
+        )
+
+
+def _labels(run: _Run) -> Iterator[str]:
+    if run.cfg.data.no_labels or run.cfg.data.num_classes < 2:
+        yield (
+            "labels of two classes or more, whose images it draws together: give data.train_path with class folders "
+            "and leave data.no_labels out, or take simclr"
+        )
+
+
+def _simclr(run: _Run) -> Iterator[str]:
+    if run.kwargs.get("supervised"):
+        yield from _labels(run)
+
+
+_NEEDS: dict[str, Callable[[_Run], Iterator[str]]] = {
+    "all4one": _all4one,
+    "deepclusterv2": _deepclusterv2,
+    "dino": _dino,
+    "mae": _mae,
+    "simclr": _simclr,
+    "supcon": _labels,
+    "swav": _swav,
+    "wmse": _wmse,
+}

@@ -1,0 +1,433 @@
+"""solo-learn 1.0.2, the only release on the package registry, driven by the YAML schema of solo-learn main."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from omegaconf import DictConfig, OmegaConf
+from solo.args.utils import N_CLASSES_PER_DATASET
+from solo.methods import METHODS
+from solo.methods.base import BaseMethod
+from solo.methods.linear import LinearModel
+from solo.utils import classification_dataloader, pretrain_dataloader
+from solo.utils.checkpointer import Checkpointer
+from solo.utils.knn import WeightedKNNClassifier
+from solo.utils.lars import LARSWrapper
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader, Dataset
+
+from emim_solo.emim.method import DEFAULTS as EMIM_DEFAULTS
+from emim_solo.emim.method import EMIMMethod, complete_method_kwargs
+from emim_solo.ground.errors import UsageError
+from emim_solo.images.folders import HeldOut
+from emim_solo.suite.api import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Suite,
+    allow_few_classes,
+    count_classes,
+    open_copy,
+    plain,
+)
+from emim_solo.suite.fixes import LabelsOptional
+from emim_solo.suite.loaders import reading_folders
+from emim_solo.suite.preflight import check_method
+from emim_solo.suite.release_102.compat import linear_warmup_cosine_annealing
+
+_ONLY_MAIN = "solo-learn main has it, 1.0.2 (installed) does not"
+
+# What solo-learn main fills in (its parse_cfg and BaseMethod), so that one YAML means the same on both.
+_COMMON_DEFAULTS: dict[str, Any] = {
+    "seed": 5,
+    "num_nodes": 1,
+    "accumulate_grad_batches": 1,
+    "strategy": None,
+    "resume_from_checkpoint": None,
+    "checkpoint": {"enabled": False, "dir": "trained_models", "frequency": 1, "keep_prev": False},
+    "auto_resume": {"enabled": False, "max_hours": 36},
+    "wandb": {"enabled": False, "entity": None, "project": "solo-learn", "offline": False},
+    "data": {"val_path": None, "format": "image_folder", "fraction": -1},
+    "backbone": {"kwargs": {}},
+    "optimizer": {"exclude_bias_n_norm_wd": False, "kwargs": {}},
+    "scheduler": {
+        "lr_decay_steps": None,
+        "min_lr": 0.0,
+        "warmup_start_lr": 3e-5,
+        "warmup_epochs": 10,
+        "interval": "step",
+    },
+}
+_PRETRAIN_DEFAULTS: dict[str, Any] = {
+    "data": {"no_labels": False},
+    "debug_augmentations": False,
+    "auto_umap": {"enabled": False, "dir": "auto_umap", "frequency": 1},
+    "knn_eval": {"enabled": False, "k": 20, "distance_func": "euclidean"},
+    "method_kwargs": {},
+    "momentum": {"base_tau": 0.99, "final_tau": 1.0, "classifier": False},
+}
+_LINEAR_DEFAULTS: dict[str, Any] = {
+    "finetune": False,
+    "auto_augment": False,
+    "label_smoothing": 0.0,
+    "mixup": 0.0,
+    "cutmix": 0.0,
+    "data": {"augmentations": {"crop_size": 224, "mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)}},
+}
+
+
+class EMIM(EMIMMethod, LabelsOptional, BaseMethod):
+    """EMIM on 1.0.2's ``BaseMethod(**kwargs)``."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        method_kwargs = {name: kwargs.pop(name, default) for name, default in EMIM_DEFAULTS.items()}
+        super().__init__(**kwargs)
+        self.add_emim(method_kwargs)
+
+    @staticmethod
+    def add_model_specific_args(parent_parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        """EMIM's settings as command-line arguments, the way 1.0.2 declares a method's."""
+        parent_parser = BaseMethod.add_model_specific_args(parent_parser)
+        group = parent_parser.add_argument_group("emim")
+        for name, default in EMIM_DEFAULTS.items():
+            group.add_argument(f"--{name}", type=type(default), default=default)
+        return parent_parser
+
+    def embeddings(self, out: Any) -> list[Tensor]:
+        """1.0.2's base training step returns features only."""
+        return [self.projector(features) for features in out["feats"]]
+
+
+class CosineKNNClassifier(WeightedKNNClassifier):
+    """1.0.2 takes plain dot products for cosine similarity: here the features have unit length, as in main."""
+
+    def __init__(self, k: int, T: float) -> None:
+        super().__init__(k=k, T=T, distance_fx="cosine")
+
+    def update(
+        self,
+        train_features: Tensor | None = None,
+        train_targets: Tensor | None = None,
+        test_features: Tensor | None = None,
+        test_targets: Tensor | None = None,
+    ) -> None:
+        train_features, test_features = (
+            None if features is None else functional.normalize(features, dim=1)
+            for features in (train_features, test_features)
+        )
+        super().update(train_features, train_targets, test_features, test_targets)
+
+
+class CollectiveCheckpointer(Checkpointer):
+    """1.0.2 saves on rank zero only; in Lightning 2 saving ends in a barrier, which every process must reach."""
+
+    def save(self, trainer: Trainer) -> None:
+        if trainer.is_global_zero:
+            super().save(trainer)
+        elif not trainer.sanity_checking:
+            trainer.save_checkpoint(self.path / self.ckpt_placeholder.format(trainer.current_epoch))
+
+
+class RegistrySuite(Suite):
+    generation = "1.0.2"
+    linear_optimizers = ("sgd", "lars", "adam")
+    schedulers = ("warmup_cosine", "cosine", "step", "none")
+
+    def emim_class(self) -> type[LightningModule]:
+        return EMIM
+
+    def registry(self) -> dict[str, Any]:
+        return METHODS
+
+    def optimizer_makers(self) -> dict[str, Callable[..., Any]]:
+        return {"sgd": torch.optim.SGD, "lars": _lars, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+
+    def uses_small_crops(self, method: str) -> bool:
+        return method in ("byol", "emim", "simclr")  # the others unpack the features of two crops
+
+    # -- config -------------------------------------------------------------------------------------------------
+
+    def complete(self, cfg: DictConfig) -> DictConfig:
+        cfg = self._complete_common(cfg, _PRETRAIN_DEFAULTS)
+        if cfg.backbone.name not in BaseMethod._SUPPORTED_ENCODERS:
+            raise UsageError(
+                f"backbone.name '{cfg.backbone.name}' is not in 1.0.2: expected one of "
+                f"{', '.join(BaseMethod._SUPPORTED_ENCODERS)}; solo-learn main has more"
+            )
+        sizes = [view.crop_size for view in cfg.augmentations]
+        crops = [view.num_crops for view in cfg.augmentations]
+        cfg.data.num_large_crops = sum(n for n, size in zip(crops, sizes, strict=True) if size == sizes[0])
+        cfg.data.num_small_crops = sum(crops) - cfg.data.num_large_crops
+        for view in cfg.augmentations:
+            _check_view(view)
+        if cfg.data.val_path is not None:
+            cfg.optimizer.classifier_lr *= self._batch_scale(cfg)
+        given = plain(cfg.method_kwargs)
+        if cfg.method == "emim":
+            cfg.method_kwargs = complete_method_kwargs(given, self._names_of_other_methods())
+        else:
+            own = self._method_defaults(cfg.method)
+            cfg.method_kwargs = own | {name: value for name, value in given.items() if name in own}
+        check_method(cfg)
+        return cfg
+
+    def _complete_common(self, cfg: DictConfig, defaults: dict[str, Any]) -> DictConfig:
+        merged = OmegaConf.merge(_COMMON_DEFAULTS, defaults, open_copy(cfg))
+        assert isinstance(merged, DictConfig)
+        cfg = merged
+        if cfg.data.format == "h5" or cfg.data.fraction > 0:
+            raise UsageError(f"data.format=h5 and data.fraction: {_ONLY_MAIN}; use the whole image folder")
+        if cfg.optimizer.exclude_bias_n_norm_wd:
+            raise UsageError(f"optimizer.exclude_bias_n_norm_wd=True: {_ONLY_MAIN}; leave it out")
+        cfg.data.num_classes = N_CLASSES_PER_DATASET.get(cfg.data.dataset, 1)
+        count_classes(cfg)
+        cfg.optimizer.lr *= self._batch_scale(cfg)
+        extra = {
+            "sgd": {"momentum": 0.9},
+            "lars": {"momentum": 0.9, "eta": 1e-3, "clip_lr": False, "exclude_bias_n_norm": False},
+            "adamw": {"betas": [0.9, 0.999]},
+        }.get(cfg.optimizer.name, {})
+        cfg.optimizer.kwargs = OmegaConf.merge(extra, cfg.optimizer.kwargs)
+        return cfg
+
+    @staticmethod
+    def _batch_scale(cfg: DictConfig) -> float:
+        """main scales both learning rates by the global batch size; 1.0.2 leaves it to its caller."""
+        return cfg.optimizer.batch_size * len(cfg.devices) * cfg.num_nodes / 256
+
+    @staticmethod
+    def _method_defaults(method: str) -> dict[str, Any]:
+        """What a method declares beyond the base methods' arguments."""
+        shared = {action.dest for name in ("base",) for action in _arguments(METHODS[name])} | {
+            "base_tau_momentum",
+            "final_tau_momentum",
+            "momentum_classifier",
+        }
+        return {action.dest: action.default for action in _arguments(METHODS[method]) if action.dest not in shared}
+
+    def _names_of_other_methods(self) -> set[str]:
+        return {name for method in self.methods() if method != "emim" for name in self._method_defaults(method)}
+
+    # -- models -------------------------------------------------------------------------------------------------
+
+    def _finish(self, model: Any, cfg: DictConfig) -> None:
+        model.scheduler_interval = cfg.scheduler.interval
+        if cfg.knn_eval.enabled:  # 1.0.2 itself offers Euclidean distance only
+            model.knn = self.knn_classifier(cfg.knn_eval.k, 0.07, cfg.knn_eval.distance_func)
+        # main's default; here only where it is asked for: it rounds otherwise, and committed rows are without
+        if not OmegaConf.select(cfg, "performance.disable_channel_last", default=True):
+            model.to(memory_format=torch.channels_last)
+
+    def constructor_kwargs(self, cfg: DictConfig) -> dict[str, Any]:
+        values = plain(cfg)
+        small_stem = values["backbone"].get("small_image_stem", False)
+        if small_stem and not cfg.backbone.name.startswith("resnet"):
+            raise UsageError(f"backbone.small_image_stem is for ResNets, got {cfg.backbone.name}: leave it out")
+        backbone_args = {**values["backbone"]["kwargs"]}
+        if cfg.backbone.name.startswith("resnet"):
+            backbone_args["cifar"] = small_stem or cfg.data.dataset in ("cifar10", "cifar100")
+        else:
+            backbone_args.setdefault("img_size", cfg.augmentations[0].crop_size)
+        return {
+            "encoder": cfg.backbone.name,
+            "backbone_args": backbone_args,
+            "num_classes": cfg.data.num_classes,
+            "max_epochs": cfg.max_epochs,
+            "accumulate_grad_batches": cfg.accumulate_grad_batches,
+            "num_large_crops": cfg.data.num_large_crops,
+            "num_small_crops": cfg.data.num_small_crops,
+            "classifier_lr": cfg.optimizer.classifier_lr,
+            "min_lr": cfg.scheduler.min_lr,
+            "warmup_start_lr": cfg.scheduler.warmup_start_lr if cfg.scheduler.warmup_epochs > 0 else cfg.optimizer.lr,
+            "warmup_epochs": cfg.scheduler.warmup_epochs,
+            "knn_eval": cfg.knn_eval.enabled,
+            "knn_k": cfg.knn_eval.k,
+            "base_tau_momentum": cfg.momentum.base_tau,
+            "final_tau_momentum": cfg.momentum.final_tau,
+            "momentum_classifier": cfg.momentum.classifier,
+            **self._optimizer_kwargs(values),
+            **values["method_kwargs"],
+        }
+
+    @staticmethod
+    def _optimizer_kwargs(values: dict[str, Any]) -> dict[str, Any]:
+        """main names LARS as an optimizer of its own; 1.0.2 wraps SGD in it."""
+        optimizer, extra = values["optimizer"], dict(values["optimizer"]["kwargs"])
+        lars = optimizer["name"] == "lars"
+        kwargs = {
+            "optimizer": "sgd" if lars else optimizer["name"],
+            "lars": lars,
+            "lr": optimizer["lr"],
+            "weight_decay": optimizer["weight_decay"],
+            "batch_size": optimizer["batch_size"],
+            "scheduler": values["scheduler"]["name"],
+            "lr_decay_steps": values["scheduler"]["lr_decay_steps"],
+            "exclude_bias_n_norm": False,
+        }
+        if lars:
+            kwargs["eta_lars"] = extra.pop("eta")
+            kwargs["grad_clip_lars"] = extra.pop("clip_lr")
+            kwargs["exclude_bias_n_norm"] = extra.pop("exclude_bias_n_norm")
+        return {**kwargs, "extra_optimizer_args": extra}
+
+    def backbone(self, model: Any) -> nn.Module:
+        return model.encoder
+
+    # -- data ---------------------------------------------------------------------------------------------------
+
+    def train_loader(self, cfg: DictConfig) -> DataLoader:
+        views = [self.view_transform(cfg, view) for view in cfg.augmentations]
+        transform = pretrain_dataloader.prepare_n_crop_transform(
+            views, num_crops_per_aug=[view.num_crops for view in cfg.augmentations]
+        )
+        train_path = Path(cfg.data.train_path).absolute()
+        with reading_folders(pretrain_dataloader, labelled=not cfg.data.no_labels, held_out=HeldOut.recorded(cfg)):
+            dataset = pretrain_dataloader.prepare_datasets(
+                cfg.data.dataset,
+                transform,
+                data_dir=train_path.parent,
+                train_dir=train_path.name,
+                no_labels=cfg.data.no_labels,
+            )
+        return pretrain_dataloader.prepare_dataloader(
+            dataset, batch_size=cfg.optimizer.batch_size, num_workers=cfg.data.num_workers
+        )
+
+    def view_transform(self, cfg: DictConfig, view: DictConfig) -> Callable[[Any], Tensor]:
+        _check_view(view)
+        transform: Any = pretrain_dataloader.prepare_transform(cfg.data.dataset, **view_kwargs(cfg, view))
+        return transform
+
+    def suite_evaluation_transform(self, dataset: str) -> Any:
+        return classification_dataloader.prepare_transforms(dataset)[1]
+
+    def _prepare_evaluation(self, cfg: DictConfig, val_path: str, transform: Any) -> tuple[Dataset, Dataset]:
+        with reading_folders(classification_dataloader, labelled=not cfg.data.get("no_labels", False)):
+            return classification_dataloader.prepare_datasets(
+                cfg.data.dataset,
+                transform,
+                transform,
+                data_dir=Path("/"),  # joined with absolute folders: the folders themselves
+                train_dir=Path(cfg.data.train_path).absolute(),
+                val_dir=Path(val_path).absolute(),
+            )
+
+    # -- callbacks and evaluation -------------------------------------------------------------------------------
+
+    def checkpointer(self, cfg: DictConfig) -> Callback:
+        return CollectiveCheckpointer(
+            Namespace(**plain(cfg)),
+            logdir=Path(cfg.checkpoint.dir) / cfg.method,
+            frequency=cfg.checkpoint.frequency,
+            keep_previous_checkpoints=cfg.checkpoint.keep_prev,
+        )
+
+    def auto_umap(self, cfg: DictConfig) -> Callback:
+        try:
+            auto_umap = importlib.import_module("solo.utils.auto_umap")
+        except ImportError as error:
+            raise UsageError(
+                f"auto_umap.enabled needs the umap extra ({error}): pip install 'emim-solo[umap]'"
+            ) from error
+        return auto_umap.AutoUMAP(
+            Namespace(name=cfg.name), logdir=Path(cfg.auto_umap.dir) / cfg.method, frequency=cfg.auto_umap.frequency
+        )
+
+    def knn_classifier(self, k: int, temperature: float, distance: str) -> Any:
+        if distance == "cosine":
+            return CosineKNNClassifier(k=k, T=temperature)
+        return WeightedKNNClassifier(k=k, T=temperature, distance_fx=distance)
+
+    def complete_linear(self, cfg: DictConfig) -> DictConfig:
+        cfg = self._complete_common(cfg, _LINEAR_DEFAULTS)
+        for name in ("finetune", "auto_augment", "label_smoothing", "mixup", "cutmix"):
+            if cfg[name]:
+                raise UsageError(f"{name}={cfg[name]}: {_ONLY_MAIN}; leave it out")
+        fixed = (
+            {"optimizer.kwargs.eta": 1e-3, "optimizer.kwargs.clip_lr": False} if cfg.optimizer.name == "lars" else {}
+        )
+        for key, value in fixed.items():
+            if OmegaConf.select(cfg, key) != value:
+                raise UsageError(f"{key}: 1.0.2's LinearModel has {value} built in; leave it out")
+        return cfg
+
+    def linear_model(self, backbone: nn.Module, cfg: DictConfig) -> LightningModule:
+        module = importlib.import_module("solo.methods.linear")
+        allow_few_classes(module)
+        kwargs = self._optimizer_kwargs(plain(cfg))
+        for name in ("eta_lars", "grad_clip_lars"):  # fixed in 1.0.2's LinearModel, as complete_linear makes sure of
+            kwargs.pop(name, None)
+        schedule = cfg.scheduler
+        if kwargs["scheduler"] == "warmup_cosine" and schedule.warmup_epochs == 0:
+            kwargs["scheduler"] = "cosine"
+        model = LinearModel(backbone, num_classes=cfg.data.num_classes, max_epochs=cfg.max_epochs, **kwargs)
+        model.scheduler_interval = schedule.interval
+        # 1.0.2's LinearModel always warms up for 10 epochs; the schedule that it asks for is ours.
+        model.warmup_epochs = schedule.warmup_epochs
+        module.LinearWarmupCosineAnnealingLR = (  # type: ignore[attr-defined]
+            lambda optimizer, _, max_epochs: linear_warmup_cosine_annealing(
+                optimizer, model.warmup_epochs, max_epochs, schedule.warmup_start_lr, schedule.min_lr
+            )
+        )
+        return model
+
+
+def _lars(
+    params: Any,
+    lr: float,
+    weight_decay: float,
+    momentum: float = 0.0,
+    dampening: float = 0.0,
+    nesterov: bool = False,
+    eta: float = 1e-3,
+    clip_lr: bool = False,
+    exclude_bias_n_norm: bool = False,
+) -> LARSWrapper:
+    """main's LARS, of which 1.0.2 makes SGD and a wrapper."""
+    sgd = torch.optim.SGD(
+        params, lr=lr, weight_decay=weight_decay, momentum=momentum, dampening=dampening, nesterov=nesterov
+    )
+    return LARSWrapper(sgd, eta=eta, clip=clip_lr, exclude_bias_n_norm=exclude_bias_n_norm)
+
+
+def _check_view(view: DictConfig) -> None:
+    if not view.rrc.enabled:
+        raise UsageError(f"augmentations: rrc.enabled=False: {_ONLY_MAIN}; set crop_min_scale and crop_max_scale")
+    if OmegaConf.select(view, "equalization.prob", default=0.0):
+        raise UsageError(f"augmentations: equalization.prob > 0: {_ONLY_MAIN}; set it to 0")
+
+
+def view_kwargs(cfg: DictConfig, view: DictConfig) -> dict[str, Any]:
+    """One entry of ``augmentations`` as 1.0.2's transforms take it."""
+    jitter = view.color_jitter
+    kwargs = {
+        # 1.0.2 builds the jitter even where it is never applied
+        "brightness": jitter.get("brightness", 0.0),
+        "contrast": jitter.get("contrast", 0.0),
+        "saturation": jitter.get("saturation", 0.0),
+        "hue": jitter.get("hue", 0.0),
+        "color_jitter_prob": jitter.prob,
+        "gray_scale_prob": view.grayscale.prob,
+        "horizontal_flip_prob": view.horizontal_flip.prob,
+        "gaussian_prob": view.gaussian_blur.prob,
+        "solarization_prob": view.solarization.prob,
+        "crop_size": view.crop_size,
+        "min_scale": view.rrc.crop_min_scale,
+        "max_scale": view.rrc.crop_max_scale,
+    }
+    if cfg.data.dataset == "custom":
+        kwargs |= {"mean": list(view.get("mean", IMAGENET_MEAN)), "std": list(view.get("std", IMAGENET_STD))}
+    return kwargs
+
+
+def _arguments(method: Any) -> list[argparse.Action]:
+    return [
+        action for action in method.add_model_specific_args(argparse.ArgumentParser())._actions if action.dest != "help"
+    ]

@@ -1,0 +1,1 @@
+"""One pretraining run, from its config to its row."""

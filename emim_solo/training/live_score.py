@@ -1,0 +1,317 @@
+"""The score while training: logged every few epochs, for Lightning's own EarlyStopping and ModelCheckpoint to watch.
+
+Config, in any pretraining YAML::
+
+    score:
+      enabled: True
+      protocol: default     # of emim-solo score: a shipped one, or a file
+      every_n_epochs: null  # the smallest number of epochs of whose forwards those of one scoring are under 5 %
+      patience: null        # a number of scorings without a better one ends the run
+      keep_best: False      # True keeps the checkpoint of the best one in the run's folder, under best/
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities.seed import isolate_rng
+from omegaconf import DictConfig, OmegaConf
+
+from emim_solo.checkpoints import opening as checkpoints
+from emim_solo.emim.scores import scores
+from emim_solo.evaluation.score import FEWEST_IMAGES, Protocol, ScoredViews
+from emim_solo.ground import files
+from emim_solo.ground.errors import UsageError
+from emim_solo.images.folders import HeldOut, check_images, find_images, reads_folders
+from emim_solo.suite import plain
+
+MONITOR = "score_view_information"
+BEST = "best"
+DEFAULTS: dict[str, Any] = {
+    "enabled": False,
+    "protocol": "default",
+    "every_n_epochs": None,
+    "patience": None,
+    "keep_best": False,
+}
+_COST = 20  # one scoring takes less than one in twenty of the forwards since the last one
+_FORWARDS_OF_A_CROP = 3  # one forward, and one backward that costs two
+_HELD_OUT = 10  # one image in ten at most
+
+
+def complete_score(cfg: DictConfig) -> None:
+    """Check the section ``score`` and complete it; one that is not enabled is taken out. Changes ``cfg``.
+
+    Beside the user's keys it then has ``protocol_hash`` and, without ``data.val_path``, ``held_out``: which training
+    images are not trained on (see :class:`HeldOut`). No image is read.
+
+    Args:
+        cfg: of a pretraining, its folders checked, before the suite has completed it.
+
+    Raises:
+        UsageError: an unknown key, a bad value or protocol, or too few images.
+    """
+    given = cfg.pop("score", None)
+    if given is None:
+        return
+    expected = f"expected some of {', '.join(f'score.{key}' for key in DEFAULTS)}"
+    if not isinstance(given, DictConfig):
+        raise UsageError(f"score={given}: {expected}")
+    if unknown := [f"score.{key}" for key in map(str, given) if key not in DEFAULTS]:
+        raise UsageError(f"unknown {', '.join(unknown)}: {expected}")
+    score = DEFAULTS | plain(given)
+    for key in ("enabled", "keep_best"):
+        if not isinstance(score[key], bool):
+            raise UsageError(f"score.{key}={score[key]}: expected True or False")
+    for key in ("every_n_epochs", "patience"):
+        value = score[key]
+        if value is not None and not (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+            raise UsageError(f"score.{key}={value}: expected a whole number of at least 1, or null")
+    if not score["enabled"]:
+        if idle := [f"score.{key}={score[key]}" for key in ("patience", "keep_best") if score[key]]:
+            raise UsageError(f"{', '.join(idle)} without a score: add score.enabled=True")
+        return
+    if score["keep_best"] and not OmegaConf.select(cfg, "checkpoint.enabled", default=False):
+        raise UsageError("score.keep_best=True keeps a checkpoint: add checkpoint.enabled=True")
+    protocol = Protocol.read(str(score["protocol"]))
+    cfg.score = score | {"protocol_hash": protocol.hash}
+    if (held_out := _to_hold_out(cfg, protocol)) is not None:
+        cfg.score.held_out = held_out
+
+
+def _to_hold_out(cfg: DictConfig, protocol: Protocol) -> dict[str, int] | None:
+    """Which training images to keep from training where there are no others, as :class:`HeldOut` has it."""
+    validated = cfg.data.get("val_path") is not None
+    if not reads_folders(cfg):
+        if validated:
+            return None
+        raise UsageError(
+            "score.enabled=True without data.val_path holds training images out of folders, not of data.dataset="
+            f"{cfg.data.dataset} in this format: set data.val_path (labels are not used)"
+        )
+    labelled = not cfg.data.get("no_labels", False)
+    found = len(find_images(cfg.data.val_path if validated else cfg.data.train_path, labelled=labelled))
+    images = min(protocol.images, found if validated else found // _HELD_OUT)
+    if images < FEWEST_IMAGES:
+        kind = f"{found} validation images" if validated else f"a tenth of {found} training images to hold out"
+        raise UsageError(f"score.enabled=True with {kind}: scores need at least {FEWEST_IMAGES}; add some")
+    return None if validated else {"images": images, "of": found, "seed": protocol.seed}
+
+
+def check_resumed(path: Path, cfg: DictConfig) -> None:
+    """Check that a checkpoint to resume was not trained on the images that are held out now.
+
+    Raises:
+        UsageError: it was.
+    """
+    ours, stored = HeldOut.recorded(cfg), checkpoints.stored_arguments(path)
+    if ours is not None and stored and (theirs := HeldOut.recorded(OmegaConf.create(stored))) != ours:
+        raise UsageError(
+            f"checkpoint '{path}' was trained with {theirs or 'no images'} held out, this run holds out {ours}: its score "
+            "would be of images it was trained on; resume with the same images and score.protocol, set data.val_path, "
+            "or start a new run"
+        )
+
+
+def stopped_early(contents: Mapping[str, Any], cfg: DictConfig) -> bool:
+    """Whether the patience of a run had ended when a checkpoint was written."""
+    patience = OmegaConf.select(cfg, "score.patience")
+    if patience is None:
+        return False
+    state = contents.get("callbacks", {}).get(StopOnScore(patience).state_key)
+    return state is not None and state["wait_count"] >= patience
+
+
+def smallest_interval(images: int, views: int, crops: int, trained: float) -> int:
+    """The smallest number of epochs of whose forwards those of one scoring are under 5 %.
+
+    Args:
+        images: that are scored.
+        views: of each.
+        crops: of each image in training, which cost three forwards each: a backward pass is two.
+        trained: images an epoch trains one process on.
+    """
+    return int(_COST * images * views // (_FORWARDS_OF_A_CROP * crops * trained)) + 1
+
+
+def is_last_epoch(trainer: Trainer) -> bool:
+    """Whether the epoch that is ending is the last one, by its number, by steps, or since something stopped the run."""
+    epochs = trainer.max_epochs is not None and 0 <= trainer.max_epochs <= trainer.current_epoch + 1
+    return epochs or 0 <= trainer.max_steps <= trainer.global_step or trainer.should_stop
+
+
+def score_callbacks(cfg: DictConfig, model: LightningModule, folder: Path) -> list[Callback]:
+    """What scores a run while it trains, to come before what saves checkpoints; empty where that is not enabled.
+
+    Args:
+        cfg: complete.
+        model: that will be trained.
+        folder: of the run.
+
+    Raises:
+        UsageError: an image cannot be read, or the method has no such features.
+    """
+    if not OmegaConf.select(cfg, "score.enabled", default=False):
+        return []
+    protocol = Protocol.read(str(cfg.score.protocol))
+    if protocol.hash != cfg.score.protocol_hash:
+        raise UsageError(
+            f"score.protocol={cfg.score.protocol} was changed since this config was completed: start again"
+        )
+    views = ScoredViews(cfg, protocol)
+    check_images(views.paths, f"{views.which} images")
+    with _undisturbed(model):
+        views.check_features(model)
+    watchers: list[StopOnScore | KeepBest] = []
+    if cfg.score.patience is not None:
+        watchers.append(StopOnScore(cfg.score.patience))
+    if cfg.score.keep_best:
+        watchers.append(KeepBest(folder, f"{cfg.name}-{folder.name}"))
+    return [LiveScore(cfg, views, watchers), *watchers]
+
+
+class LiveScore(Callback):
+    """Logs the score at the end of every n-th epoch and of the last one, and tells those who watch it.
+
+    They are told here, not at their own turn at the epoch's end: that comes after the suite's Checkpointer, whose
+    checkpoint would lack what they decided, and in each epoch, with a score of an earlier one.
+
+    Rank zero scores, the others wait for it. Training is not changed in a bit.
+    """
+
+    def __init__(self, cfg: DictConfig, views: ScoredViews, watchers: Sequence[StopOnScore | KeepBest]) -> None:
+        self.views, self.watchers = views, watchers
+        self.every: int | None = cfg.score.every_n_epochs
+        self.batch: int = cfg.optimizer.batch_size
+        self.crops: int = cfg.data.num_large_crops + cfg.data.num_small_crops
+        self.scorings, self.seconds = 0, 0.0
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """For the row of the run; ``seconds`` are those of all scorings."""
+        return {
+            "of": self.views.which,
+            "images": len(self.views.chosen),
+            "every_n_epochs": self.every,
+            "scorings": self.scorings,
+            "seconds": round(self.seconds, 1),
+        }
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        images, views = len(self.views.chosen), self.views.protocol.views
+        trained = self.batch * trainer.num_training_batches  # of one process: one of them scores
+        self.every = self.every or smallest_interval(images, views, self.crops, trained)
+        share = images * views / (self.every * _FORWARDS_OF_A_CROP * self.crops * trained)
+        if trainer.is_global_zero:
+            note = ", which are not trained on" if self.views.which == "held-out" else ""
+            print(
+                f"score: {views} views of {images} {self.views.which} images{note}, every {self.every} epoch(s) and after "
+                f"the last: {share:.1%} of the forwards of training, where a crop counts as {_FORWARDS_OF_A_CROP}",
+                flush=True,
+            )
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert self.every is not None
+        if (trainer.current_epoch + 1) % self.every and not is_last_epoch(trainer):
+            return
+        start = time.perf_counter()
+        found: dict[str, float] = {}
+        if trainer.is_global_zero:
+            with _undisturbed(pl_module):
+                found = scores(self.views.features(pl_module), **self.views.protocol.settings)
+        found = trainer.strategy.broadcast(found)
+        self.scorings, self.seconds = self.scorings + 1, self.seconds + time.perf_counter() - start
+        if math.isnan(found["view_information"]):
+            rank_zero_warn(
+                f"the score of epoch {trainer.current_epoch} is NaN: features are not finite, the run diverged"
+            )
+        pl_module.log_dict({f"score_{name}": value for name, value in found.items()}, sync_dist=True)
+        for watcher in self.watchers:
+            watcher.on_scored(trainer, pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Both are those of the run, not of the process."""
+        return {"scorings": self.scorings, "seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.scorings, self.seconds = state_dict["scorings"], state_dict["seconds"]
+
+
+class StopOnScore(EarlyStopping):
+    """Lightning's, counting scorings: a NaN, or as many as ``patience`` without a better one, end the run."""
+
+    def __init__(self, patience: int) -> None:
+        super().__init__(MONITOR, mode="max", patience=patience, verbose=True)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Nothing: :class:`LiveScore` says when there is a score."""
+
+    def on_scored(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_epoch_end(trainer, pl_module)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """With the patience of this config, which may be raised to go on."""
+        super().load_state_dict(state_dict | {"patience": self.patience})
+
+
+class KeepBest(ModelCheckpoint):
+    """Lightning's, keeping the best-scored one in a folder of its own, which the evaluation opens like that of a run.
+
+    Args:
+        folder: of the run, whose ``args.json`` is copied.
+        name: of the file, as the suite's Checkpointer begins it.
+    """
+
+    def __init__(self, folder: Path, name: str) -> None:
+        super().__init__(
+            str(folder / BEST),
+            f"{name}-ep={{epoch}}",
+            monitor=MONITOR,
+            mode="max",
+            auto_insert_metric_name=False,
+            save_on_train_epoch_end=True,
+            enable_version_counter=False,
+        )
+        self.folder = folder
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Nothing: :class:`LiveScore` says when there is a score."""
+
+    def on_scored(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_epoch_end(trainer, pl_module)
+        arguments = self.folder / checkpoints.ARGUMENTS
+        if trainer.is_global_zero and arguments.is_file():
+            with files.whole(self.folder / BEST / checkpoints.ARGUMENTS) as unfinished:
+                shutil.copyfile(arguments, unfinished)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Lightning forgets the best so far in a folder that was moved, and the next one would stand beside it."""
+        assert self.dirpath is not None
+        kept = Path(self.dirpath) / Path(state_dict["best_model_path"]).name
+        if kept.is_file():
+            paths = dict.fromkeys(("best_model_path", "kth_best_model_path"), str(kept))
+            best = {str(kept): state_dict["best_model_score"]}
+            state_dict = state_dict | paths | {"dirpath": self.dirpath, "best_k_models": best}
+        super().load_state_dict(state_dict)
+
+
+@contextmanager
+def _undisturbed(model: LightningModule) -> Iterator[None]:
+    """Random states, and which modules train, are afterwards what they were."""
+    training = [module for module in model.modules() if module.training]
+    with isolate_rng():
+        try:
+            yield
+        finally:
+            model.eval()
+            for module in training:
+                module.training = True
