@@ -19,7 +19,7 @@ from emim_solo import suite
 from emim_solo.evaluation.knn import DISTANCES, KS, TEMPERATURE
 from emim_solo.evaluation.linear import DEFAULTS as LINEAR_DEFAULTS
 from emim_solo.evaluation.linear import complete_settings
-from emim_solo.evaluation.score import Protocol
+from emim_solo.evaluation.protocol import Protocol
 from emim_solo.ground import compare, configs, files
 from emim_solo.ground.errors import UsageError
 from emim_solo.images.folders import expand_home
@@ -130,7 +130,9 @@ def make_plan(cfg: DictConfig) -> Plan:
         raise UsageError(f"linear: {error}") from error
     try:
         score = plain["score"]
-        settings["score"] = asdict(Protocol.read(str(score["protocol"]))) if score["enabled"] else {}
+        protocol = asdict(Protocol.read(str(score["protocol"])))
+        settings["score"] = protocol if score["enabled"] else {}
+        settings["diagnostics"]["protocol"] = protocol
     except UsageError as error:
         raise UsageError(f"score: {error}") from error
     return Plan(Path(plain["dir"]), runs, settings)

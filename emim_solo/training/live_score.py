@@ -27,8 +27,9 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from omegaconf import DictConfig, OmegaConf
 
 from emim_solo.checkpoints import opening as checkpoints
-from emim_solo.emim.scores import scores
-from emim_solo.evaluation.score import FEWEST_IMAGES, Protocol, ScoredViews
+from emim_solo.emim.measures import scores
+from emim_solo.evaluation.protocol import FEWEST_IMAGES, Protocol
+from emim_solo.evaluation.score import ScoredViews
 from emim_solo.ground import files
 from emim_solo.ground.errors import UsageError
 from emim_solo.images.folders import HeldOut, check_images, find_images, reads_folders
