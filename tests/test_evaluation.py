@@ -413,7 +413,7 @@ def test_names_that_the_suite_does_not_have_are_refused_before_features_are_comp
             complete_settings(setting)
 
 
-@pytest.mark.parametrize("seed", ["-1", "1.5", "x", "99999999999999999999", "4294967296"])
+@pytest.mark.parametrize("seed", ["-1", "99999999999999999999", "4294967296"])
 def test_seeds_that_some_library_does_not_take_are_refused(seed, checkpoint, refused):
     for command in (commands.linear_main, commands.umap_main):
         with refused("--seed", seed, "at most 4294967295"):
