@@ -25,6 +25,7 @@ from emim_solo.evaluation.features import Features, Split, device_of
 from emim_solo.evaluation.linear import linear, quiet_trainer
 from emim_solo.images.folders import why_no_accuracy
 from emim_solo.suite import load_suite
+from emim_solo.training.run import Run
 
 STEPS = 4
 _REPEATS = 3
@@ -88,18 +89,18 @@ def _now() -> float:
     return time.perf_counter()
 
 
-def measure(cfg: DictConfig, *, steps: int = STEPS) -> Cost:
+def measure(run: Run, *, steps: int = STEPS) -> Cost:
     """Time a few training steps of a fresh model, and its loss alone on the same tensors.
 
     Args:
-        cfg: completed config of a pretraining.
+        run: prepared.
         steps: number of steps; the first one warms up.
     """
-    suite = load_suite()
+    suite, cfg = load_suite(), run.config
     seed_everything(cfg.seed, workers=True, verbose=False)
     model = suite.build(cfg)
     times = _StepTimes()
-    loader = suite.train_loader(cfg)
+    loader = suite.train_loader(cfg, run.images)
     with _silence(), _recorded_loss(type(model)) as calls:
         trainer = quiet_trainer(
             max_epochs=1,
@@ -119,7 +120,7 @@ def measure(cfg: DictConfig, *, steps: int = STEPS) -> Cost:
     # DALI loads on its own: the loader above is not its.
     pace = metrics["step_seconds"] if cfg.data.format == "dali" else max(times.pace(), loading_seconds(loader))
     image_seconds = pace / cfg.optimizer.batch_size / (cfg.data.num_large_crops + cfg.data.num_small_crops)
-    images: list[Any] = [part for part in suite.evaluation_datasets(cfg) if part is not None]
+    images: list[Any] = [part for part in suite.evaluation_datasets(cfg, run.images) if part is not None]
     held_out = len(images[-1])
     shown = 0 if why_no_accuracy(cfg.data) else held_out
     epoch = pace * len(loader) / (len(cfg.devices) * cfg.num_nodes) + shown * image_seconds

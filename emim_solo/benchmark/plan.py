@@ -22,8 +22,9 @@ from emim_solo.evaluation.linear import complete_settings
 from emim_solo.evaluation.score import Protocol
 from emim_solo.ground import compare, configs, files
 from emim_solo.ground.errors import UsageError
-from emim_solo.images.folders import expand_home
+from emim_solo.images.folders import Listings, expand_home
 from emim_solo.results.terms import deviations, undeclared
+from emim_solo.training.run import Run, prepare
 
 DEFAULTS: dict[str, Any] = {
     "dir": "runs/benchmark",
@@ -51,20 +52,27 @@ _SHARED_KWARGS = ("proj_hidden_dim", "proj_output_dim")
 
 
 @dataclass(frozen=True)
-class Run:
+class Entry:
     """One method with one seed.
 
     Attributes:
         name: of the method in this benchmark.
         seed: of this run.
-        cfg: complete, ready to train.
+        composed: its config as a user would have written it.
+        run: what is decided about it, ready to train.
         config_hash: what its rows are known by.
     """
 
     name: str
     seed: int
-    cfg: DictConfig
+    composed: DictConfig
+    run: Run
     config_hash: str
+
+    @property
+    def cfg(self) -> DictConfig:
+        """Its complete config."""
+        return self.run.config
 
     @property
     def version(self) -> str:
@@ -88,7 +96,7 @@ class Plan:
     """
 
     folder: Path
-    runs: list[Run]
+    runs: list[Entry]
     settings: dict[str, dict[str, Any]]
 
 
@@ -102,11 +110,10 @@ def make_plan(cfg: DictConfig) -> Plan:
         UsageError: an unknown key or method, a deviation from equal terms that is not declared, and whatever is
             wrong with a run's own config.
     """
-    from emim_solo.training.pretraining import prepare
-
     plain = _complete(cfg)
     names = _chosen(plain)
-    runs: list[Run] = []
+    runs: list[Entry] = []
+    listings = Listings()
     by_name: dict[str, Mapping[str, Any]] = {}
     for seed in plain["seeds"]:
         # Those that another job makes are compared with too, once.
@@ -114,14 +121,16 @@ def make_plan(cfg: DictConfig) -> Plan:
             if name not in names and name in by_name:
                 continue
             try:
-                complete = prepare(_compose(name, seed, plain))
+                composed = _compose(name, seed, plain)
+                run = prepare(composed, listings)
             except UsageError as error:
                 raise UsageError(
-                    f"{name}: {error} (keys of the pretraining go under run, on the command line as +run.KEY=VALUE)"
+                    error.key,
+                    f"{name}: {error} (keys of the pretraining go under run, on the command line as +run.KEY=VALUE)",
                 ) from error
-            by_name[name] = suite.plain(complete)
+            by_name[name] = suite.plain(run.config)
             if name in names:
-                runs.append(Run(name, seed, complete, compare.config_hash(by_name[name])))
+                runs.append(Entry(name, seed, composed, run, compare.config_hash(by_name[name])))
     _check_terms(by_name, plain["deviations"])
     settings = {stage: plain[stage] for stage in ("knn", "linear", "diagnostics", "umap")}
     try:

@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from emim_solo.benchmark.cost import Cost, measure, stage_seconds
-from emim_solo.benchmark.plan import Plan, Run, make_plan
+from emim_solo.benchmark.plan import Entry, Plan, make_plan
 from emim_solo.checkpoints.opening import Checkpoint, open_checkpoint
 from emim_solo.emim.diagnostics import diagnose, spectrum
 from emim_solo.evaluation.commands import evaluation_row
@@ -89,39 +89,39 @@ class Runner:
 
     # -- what is there ------------------------------------------------------------------------------------------
 
-    def _stages(self, run: Run) -> tuple[str, ...]:
+    def _stages(self, run: Entry) -> tuple[str, ...]:
         return evaluation_stages(run.cfg, scored=bool(self.plan.settings["score"]))
 
-    def _rows_of(self, run: Run) -> dict[str, Mapping[str, Any]]:
+    def _rows_of(self, run: Entry) -> dict[str, Mapping[str, Any]]:
         """Newest row of each stage of a run, with this config."""
         if not self.rows_file.is_file():
             return {}
         own = (row for row in rows.read(self.rows_file) if (row["name"], row["seed"]) == (run.name, run.seed))
         return {row["stage"]: row for row in own if row["config_hash"] == run.config_hash}
 
-    def _is_done(self, run: Run, stage: str) -> bool:
+    def _is_done(self, run: Entry, stage: str) -> bool:
         found = self._rows_of(run)
         if found.get("pretrain", {}).get("failed"):
             return True
         return stage in found and (stage == "pretrain" or found[stage].get("settings") == self._settings(run, stage))
 
-    def _settings(self, run: Run, stage: str) -> dict[str, Any]:
+    def _settings(self, run: Entry, stage: str) -> dict[str, Any]:
         """What else than the pretraining decides a stage's results; as JSON would give it back."""
         settings = dict(self.plan.settings.get(stage, {}))  # the logistic regression has none
         if stage == "umap":
             settings["runs"] = [other.version for other in self._pictured()]
         return dict(json.loads(json.dumps(settings)))
 
-    def _is_timed(self, run: Run) -> bool:
+    def _is_timed(self, run: Entry) -> bool:
         """The cost of a step does not depend on the seed: it is measured with the first."""
         return run.seed == self.plan.runs[0].seed
 
     # -- how long it takes --------------------------------------------------------------------------------------
 
-    def _cost(self, run: Run) -> Cost:
+    def _cost(self, run: Entry) -> Cost:
         """What a step of a method costs here, measured once."""
         if run.name not in self.costs:
-            self.costs[run.name] = measure(run.cfg, steps=self.plan.settings["diagnostics"]["steps"])
+            self.costs[run.name] = measure(run.run, steps=self.plan.settings["diagnostics"]["steps"])
         return self.costs[run.name]
 
     def say_how_long(self) -> None:
@@ -163,7 +163,7 @@ class Runner:
                 self.problems.append(f"{run.title}: {error}")
                 print(f"! {run.title}: {error}", file=sys.stderr)
 
-    def _stage(self, run: Run, stage: str, work: Callable[[], dict[str, Any] | None]) -> None:
+    def _stage(self, run: Entry, stage: str, work: Callable[[], dict[str, Any] | None]) -> None:
         if self._is_done(run, stage):
             return
         self._announce(f"{run.title}: {stage}")
@@ -195,22 +195,22 @@ class Runner:
             self.waiting.remove(stage)
         gc.collect()
 
-    def _pretrain(self, run: Run) -> dict[str, Any] | None:
+    def _pretrain(self, run: Entry) -> dict[str, Any] | None:
         try:
             reset_peak_memory()
             if len(run.cfg.devices) > 1:
                 self._pretrain_apart(run)
             else:
-                pretrain(run.cfg, version=run.version)
+                pretrain(run.run, version=run.version)
         except FloatingPointError as error:
             print(f"! {run.title}: {error}", file=sys.stderr)
             return self._failed(run, str(error))
         return None  # pretraining has appended its row itself
 
-    def _pretrain_apart(self, run: Run) -> None:
+    def _pretrain_apart(self, run: Entry) -> None:
         """On several devices, in processes of its own: Lightning starts the others as copies of the first's command."""
         config = self.plan.folder / f"{run.version}.yaml"
-        OmegaConf.save(run.cfg, config)
+        OmegaConf.save(run.composed, config)
         command = [sys.executable, "-m", "emim_solo.benchmark.pretrain_one", str(config), run.version]
         with subprocess.Popen(command) as process:
             try:
@@ -223,7 +223,7 @@ class Runner:
         if code:
             raise UsageError(f"pretraining on {len(run.cfg.devices)} devices ended with status {code}; see above")
 
-    def _failed(self, run: Run, reason: str) -> dict[str, Any]:
+    def _failed(self, run: Entry, reason: str) -> dict[str, Any]:
         """The row of a run that diverged: its cells are flagged, and it is not tried again."""
         row = rows.new_row(
             "pretrain",
@@ -238,10 +238,10 @@ class Runner:
         )
         return {**row, "config": plain(run.cfg)}
 
-    def _folder(self, run: Run) -> Path:
+    def _folder(self, run: Entry) -> Path:
         return self.plan.folder / run.cfg.method / run.version
 
-    def _features(self, run: Run) -> Features:
+    def _features(self, run: Entry) -> Features:
         """Features of a run, computed once and kept on disk."""
         path = self.plan.folder / "features" / f"{run.version}.pt"
         if path.is_file():
@@ -253,7 +253,7 @@ class Runner:
         features.save(path)
         return features
 
-    def _checkpoint(self, run: Run) -> Checkpoint:
+    def _checkpoint(self, run: Entry) -> Checkpoint:
         folder = self._folder(run)
         if not folder.is_dir():
             raise UsageError(
@@ -262,7 +262,7 @@ class Runner:
             )
         return open_checkpoint(folder)
 
-    def _evaluate(self, run: Run) -> None:
+    def _evaluate(self, run: Entry) -> None:
         stages = self._stages(run)
         if all(self._is_done(run, stage) for stage in stages):
             return
@@ -278,17 +278,17 @@ class Runner:
         for stage in stages:
             self._stage(run, stage, work[stage])
 
-    def _score(self, run: Run) -> dict[str, Any]:
+    def _score(self, run: Entry) -> dict[str, Any]:
         return score_checkpoint(self._checkpoint(run), Protocol(**self.plan.settings["score"]), neighbours=False)
 
-    def _row(self, run: Run, stage: str, evaluate: Callable[[], Mapping[str, float]]) -> dict[str, Any]:
+    def _row(self, run: Entry, stage: str, evaluate: Callable[[], Mapping[str, float]]) -> dict[str, Any]:
         start = time.perf_counter()
         metrics = evaluate()
         seconds = time.perf_counter() - start
         epochs = self._rows_of(run)["pretrain"]["epochs"]  # fewer than planned where score.patience ended it
         return evaluation_row(stage, run.cfg, self._folder(run), metrics, seconds, self._settings(run, stage), epochs)
 
-    def _diagnose(self, run: Run) -> dict[str, float]:
+    def _diagnose(self, run: Entry) -> dict[str, float]:
         """Diagnostics of both parts; their spectra go to a file, rows hold numbers only."""
         settings = self.plan.settings["diagnostics"]
         views = extract_views(self._checkpoint(run), limit=settings["images"], seed=run.seed)
@@ -307,7 +307,7 @@ class Runner:
 
     # -- all methods together -----------------------------------------------------------------------------------
 
-    def _pictured(self) -> list[Run]:
+    def _pictured(self) -> list[Entry]:
         """One run of each method that has not diverged: those of the first seed."""
         first = self.plan.runs[0].seed
         return [
@@ -332,6 +332,7 @@ class Runner:
             metrics = make_pictures(
                 {run.name: self._features(run) for run in runs},
                 runs[0].cfg,
+                runs[0].run.images,
                 self.plan.folder / "umap",
                 seed=settings["seed"],
                 limit=settings["images"],

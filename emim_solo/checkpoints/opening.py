@@ -14,7 +14,8 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,12 @@ from torch import Tensor
 from emim_solo.checkpoints.architectures import LIBRARIES, Architecture, Backbone, OnnxNetwork, first_difference
 from emim_solo.ground import files
 from emim_solo.ground.errors import UsageError
-from emim_solo.images.folders import check_folders, expand_home
+from emim_solo.images.folders import Listings, RunImages, check_held_out, expand_home
 from emim_solo.suite import load_suite, plain
 from emim_solo.suite.api import count_classes
 
 ARGUMENTS = "args.json"
+IMAGES = "emim_solo_images"  # key in a checkpoint, of the record of the images that it was trained on
 CARD = "emim_solo"  # key in a model card's front matter, of what opens the file again
 EXPECTED = (
     f"expected the folder of a run, <checkpoint.dir>/<method>/<version>, as the pretraining prints it, a .ckpt file in one, a "
@@ -66,12 +68,28 @@ class Checkpoint:
         path: its latest whole ``.ckpt`` file.
         cfg: the completed config it was trained with, its images those that it is evaluated on.
         own: that config with its own images; None where they are the same.
+        recorded: which images it was trained on, as it says itself; empty where it does not.
+        listings: of folders, shared with the other checkpoints that were opened with it.
     """
 
     folder: Path
     path: Path
     cfg: DictConfig
     own: DictConfig | None = None
+    recorded: Mapping[str, Any] = field(default_factory=dict)
+    listings: Listings = field(default_factory=Listings)
+
+    @cached_property
+    def images(self) -> RunImages:
+        """The images that it is evaluated on, listed when they are first asked for.
+
+        Raises:
+            UsageError: a folder cannot be listed, or other images would count as held out than were.
+        """
+        images = RunImages.of(self.cfg, self.listings)
+        if self.own is None:
+            check_held_out(self.recorded, images, self.path)
+        return images
 
     @property
     def trained(self) -> DictConfig:
@@ -146,7 +164,7 @@ def _taking(model: LightningModule, cfg: DictConfig) -> LightningModule:
     return model
 
 
-def open_checkpoint(place: Path | str, changes: Sequence[str] = ()) -> Checkpoint:
+def open_checkpoint(place: Path | str, changes: Sequence[str] = (), listings: Listings | None = None) -> Checkpoint:
     """Find what can be evaluated: the latest whole checkpoint of a run, or a file of weights.
 
     Args:
@@ -154,22 +172,24 @@ def open_checkpoint(place: Path | str, changes: Sequence[str] = ()) -> Checkpoin
             ``torchvision:NETWORK@FILE``, ``timm:NETWORK@FILE``.
         changes: ``key=value`` each, of the images that it is evaluated on, in the schema of pretraining
             (``data.train_path``, ``augmentations.0.crop_size``); of a library's network also of ``backbone``.
+        listings: of folders that were listed already.
 
     Raises:
         UsageError: nothing of these, without a whole checkpoint, of another method or generation than this solo-learn
             has, or images that are not there.
     """
+    listings = listings or Listings()
     if match := _OF_LIBRARY.fullmatch(str(place)):
         library, name, weights = match.groups()
         own = [change for change in changes if change.startswith("backbone.")]
         network = _changed(OmegaConf.create({"backbone": {"kwargs": {}}}), own).backbone
         return _of_weights(
-            Path(weights).expanduser(), {"library": library, "name": name, **plain(network)}, {}, changes
+            Path(weights).expanduser(), {"library": library, "name": name, **plain(network)}, {}, changes, listings
         )
     path = Path(place).expanduser()
     folder = path.parent if path.suffix == ".ckpt" and path.is_file() else path
     if path.is_file() and not (folder / ARGUMENTS).is_file():
-        return _exported(path, changes)
+        return _exported(path, changes, listings)
     if not (folder / ARGUMENTS).is_file():
         raise UsageError(f"no {ARGUMENTS} in '{folder}': {EXPECTED}")
     cfg = OmegaConf.create(files.read_json(folder / ARGUMENTS))
@@ -181,13 +201,15 @@ def open_checkpoint(place: Path | str, changes: Sequence[str] = ()) -> Checkpoin
     suite = load_suite()
     if cfg.method not in suite.methods():
         raise UsageError(f"'{folder}' is of method '{cfg.method}', which solo-learn {suite.version} does not have")
-    found = _last_whole(folder) if folder == path else (path, load(path, weights_alone=True))
+    found = last_whole(folder, weights_alone=True) if folder == path else (path, load(path, weights_alone=True))
     if found is None:
         raise UsageError(
             f"no checkpoint in '{folder}': expected a .ckpt file; train again with checkpoint.enabled=True"
         )
     check_generation(*found)
-    return Checkpoint(folder, found[0], _on_images(cfg, changes), cfg) if changes else Checkpoint(folder, found[0], cfg)
+    shown = _on_images(cfg, changes, listings) if changes else cfg
+    recorded = found[1].get(IMAGES, {})
+    return Checkpoint(folder, found[0], shown, cfg if changes else None, recorded, listings)
 
 
 def open_checkpoints(places: Sequence[Path | str], changes: Sequence[str] = ()) -> list[Checkpoint]:
@@ -197,11 +219,12 @@ def open_checkpoints(places: Sequence[Path | str], changes: Sequence[str] = ()) 
         raise UsageError(
             f"{foreign[0]}: of LIBRARY:NETWORK@FILE alone, anything else knows its own network; leave it out"
         )
-    return [open_checkpoint(place, changes) for place in places]
+    listings = Listings()
+    return [open_checkpoint(place, changes, listings) for place in places]
 
 
 def _of_weights(
-    path: Path, network: Mapping[str, Any] | None, known: Mapping[str, Any], changes: Sequence[str]
+    path: Path, network: Mapping[str, Any] | None, known: Mapping[str, Any], changes: Sequence[str], listings: Listings
 ) -> Weights:
     """Weights of an :class:`Architecture`, or a network in ONNX, with what is known of the run that they are of."""
     if not path.is_file():
@@ -225,11 +248,11 @@ def _of_weights(
             "optimizer": {"batch_size": 64},
         }
     )
-    cfg = _on_images(OmegaConf.merge(cfg, known), changes)  # type: ignore[arg-type]
-    return Weights(path, path, cfg, architecture=architecture)
+    cfg = _on_images(OmegaConf.merge(cfg, known), changes, listings)  # type: ignore[arg-type]
+    return Weights(path, path, cfg, listings=listings, architecture=architecture)
 
 
-def _exported(path: Path, changes: Sequence[str]) -> Weights:
+def _exported(path: Path, changes: Sequence[str], listings: Listings) -> Weights:
     """A file with the card that ``emim-solo export`` has put beside it."""
     from huggingface_hub import ModelCard
 
@@ -241,10 +264,10 @@ def _exported(path: Path, changes: Sequence[str]) -> Weights:
         network, known = front["network"], front["config"]
     except (KeyError, TypeError, ValueError, yaml.YAMLError) as error:
         raise UsageError(f"'{card}' is no card of 'emim-solo export' ({error}): export again; {EXPECTED}") from error
-    return _of_weights(path, network, known, changes)
+    return _of_weights(path, network, known, changes, listings)
 
 
-def _on_images(cfg: DictConfig, changes: Sequence[str]) -> DictConfig:
+def _on_images(cfg: DictConfig, changes: Sequence[str], listings: Listings) -> DictConfig:
     """A config with other images.
 
     Raises:
@@ -266,9 +289,8 @@ def _on_images(cfg: DictConfig, changes: Sequence[str]) -> DictConfig:
             raise UsageError(f"{key}={value}: expected {expected}")
     load_suite().check_values(OmegaConf.masked_copy(cfg, ["data"]))
     expand_home(cfg)
-    check_folders(cfg)
     cfg.data.num_classes = None  # of a dataset that is known by name the names of its classes
-    return count_classes(cfg)
+    return count_classes(cfg, RunImages.of(cfg, listings).listed)
 
 
 def _three(values: Any) -> bool:
@@ -305,16 +327,16 @@ def last_checkpoint(folder: Path) -> Path | None:
     Raises:
         DamagedCheckpoint: there are checkpoints and none of them is whole.
     """
-    found = _last_whole(folder)
+    found = last_whole(folder, weights_alone=True)
     return None if found is None else found[0]
 
 
-def _last_whole(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """That checkpoint and what is in it: to know that it is whole it has to be read."""
+def last_whole(folder: Path, *, weights_alone: bool = False) -> tuple[Path, dict[str, Any]] | None:
+    """:func:`last_checkpoint` and what is in it: to know that it is whole it has to be read."""
     damaged: list[DamagedCheckpoint] = []
     for _, path in by_epoch(folder)[::-1]:
         try:
-            contents = load(path, weights_alone=True)
+            contents = load(path, weights_alone=weights_alone)
         except DamagedCheckpoint as error:
             damaged.append(error)
             continue

@@ -19,7 +19,6 @@ from tqdm import tqdm
 from emim_solo.checkpoints.opening import Checkpoint
 from emim_solo.ground.errors import UsageError
 from emim_solo.ground.files import whole
-from emim_solo.images.folders import check_same_classes
 from emim_solo.suite import load_suite
 
 PARTS = ("backbone", "projector")
@@ -199,9 +198,7 @@ def extract_features(checkpoint: Checkpoint) -> Features:
     """Features of all images of a run, as the suite shows them in evaluation; large ones on the disk of its folder."""
     cfg, folder = checkpoint.cfg, checkpoint.folder
     model = checkpoint.model().to(device_of(cfg))
-    train, val = load_suite().evaluation_loaders(cfg)
-    if val is not None:  # may be others than those that it was trained on, which were checked then
-        check_same_classes(train.dataset, val.dataset)
+    train, val = load_suite().evaluation_loaders(cfg, checkpoint.images)
     return Features(
         extract(model, train, f"{cfg.name}: training images", folder=folder),
         None if val is None else extract(model, val, f"{cfg.name}: validation images", folder=folder),
@@ -223,7 +220,7 @@ def extract_views(checkpoint: Checkpoint, *, limit: int, seed: int) -> dict[str,
     """
     model = checkpoint.model().to(device_of(checkpoint.cfg))
     seed_everything(seed, workers=True, verbose=False)
-    loader = load_suite().train_loader(checkpoint.cfg)
+    loader = load_suite().train_loader(checkpoint.cfg, checkpoint.images)
     batches = max(1, math.ceil(min(limit, len(loader.dataset)) / loader.batch_size))  # type: ignore[arg-type, operator]
     found: dict[str, list[tuple[Tensor, Tensor]]] = {}
     progress = tqdm(

@@ -22,8 +22,9 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from emim_solo.ground.errors import UsageError
-from emim_solo.images.folders import class_folders
+from emim_solo.images.folders import Images, RunImages
 from emim_solo.suite.fixes import mended
+from emim_solo.suite.loaders import reading_folders
 
 PLUGINS = "emim_solo.methods"
 """The entry-point group in which a package names methods of its own: ``name = "module:Class"``."""
@@ -155,11 +156,12 @@ class Suite(ABC):
             raise UsageError(f"optimizer.kwargs of {name}: {error}") from error
 
     @abstractmethod
-    def complete(self, cfg: DictConfig) -> DictConfig:
+    def complete(self, cfg: DictConfig, images: RunImages) -> DictConfig:
         """Every default filled in and checked, learning rates scaled by batch size and devices.
 
         Args:
             cfg: as the user wrote it, ``devices`` being a list. Not changed.
+            images: that it names.
         """
 
     @abstractmethod
@@ -205,21 +207,30 @@ class Suite(ABC):
     # -- data ---------------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def train_loader(self, cfg: DictConfig) -> DataLoader:
+    def train_loader(self, cfg: DictConfig, images: RunImages) -> DataLoader:
         """Batches of (indices, views, labels), shuffled, the last incomplete batch dropped."""
 
     @abstractmethod
     def view_transform(self, cfg: DictConfig, view: DictConfig) -> Callable[[Any], torch.Tensor]:
         """What makes one random view of an image, by an entry of ``augmentations``; mean and std of a known dataset."""
 
-    def evaluation_datasets(self, cfg: DictConfig, transform: Any = None) -> tuple[Dataset, Dataset | None]:
+    def evaluation_datasets(
+        self, cfg: DictConfig, images: RunImages, transform: Any = None
+    ) -> tuple[Dataset, Dataset | None]:
         """Train and validation images, both shown by ``transform``, by default :meth:`evaluation_transform`.
+
+        Training images are all that are listed, those held out of training among them.
 
         Without labels each has the label -1 and ``classes`` is empty. Without ``data.val_path`` there are no second ones.
         """
         transform = transform or self.evaluation_transform(cfg)
-        train, val = self._prepare_evaluation(cfg, cfg.data.val_path or cfg.data.train_path, transform)
+        with reading_folders(self.evaluation_module(), images.listed, images.val):
+            train, val = self._prepare_evaluation(cfg, cfg.data.val_path or cfg.data.train_path, transform)
         return train, val if cfg.data.val_path is not None else None
+
+    @abstractmethod
+    def evaluation_module(self) -> ModuleType:
+        """The suite's module with the datasets of its evaluation."""
 
     @abstractmethod
     def _prepare_evaluation(self, cfg: DictConfig, val_path: str, transform: Any) -> tuple[Dataset, Dataset]:
@@ -248,7 +259,7 @@ class Suite(ABC):
             ]
         )
 
-    def evaluation_loaders(self, cfg: DictConfig) -> tuple[DataLoader, DataLoader | None]:
+    def evaluation_loaders(self, cfg: DictConfig, images: RunImages) -> tuple[DataLoader, DataLoader | None]:
         """All train and validation images in order: the suite's own loaders shuffle and drop the last batch."""
         train, val = (
             None
@@ -259,7 +270,7 @@ class Suite(ABC):
                 num_workers=cfg.data.num_workers,
                 pin_memory=torch.cuda.is_available(),
             )
-            for dataset in self.evaluation_datasets(cfg)
+            for dataset in self.evaluation_datasets(cfg, images)
         )
         assert train is not None
         return train, val
@@ -327,15 +338,15 @@ def plain(cfg: DictConfig | ListConfig) -> dict[str, Any]:
 def open_copy(cfg: DictConfig) -> DictConfig:
     """A copy that takes new keys: completing a config writes defaults into it."""
     cfg = cfg.copy()
+    OmegaConf.set_readonly(cfg, False)
     OmegaConf.set_struct(cfg, False)
     return cfg
 
 
-def count_classes(cfg: DictConfig) -> DictConfig:
-    """Set ``data.num_classes`` of a ``custom`` folder to what is read as a class: the suite counts every folder in it."""
+def count_classes(cfg: DictConfig, listed: Images | None) -> DictConfig:
+    """Set ``data.num_classes`` of a ``custom`` folder to the classes that are listed: the suite counts every folder."""
     if cfg.data.dataset == "custom":
-        labelled = not cfg.data.get("no_labels", False)
-        cfg.data.num_classes = max(1, len(class_folders(cfg.data.train_path))) if labelled else 1
+        cfg.data.num_classes = max(1, len(listed.classes)) if listed is not None else 1
     return cfg
 
 

@@ -30,8 +30,8 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from emim_solo.ground.errors import UsageError
-from emim_solo.images.folders import HeldOut, Images, check_images, find_images, load_rgb, training_images
-from emim_solo.suite.loaders import folders_for_dali
+from emim_solo.images.folders import Images, load_rgb
+from emim_solo.suite.loaders import listed_as_os
 
 _DATASETS = ("imagenet100", "imagenet", "custom")
 _DEFAULTS = {"device": "gpu", "encode_indexes_into_labels": False}
@@ -76,8 +76,8 @@ def complete_dali(cfg: DictConfig) -> DictConfig:
     return cfg
 
 
-def check_training_images(cfg: DictConfig) -> Images:
-    """Check the training images as those of the other loaders are checked, and that DALI can read them.
+def check_training_images(images: Images) -> None:
+    """Check that DALI can read the training images, which are known to be readable.
 
     DALI makes of a file the pixels that :func:`emim_solo.images.folders.load_rgb` makes of it, or fails; but it takes the floating
     values of a TIFF to lie between 0 and 1.
@@ -85,8 +85,6 @@ def check_training_images(cfg: DictConfig) -> Images:
     Raises:
         UsageError: an image that cannot be read, or not by DALI.
     """
-    images = training_images(cfg)
-    check_images(images.paths, "data.train_path")
     for path in images.paths:
         if path.lower().endswith((".tif", ".tiff")):
             load_rgb(path, "data.train_path: ")
@@ -98,10 +96,9 @@ def check_training_images(cfg: DictConfig) -> Images:
                     f"data.train_path: DALI does not read image '{path}', a TIFF of mode {mode}: "
                     "convert it to 8-bit RGB, or data.format=image_folder"
                 )
-    return images
 
 
-def pretrain_datamodule(cfg: DictConfig) -> LightningDataModule:
+def pretrain_datamodule(cfg: DictConfig, images: Images) -> LightningDataModule:
     """The suite's DALI loader of a complete pretraining config, as a data module with training images only.
 
     Batches are those of the suite's other loaders: [indices, views, labels], the last incomplete one dropped. The
@@ -117,18 +114,9 @@ def pretrain_datamodule(cfg: DictConfig) -> LightningDataModule:
                 "augmentations: equalization.prob > 0: DALI has none; set it to 0, or data.format=image_folder"
             )
     module = _main_datamodule(cfg) if _is_main() else _RegistryData(cfg)
-    lister = folders_for_dali(_held_out_paths(cfg))
-    sys.modules[_MAIN if _is_main() else _REGISTRY_PIPELINES].os = lister  # type: ignore[attr-defined]
+    sys.modules[_MAIN if _is_main() else _REGISTRY_PIPELINES].os = listed_as_os(images)  # type: ignore[attr-defined]
     free_cpu_pipelines_from_cuda()
     return module
-
-
-def _held_out_paths(cfg: DictConfig) -> list[str]:
-    held_out = HeldOut.recorded(cfg)
-    if held_out is None:
-        return []
-    paths = find_images(cfg.data.train_path, labelled=not cfg.data.no_labels).paths
-    return [paths[position] for position in held_out.positions(len(paths))]
 
 
 def free_cpu_pipelines_from_cuda() -> None:

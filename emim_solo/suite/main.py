@@ -6,11 +6,14 @@ moment, in the middle of ``import solo``.
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -23,10 +26,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from emim_solo.emim.method import EMIMMethod, complete_method_kwargs
 from emim_solo.ground.errors import UsageError
-from emim_solo.images.folders import HeldOut
+from emim_solo.images.folders import RunImages
 from emim_solo.suite.api import Suite, allow_few_classes, count_classes, give_small_image_stem, open_copy, plain
 from emim_solo.suite.fixes import LabelsOptional
-from emim_solo.suite.loaders import reading_folders
+from emim_solo.suite.loaders import listed_as_os, reading_folders
 from emim_solo.suite.preflight import check_method
 
 
@@ -67,6 +70,17 @@ def _names_read_by(method: type) -> set[str]:
     return set(re.findall(r"method_kwargs\.(\w+)", inspect.getsource(sys.modules[method.__module__])))
 
 
+@contextmanager
+def _listing(module: ModuleType, images: RunImages) -> Iterator[None]:
+    """Within it, a module of the suite that counts the folders in ``data.train_path`` is told what was listed."""
+    theirs = module.os
+    module.os = SimpleNamespace(scandir=lambda _: []) if images.listed is None else listed_as_os(images.listed)  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        module.os = theirs  # type: ignore[attr-defined]
+
+
 class CurrentSuite(Suite):
     generation = "main"
 
@@ -83,10 +97,11 @@ class CurrentSuite(Suite):
         # The base class gives a small crop features and no embedding; the others never look at it.
         return self.methods()[method].multicrop_forward is not BaseMethod.multicrop_forward
 
-    def complete(self, cfg: DictConfig) -> DictConfig:
-        from solo.args.pretrain import parse_cfg
+    def complete(self, cfg: DictConfig, images: RunImages) -> DictConfig:
+        from solo.args import pretrain
 
-        cfg = count_classes(parse_cfg(open_copy(cfg)))
+        with _listing(pretrain, images):
+            cfg = count_classes(pretrain.parse_cfg(open_copy(cfg)), images.listed)
         method = self.methods()[cfg.method]
         if issubclass(method, BaseMomentumMethod) and OmegaConf.select(cfg, "momentum") is None:
             cfg.momentum = {}  # every key has a default, and the section none
@@ -99,7 +114,7 @@ class CurrentSuite(Suite):
                 f"{cfg.method} needs {names}: solo-learn main has no default for them; its "
                 f"scripts/pretrain/cifar have a config of each method to take them from"
             )
-        check_method(cfg)
+        check_method(cfg, None if images.train is None else len(images.train))
         return cfg
 
     def constructor_kwargs(self, cfg: DictConfig) -> dict[str, Any]:
@@ -126,13 +141,13 @@ class CurrentSuite(Suite):
     def backbone(self, model: Any) -> nn.Module:
         return model.backbone
 
-    def train_loader(self, cfg: DictConfig) -> DataLoader:
+    def train_loader(self, cfg: DictConfig, images: RunImages) -> DataLoader:
         from solo.data import pretrain_dataloader as suite_data
 
         views = [
             suite_data.NCropAugmentation(self.view_transform(cfg, view), view.num_crops) for view in cfg.augmentations
         ]
-        with reading_folders(suite_data, labelled=not cfg.data.no_labels, held_out=HeldOut.recorded(cfg)):
+        with reading_folders(suite_data, images.train):
             dataset = suite_data.prepare_datasets(
                 cfg.data.dataset,
                 suite_data.FullTransformPipeline(views),
@@ -155,18 +170,18 @@ class CurrentSuite(Suite):
 
         return prepare_transforms(dataset)[1]
 
-    def _prepare_evaluation(self, cfg: DictConfig, val_path: str, transform: Any) -> tuple[Dataset, Dataset]:
-        from solo.data import classification_dataloader as suite_data
+    def evaluation_module(self) -> ModuleType:
+        return importlib.import_module("solo.data.classification_dataloader")
 
-        with reading_folders(suite_data, labelled=not cfg.data.get("no_labels", False)):
-            return suite_data.prepare_datasets(
-                cfg.data.dataset,
-                transform,
-                transform,
-                train_data_path=cfg.data.train_path,
-                val_data_path=val_path,
-                data_format="image_folder" if cfg.data.format == "dali" else cfg.data.format,
-            )
+    def _prepare_evaluation(self, cfg: DictConfig, val_path: str, transform: Any) -> tuple[Dataset, Dataset]:
+        return self.evaluation_module().prepare_datasets(
+            cfg.data.dataset,
+            transform,
+            transform,
+            train_data_path=cfg.data.train_path,
+            val_data_path=val_path,
+            data_format="image_folder" if cfg.data.format == "dali" else cfg.data.format,
+        )
 
     def checkpointer(self, cfg: DictConfig) -> Callback:
         from solo.utils.checkpointer import Checkpointer
@@ -193,10 +208,14 @@ class CurrentSuite(Suite):
         return WeightedKNNClassifier(k=k, T=temperature, distance_fx=distance)
 
     def complete_linear(self, cfg: DictConfig) -> DictConfig:
-        from solo.args.linear import parse_cfg
+        from solo.args import linear
         from solo.methods.linear import LinearModel
 
-        return LinearModel.add_and_assert_specific_cfg(count_classes(parse_cfg(open_copy(cfg))))
+        classes = cfg.data.num_classes
+        with _listing(linear, RunImages()):
+            cfg = LinearModel.add_and_assert_specific_cfg(linear.parse_cfg(open_copy(cfg)))
+        cfg.data.num_classes = classes
+        return cfg
 
     def linear_model(self, backbone: nn.Module, cfg: DictConfig) -> LightningModule:
         from solo.methods import linear

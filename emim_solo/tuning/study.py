@@ -191,9 +191,10 @@ class Tuning:
         fields: dict[str, Any] = {"device": "gpu" if torch.cuda.is_available() else "cpu"}
         state, reason, score = TrialState.FAIL, None, math.nan
         try:
-            cfg = self.search.complete(values, self.folder, number)
+            run = self.search.complete(values, self.folder, number)
+            cfg = run.config
             self._count_starts(trial, cfg)
-            row = pretrain(cfg, version=f"trial-{number}", more_callbacks=[Report(trial)])
+            row = pretrain(run, version=f"trial-{number}", more_callbacks=[Report(trial)])
             score = row["metrics"].get(MONITOR, math.nan)
             fields = {key: row[key] for key in ("device", "seconds", "epochs")}
             if math.isfinite(score):

@@ -7,6 +7,7 @@ import importlib
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 from emim_solo.emim.method import DEFAULTS as EMIM_DEFAULTS
 from emim_solo.emim.method import EMIMMethod, complete_method_kwargs
 from emim_solo.ground.errors import UsageError
-from emim_solo.images.folders import HeldOut
+from emim_solo.images.folders import RunImages
 from emim_solo.suite.api import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -154,8 +155,8 @@ class RegistrySuite(Suite):
 
     # -- config -------------------------------------------------------------------------------------------------
 
-    def complete(self, cfg: DictConfig) -> DictConfig:
-        cfg = self._complete_common(cfg, _PRETRAIN_DEFAULTS)
+    def complete(self, cfg: DictConfig, images: RunImages) -> DictConfig:
+        cfg = count_classes(self._complete_common(cfg, _PRETRAIN_DEFAULTS), images.listed)
         if cfg.backbone.name not in BaseMethod._SUPPORTED_ENCODERS:
             raise UsageError(
                 f"backbone.name '{cfg.backbone.name}' is not in 1.0.2: expected one of "
@@ -175,7 +176,7 @@ class RegistrySuite(Suite):
         else:
             own = self._method_defaults(cfg.method)
             cfg.method_kwargs = own | {name: value for name, value in given.items() if name in own}
-        check_method(cfg)
+        check_method(cfg, None if images.train is None else len(images.train))
         return cfg
 
     def _complete_common(self, cfg: DictConfig, defaults: dict[str, Any]) -> DictConfig:
@@ -186,8 +187,7 @@ class RegistrySuite(Suite):
             raise UsageError(f"data.format=h5 and data.fraction: {_ONLY_MAIN}; use the whole image folder")
         if cfg.optimizer.exclude_bias_n_norm_wd:
             raise UsageError(f"optimizer.exclude_bias_n_norm_wd=True: {_ONLY_MAIN}; leave it out")
-        cfg.data.num_classes = N_CLASSES_PER_DATASET.get(cfg.data.dataset, 1)
-        count_classes(cfg)
+        cfg.data.num_classes = N_CLASSES_PER_DATASET.get(cfg.data.dataset, cfg.data.get("num_classes", 1))
         cfg.optimizer.lr *= self._batch_scale(cfg)
         extra = {
             "sgd": {"momentum": 0.9},
@@ -282,13 +282,13 @@ class RegistrySuite(Suite):
 
     # -- data ---------------------------------------------------------------------------------------------------
 
-    def train_loader(self, cfg: DictConfig) -> DataLoader:
+    def train_loader(self, cfg: DictConfig, images: RunImages) -> DataLoader:
         views = [self.view_transform(cfg, view) for view in cfg.augmentations]
         transform = pretrain_dataloader.prepare_n_crop_transform(
             views, num_crops_per_aug=[view.num_crops for view in cfg.augmentations]
         )
         train_path = Path(cfg.data.train_path).absolute()
-        with reading_folders(pretrain_dataloader, labelled=not cfg.data.no_labels, held_out=HeldOut.recorded(cfg)):
+        with reading_folders(pretrain_dataloader, images.train):
             dataset = pretrain_dataloader.prepare_datasets(
                 cfg.data.dataset,
                 transform,
@@ -308,16 +308,19 @@ class RegistrySuite(Suite):
     def suite_evaluation_transform(self, dataset: str) -> Any:
         return classification_dataloader.prepare_transforms(dataset)[1]
 
+    def evaluation_module(self) -> ModuleType:
+        module: ModuleType = classification_dataloader
+        return module
+
     def _prepare_evaluation(self, cfg: DictConfig, val_path: str, transform: Any) -> tuple[Dataset, Dataset]:
-        with reading_folders(classification_dataloader, labelled=not cfg.data.get("no_labels", False)):
-            return classification_dataloader.prepare_datasets(
-                cfg.data.dataset,
-                transform,
-                transform,
-                data_dir=Path("/"),  # joined with absolute folders: the folders themselves
-                train_dir=Path(cfg.data.train_path).absolute(),
-                val_dir=Path(val_path).absolute(),
-            )
+        return classification_dataloader.prepare_datasets(
+            cfg.data.dataset,
+            transform,
+            transform,
+            data_dir=Path("/"),  # joined with absolute folders: the folders themselves
+            train_dir=Path(cfg.data.train_path).absolute(),
+            val_dir=Path(val_path).absolute(),
+        )
 
     # -- callbacks and evaluation -------------------------------------------------------------------------------
 
