@@ -176,7 +176,7 @@ def _linear_config(cfg: DictConfig, settings: Any) -> DictConfig:
         "backbone": {"name": "resnet18"},  # neither
         "data": {
             key: data[key]
-            for key in ("dataset", "train_path", "val_path", "format", "num_workers", "no_labels")
+            for key in ("dataset", "train_path", "val_path", "format", "num_workers", "no_labels", "num_classes")
             if key in data
         },
         "devices": [0],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib.util
 import inspect
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -92,6 +93,9 @@ def pretrain(run: Run, version: str | None = None, more_callbacks: Sequence[Call
     except Stopped as stopped:
         stopped.continues = _what_continues(run)
         raise
+    finally:
+        if (wandb := sys.modules.get("wandb")) is not None:
+            wandb.finish()  # or the next run of this process would be logged as a part of this one
     row = _row(run, epochs=trainer.current_epoch, **keep.results(trainer))
     if trainer.is_global_zero:
         rows.append(run.rows_file, row)

@@ -125,6 +125,7 @@ class Wandb:
     enabled: bool = False
     entity: str | None = None
     project: str | None = "solo-learn"
+    group: str | None = None
     offline: bool = False
 
 

@@ -212,9 +212,6 @@ class Tuning:
         except Stopped:
             trial.set_user_attr(_STARTS, [])  # its user's will, not its fault
             raise
-        finally:
-            if (wandb := sys.modules.get("wandb")) is not None:
-                wandb.finish()  # else the next trial would go on in its run
         scored = self.study.get_trials(deepcopy=False)[trial.number].intermediate_values
         if state != TrialState.COMPLETE:
             score = scored[max(scored)] if scored else math.nan
