@@ -26,6 +26,7 @@ from emim_solo.benchmark import plan
 from emim_solo.benchmark.cost import loading_seconds, measure
 from emim_solo.benchmark.runner import EVALUATION_SHARE, Runner, run_benchmark
 from emim_solo.checkpoints.opening import open_checkpoint
+from emim_solo.evaluation.linear import complete_settings
 from emim_solo.evaluation.score import Protocol, score_checkpoint
 from emim_solo.ground.errors import UsageError
 from emim_solo.report.page import write_report
@@ -181,7 +182,7 @@ def test_undeclared_deviation_stops_the_benchmark(settings, tmp_path, refused):
         ({"knn": {"ks": 5}}, "knn.ks", [5, "a list"]),
         ({"knn": {"distances": ["manhattan"]}}, "knn.distances.0", ["manhattan", "cosine"]),
         ({"umap": {"images": None}}, "umap.images", ["whole number"]),
-        ({"diagnostics": [1]}, "diagnostics", ["images"]),
+        ({"diagnostics": None}, "diagnostics", ["settings by name"]),
         ({"run": {"augmentations": {"7": {"crop_size": 8}}}}, "run.augmentations.7.crop_size", ["augmentations"]),
     ],
 )
@@ -227,13 +228,13 @@ def test_shipped_configs_have_every_key(name):
     cfg = shipped(name)
     assert cfg.keys() == plan.Benchmark.__dataclass_fields__.keys() - {"hydra"}
     assert (plan.configs.find(cfg.pretrain) / "emim.yaml").is_file()
-    assert cfg.linear == plan.DEFAULTS["linear"]
+    assert complete_settings(cfg.linear) == complete_settings(None)
 
 
 def test_the_demo_is_the_digits_but_for_what_its_head_says():
     """Fewer epochs, half the side, twice the batch at the same rate a step, channels last: nothing else, and the same for all methods."""
     digits, demo = (OmegaConf.load(plan.configs.root() / "benchmark" / f"{name}.yaml") for name in ("digits", "demo"))
-    changed = {key for key in plan.DEFAULTS if digits[key] != demo[key]}
+    changed = {key for key in digits.keys() - {"defaults", "hydra"} if digits[key] != demo[key]}
     assert changed == {"dir", "max_epochs", "run", "umap"}
     assert demo.max_epochs < digits.max_epochs
     assert demo.methods == digits.methods
