@@ -198,6 +198,7 @@ def extract_features(checkpoint: Checkpoint) -> Features:
     """Features of all images of a run, as the suite shows them in evaluation; large ones on the disk of its folder."""
     cfg, folder = checkpoint.cfg, checkpoint.folder
     model = checkpoint.model().to(device_of(cfg))
+    checkpoint.images.check_classes()
     train, val = load_suite().evaluation_loaders(cfg, checkpoint.images)
     return Features(
         extract(model, train, f"{cfg.name}: training images", folder=folder),

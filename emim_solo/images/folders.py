@@ -146,6 +146,20 @@ class RunImages:
         parts = {"train": self.train, "val": self.val, "held_out": self.held_out}
         return {name: part.record for name, part in parts.items() if part is not None}
 
+    def check_classes(self) -> None:
+        """Labels are folder names in order: both splits must have the same.
+
+        Raises:
+            UsageError: names that only one split has.
+        """
+        if self.listed is not None and self.val is not None and self.listed.classes != self.val.classes:
+            both = Counter([*self.listed.classes, *self.val.classes])
+            odd = sorted(name for name, count in both.items() if count == 1)
+            raise UsageError(
+                "data.val_path",
+                f"train and val folders have different classes: {', '.join(odd)} is in one only; make them the same",
+            )
+
     @staticmethod
     def of(cfg: DictConfig, listings: Listings | None = None) -> RunImages:
         """List the folders that a config names.
@@ -155,7 +169,7 @@ class RunImages:
             listings: that were made already; each folder is listed once.
 
         Raises:
-            UsageError: as :func:`find_images`, or classes that only one of the two folders has.
+            UsageError: as :func:`find_images`.
         """
         if not reads_folders(cfg):
             return RunImages()
@@ -165,8 +179,6 @@ class RunImages:
         val = None
         if cfg.data.get("val_path") is not None:
             val = listings.of(cfg.data.val_path, labelled=labelled, name="data.val_path")
-            if labelled:
-                check_same_classes(listed, val)
         if cfg.data.dataset == "imagenet100" and labelled:
             _compare_with_imagenet100(str(cfg.data.train_path), frozenset(listed.folders))
         held_out = HeldOut.recorded(cfg)
@@ -425,17 +437,3 @@ def _full_scale(image: Image.Image) -> int | None:
     if not image.mode.startswith("I"):
         return None
     return 2 ** int(np.max(tags.get(_BITS_PER_SAMPLE, 16))) - 1
-
-
-def check_same_classes(train: Images, val: Images) -> None:
-    """Labels are folder names in order: both splits must have the same.
-
-    Raises:
-        UsageError: names that only one split has.
-    """
-    if train.classes != val.classes:
-        odd = sorted(name for name, count in Counter([*train.classes, *val.classes]).items() if count == 1)
-        raise UsageError(
-            "data.val_path",
-            f"train and val folders have different classes: {', '.join(odd)} is in one only; make them the same",
-        )

@@ -119,6 +119,7 @@ def prepare(cfg: DictConfig, listings: Listings | None = None) -> Run:
         _write_embedded(name, Path(cfg.data.train_path).absolute())
     score = cfg.pop("score", None)
     images = RunImages.of(cfg, listings)
+    images.check_classes()
     protocol = None if score is None else _complete_score(cfg, score, images)
     if (held_out := HeldOut.recorded(cfg)) is not None and images.listed is not None:
         images = replace(images, held=tuple(held_out.positions(len(images.listed))))
