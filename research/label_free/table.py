@@ -94,7 +94,7 @@ def kendall(scores: np.ndarray, quality: np.ndarray) -> np.ndarray:
     if scores.ndim > 1:
         return np.array([kendall(one, other) for one, other in zip(scores, quality, strict=True)])
     a, b = (np.sign(values[:, None] - values).ravel() for values in (scores, quality))
-    return np.asarray(a @ b / math.sqrt((a @ a) * (b @ b)))
+    return a @ b / np.sqrt((a @ a) * (b @ b))
 
 
 def regret(scores: np.ndarray, quality: np.ndarray) -> np.ndarray:
