@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import processes
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
@@ -535,16 +536,13 @@ def test_parallel_jobs_make_their_runs_and_leave_the_report_to_the_end(
 # -- kills -------------------------------------------------------------------------------------------------------
 
 
-def start(config: Path, *arguments: str) -> subprocess.Popen:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, str(DRIVER), str(config), *arguments], env=environment, stdout=subprocess.DEVNULL
-    )
+def start(config: Path, *arguments: str) -> processes.Started:
+    return processes.start(config, *arguments, script=DRIVER)
 
 
-def kill_when(process: subprocess.Popen, condition: Any) -> None:
+def kill_when(process: processes.Started, condition: Any) -> None:
     while not condition():
-        assert process.poll() is None, "ended before it was killed"
+        assert process.poll() is None, process.stderr
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
