@@ -4,7 +4,7 @@ import os
 import runpy
 import sys
 
-given: dict  # by processes.start
+given = globals()["given"]  # by processes.start
 
 for number, name in ((1, "stdout"), (2, "stderr")):
     file = os.open(os.path.join(given["output"], name), os.O_WRONLY | os.O_CREAT | os.O_APPEND)

@@ -17,7 +17,12 @@ from typing import Any
 CHILD = Path(__file__).with_name("process_child.py")
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
-    ["emim_solo.benchmark.runner", "emim_solo.tuning.command", "emim_solo.evaluation.score", "emim_solo.checkpoints.export"]
+    [
+        "emim_solo.benchmark.runner",
+        "emim_solo.tuning.command",
+        "emim_solo.evaluation.score",
+        "emim_solo.checkpoints.export",
+    ]
 )
 
 

@@ -15,8 +15,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from emim_solo.checkpoints.opening import last_checkpoint
+from emim_solo.emim.measures import scores
 from emim_solo.emim.objective import emim_loss_func, mutual_information, random_directions
-from emim_solo.emim.scores import scores
 from emim_solo.evaluation.knn import knn_accuracies
 from emim_solo.suite import dali, load_suite
 from emim_solo.training.pretraining import prepare, pretrain

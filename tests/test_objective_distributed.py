@@ -15,9 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from emim_solo.emim.diagnostics import diagnose
+from emim_solo.emim.measures import diagnose, scores
 from emim_solo.emim.objective import emim_loss_func, mutual_information, null_mutual_information, random_directions
-from emim_solo.emim.scores import scores
 
 WORLD = 2
 SIZES = {"N over 2d": (24, 5), "N under 2d": (12, 8), "2N under d": (6, 20)}

@@ -13,7 +13,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,13 @@ from tqdm import tqdm
 from emim_solo.benchmark.cost import Cost, measure
 from emim_solo.benchmark.plan import Entry, Plan, make_plan
 from emim_solo.checkpoints.opening import Checkpoint, open_checkpoint
-from emim_solo.emim.diagnostics import diagnose, spectrum
+from emim_solo.emim.measures import diagnose, spectrum
 from emim_solo.evaluation.commands import evaluation_row
-from emim_solo.evaluation.features import Features, device_of, extract_features, extract_views
+from emim_solo.evaluation.features import Features, device_of, extract_features
 from emim_solo.evaluation.knn import knn
 from emim_solo.evaluation.linear import linear, logistic
-from emim_solo.evaluation.score import Protocol, score_checkpoint
+from emim_solo.evaluation.protocol import Protocol
+from emim_solo.evaluation.score import SeenViews, score_checkpoint, see
 from emim_solo.evaluation.umap import make_pictures
 from emim_solo.ground import files
 from emim_solo.ground.errors import UsageError
@@ -277,15 +279,22 @@ class Runner:
             "knn": lambda: knn(features, **self.plan.settings["knn"], device=device),
             "logistic": lambda: logistic(features, device=device),
             "linear": lambda: linear(features, run.cfg, self.plan.settings["linear"], seed=run.seed),
-            "diagnostics": lambda: self._diagnose(run),
         }
-        work = {stage: partial(self._row, run, stage, evaluate) for stage, evaluate in evaluations.items()}
-        work["score"] = partial(self._score, run)  # makes its row itself
+        work: dict[str, Callable[[], dict[str, Any]]] = {
+            stage: partial(self._row, run, stage, evaluate) for stage, evaluate in evaluations.items()
+        }
+        seen = cache(lambda: see(self._checkpoint(run), self._protocol()))  # once for both
+        work |= {"diagnostics": lambda: self._diagnosed(run, seen()), "score": lambda: self._score(run, seen())}
         for stage in stages:
             self._stage(run, stage, work[stage])
 
-    def _score(self, run: Entry) -> dict[str, Any]:
-        return score_checkpoint(self._checkpoint(run), Protocol(**self.plan.settings["score"]), neighbours=False)
+    def _protocol(self) -> Protocol:
+        """Of score and diagnostics, which take the first two views: without a score no more than these are made."""
+        protocol = Protocol.of(self.plan.settings["diagnostics"]["protocol"])
+        return protocol if self.plan.settings["score"] else replace(protocol, views=2)
+
+    def _score(self, run: Entry, seen: SeenViews) -> dict[str, Any]:
+        return score_checkpoint(self._checkpoint(run), self._protocol(), neighbours=False, seen=seen)
 
     def _row(self, run: Entry, stage: str, evaluate: Callable[[], Mapping[str, float]]) -> dict[str, Any]:
         start = time.perf_counter()
@@ -294,14 +303,20 @@ class Runner:
         epochs = self._rows_of(run)["pretrain"]["epochs"]  # fewer than planned where score.patience ended it
         return evaluation_row(stage, run.cfg, self._folder(run), metrics, seconds, self._settings(run, stage), epochs)
 
-    def _diagnose(self, run: Entry) -> dict[str, float]:
+    def _diagnosed(self, run: Entry, seen: SeenViews) -> dict[str, Any]:
+        images = min(self.plan.settings["diagnostics"]["images"], *map(len, seen.parts.values()))
+        row = self._row(run, "diagnostics", partial(self._diagnose, run, seen, images))
+        return row | {"protocol": self._protocol().hash, "images": images, "of": seen.of}
+
+    def _diagnose(self, run: Entry, seen: SeenViews, images: int) -> dict[str, float]:
         """Diagnostics of both parts; their spectra go to a file, rows hold numbers only."""
-        settings = self.plan.settings["diagnostics"]
-        views = extract_views(self._checkpoint(run), limit=settings["images"], seed=run.seed)
+        protocol = self._protocol()
         metrics: dict[str, float] = {}
         spectra: dict[str, list[float]] = {}
-        for part, (first, second) in views.items():
-            metrics |= {f"{part}_{name}": value for name, value in diagnose(first, second).items()}
+        for part, features in seen.parts.items():
+            first, second = features[:images, 0], features[:images, 1]
+            found = diagnose(first, second, noise_variance=protocol.noise_variance, seed=protocol.seed)
+            metrics |= {f"{part}_{name}": value for name, value in found.items()}
             if torch.isfinite(first).all():
                 spectra[part] = [float(f"{value:.5g}") for value in spectrum(first)]
         path = spectrum_file(self.plan.folder, run.name, run.seed)

@@ -14,7 +14,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 from torch import Tensor, nn
 
-from emim_solo.emim.diagnostics import collapsed, non_gaussianity
+from emim_solo.emim.measures import collapsed, non_gaussianity
 from emim_solo.emim.objective import (
     emim_loss_func,
     entropies,
@@ -109,7 +109,7 @@ class EMIMMethod(LightningModule):
     small-sample bias is in both; of all views the loss's two terms, ``train_entropy`` H(Z) and
     ``train_residual_entropy`` H(Z|Z'); of this process's first view how far it is from Gaussian, ``train_non_gaussianity``,
     beside its null: at the null the MI is a lower bound of the true one. At the end of an epoch collapsed embeddings are warned of, by the rule of
-    :func:`emim_solo.emim.diagnostics.collapsed`.
+    :func:`emim_solo.emim.measures.collapsed`.
     """
 
     features_dim: int

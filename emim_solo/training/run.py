@@ -11,7 +11,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from emim_solo.evaluation.score import FEWEST_IMAGES, Protocol
+from emim_solo.evaluation.protocol import FEWEST_IMAGES, Protocol
 from emim_solo.ground import files
 from emim_solo.ground.errors import UsageError
 from emim_solo.ground.settings import check, read
