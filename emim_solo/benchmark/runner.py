@@ -37,6 +37,7 @@ from emim_solo.evaluation.score import SeenViews, score_checkpoint, see
 from emim_solo.evaluation.umap import make_pictures
 from emim_solo.ground import files
 from emim_solo.ground.errors import UsageError
+from emim_solo.images.folders import differing_images
 from emim_solo.ground.stopping import Stopped
 from emim_solo.report.page import ROWS, spectrum_file, write_report
 from emim_solo.results import rows
@@ -80,6 +81,7 @@ class Runner:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.rows_file = plan.folder / ROWS
+        self.rows = rows.Rows(self.rows_file)
         self.problems: list[str] = []
         self.seconds: dict[str, list[float]] = {}
         self.forecast: dict[str, float] = {}
@@ -87,23 +89,32 @@ class Runner:
         self.made = 0
         self.start = time.perf_counter()
         files.writable_folder(plan.folder, "dir")
+        self._check_images()
         waiting = [
             stage for run in plan.runs for stage in ("pretrain", *self._stages(run)) if not self._is_done(run, stage)
         ]
         waiting += [] if self._pictures_done() else ["umap"]
         self.waiting = waiting
 
+    def _check_images(self) -> None:
+        """Rows, checkpoints and features that are there are of the images that are there now."""
+        for run in self.plan.runs:
+            there = self._rows_of(run).get("pretrain", {}).get("images", {})
+            if differing := differing_images(there, run.run.images.record):
+                raise UsageError(
+                    "images.changed",
+                    f"'{self.rows_file}' has {run.title} of other images: {', '.join(differing)}; put the images back as they "
+                    "were, or take another dir",
+                )
+
     # -- what is there ------------------------------------------------------------------------------------------
 
     def _stages(self, run: Entry) -> tuple[str, ...]:
         return evaluation_stages(run.cfg, scored=bool(self.plan.settings["score"]))
 
-    def _rows_of(self, run: Entry) -> dict[str, Mapping[str, Any]]:
+    def _rows_of(self, run: Entry) -> Mapping[str, Mapping[str, Any]]:
         """Newest row of each stage of a run, with this config."""
-        if not self.rows_file.is_file():
-            return {}
-        own = (row for row in rows.read(self.rows_file) if (row["name"], row["seed"]) == (run.name, run.seed))
-        return {row["stage"]: row for row in own if row["config_hash"] == run.config_hash}
+        return self.rows.newest(run.name, run.seed, run.config_hash)
 
     def _is_done(self, run: Entry, stage: str) -> bool:
         found = self._rows_of(run)
@@ -175,7 +186,7 @@ class Runner:
         start = time.perf_counter()
         row = work()
         if row is not None:
-            rows.append(self.rows_file, row)
+            self.rows.append(row)
         self._finished(stage, time.perf_counter() - start)
 
     def _announce(self, title: str) -> None:
@@ -363,7 +374,7 @@ class Runner:
             self.problems.append(f"umap: {error}")
             return
         for run in runs:
-            rows.append(self.rows_file, self._row(run, "umap", partial(metrics.__getitem__, run.name)))
+            self.rows.append(self._row(run, "umap", partial(metrics.__getitem__, run.name)))
         self._finished("umap", time.perf_counter() - start)
 
     def any_row(self) -> bool:

@@ -117,9 +117,9 @@ def _finished(run: Run) -> dict[str, Any]:
     start, folder = run.start, run.folder
     assert folder is not None
     row = _row(run, epochs=start.epochs, **(start.contents.get(RESULTS) or {"metrics": {}}))
-    for there in rows.read(run.rows_file) if run.rows_file.is_file() else []:
-        place = Path(there.get("checkpoint") or "").parts[-2:]
-        if (there["stage"], there["config_hash"], place) == ("pretrain", row["config_hash"], folder.parts[-2:]):
+    stored = rows.read(run.rows_file) if run.rows_file.is_file() else []
+    for there in rows.of_checkpoint(stored, folder, row["config_hash"]):
+        if there["stage"] == "pretrain":
             all_of_them = start.epochs >= run.config.max_epochs
             which = (
                 f"all {start.epochs}" if all_of_them else f"the {start.epochs} after which its score ended it, of its"
