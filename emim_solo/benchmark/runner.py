@@ -37,8 +37,8 @@ from emim_solo.evaluation.score import SeenViews, score_checkpoint, see
 from emim_solo.evaluation.umap import make_pictures
 from emim_solo.ground import files
 from emim_solo.ground.errors import UsageError
-from emim_solo.images.folders import differing_images
 from emim_solo.ground.stopping import Stopped
+from emim_solo.images.folders import differing_images
 from emim_solo.report.page import ROWS, spectrum_file, write_report
 from emim_solo.results import rows
 from emim_solo.results.tables import differences, evaluation_stages, headline, to_text
