@@ -20,6 +20,7 @@ from emim_solo.emim.objective import emim_loss_func, mutual_information, random_
 from emim_solo.evaluation.knn import knn_accuracies
 from emim_solo.suite import dali, load_suite
 from emim_solo.training.pretraining import prepare, pretrain
+from emim_solo.training.run import Run
 
 pytestmark = [
     pytest.mark.gpu,
@@ -82,12 +83,12 @@ def test_no_loss_waits_for_the_gpu(kwargs: dict[str, Any]) -> None:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def waits_of_a_step(cfg: DictConfig) -> int:
+def waits_of_a_step(run: Run) -> int:
     """How often a training step and its backward pass wait for the GPU."""
     suite = load_suite()
-    model: Any = suite.build(cfg).cuda()
+    model: Any = suite.build(run.config).cuda()
     model.log = model.log_dict = lambda *_, **__: None
-    indices, views, labels = next(iter(suite.train_loader(cfg)))
+    indices, views, labels = next(iter(suite.train_loader(run.config, run.images)))
     batch = [indices.cuda(), [view.cuda() for view in views], labels.cuda()]
     model.training_step(batch, 0).backward()
     torch.cuda.set_sync_debug_mode("warn")

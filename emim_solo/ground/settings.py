@@ -77,6 +77,8 @@ def read(kind: type[Kind], given: Any, key: str = "") -> Kind:
 def check(kind: type, given: Any, key: str = "") -> None:
     """Check the keys that a dataclass knows of a config that may have others; what is not there is not asked for.
 
+    A dataclass in a list has to be whole, as :func:`read` takes it.
+
     Raises:
         UsageError: as :func:`read`, but for unknown and missing keys.
     """
@@ -127,8 +129,7 @@ def checked(
             return (nested or read)(typing.cast(type, option), value, key)
         if typing.get_origin(option) in (list, tuple) and isinstance(value, list | tuple):
             return [
-                checked(each, typing.get_args(option)[0], f"{key}.{place}", bounds, nested)
-                for place, each in enumerate(value)
+                checked(each, typing.get_args(option)[0], f"{key}.{place}", bounds) for place, each in enumerate(value)
             ]
         if _is(value, option) and _within(value, bounds):
             return float(value) if option is float else value
@@ -158,8 +159,9 @@ def _is(value: Any, option: Any) -> bool:
 
 
 def _within(value: Any, bounds: Mapping[str, Any]) -> bool:
-    if bounds.get("choices") and isinstance(value, str):
-        return value in bounds["choices"]
+    choices = bounds.get("choices") or ()
+    if not isinstance(value, bool) and any(isinstance(value, type(choice)) for choice in choices):
+        return value in choices
     if isinstance(value, bool) or not isinstance(value, int | float):
         return True
     least, above, most = (bounds.get(name) for name in ("least", "above", "most"))

@@ -93,6 +93,8 @@ def pretrain(run: Run, version: str | None = None, more_callbacks: Sequence[Call
     except Stopped as stopped:
         stopped.continues = _what_continues(run)
         raise
+    except MisconfigurationException as error:  # options that it holds against the data
+        raise _lightning_refuses(error) from error
     finally:
         if (wandb := sys.modules.get("wandb")) is not None:
             wandb.finish()  # or the next run of this process would be logged as a part of this one
@@ -120,11 +122,10 @@ def _finished(run: Run) -> dict[str, Any]:
     stored = rows.read(run.rows_file) if run.rows_file.is_file() else []
     for there in rows.of_checkpoint(stored, folder, row["config_hash"]):
         if there["stage"] == "pretrain":
-            all_of_them = start.epochs >= run.config.max_epochs
-            which = (
-                f"all {start.epochs}" if all_of_them else f"the {start.epochs} after which its score ended it, of its"
-            )
-            print(f"emim-solo: already finished, '{start.checkpoint}' has {which} epochs: this is its row")
+            which = f"{start.epochs} epochs, after which its score, max_steps or max_time ended it"
+            if start.epochs >= run.config.max_epochs:
+                which = f"all {start.epochs} epochs"
+            print(f"emim-solo: already finished, '{start.checkpoint}' has {which}: this is its row")
             return there
     if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
         rows.append(run.rows_file, row)
@@ -167,18 +168,39 @@ def _data(run: Run) -> LightningDataModule:
     else:
         train_loader = suite.train_loader(cfg, images)
         count = len(train_loader.dataset)  # type: ignore[arg-type]
-    if count < cfg.optimizer.batch_size * run.processes:
-        raise UsageError(
-            "optimizer.batch_size",
-            f"{count} training images are fewer than one batch of {cfg.optimizer.batch_size} on {run.processes} process(es): "
-            "lower optimizer.batch_size",
-        )
+    _check_batches(run, count // (cfg.optimizer.batch_size * run.processes), count)
     if train_loader is not None:
         return SuiteData(cfg.seed, train_loader, val_loader, first_epoch=run.start.epochs)
     assert images.train is not None
     module = dali.pretrain_datamodule(cfg, images.train)
     module.val_dataloader = lambda: val_loader or []  # type: ignore[method-assign]
     return module
+
+
+def _check_batches(run: Run, batches: int, images: int) -> None:
+    """An epoch has a batch at least; Lightning trains on none without a word, and ends in a traceback within it."""
+    cfg = run.config
+    if not batches:
+        raise UsageError(
+            "optimizer.batch_size",
+            f"{images} training images are fewer than one batch of {cfg.optimizer.batch_size} on {run.processes} process(es): "
+            "lower optimizer.batch_size",
+        )
+    for key in ("limit_train_batches", "overfit_batches"):
+        if limit := cfg.get(key):
+            limited = int(limit * batches) if isinstance(limit, float) else min(limit, batches)
+            if not limited:
+                raise UsageError(
+                    key, f"{key}={limit} of {batches} batches is none: raise it, or give a number of batches"
+                )
+            batches = limited
+    interval = cfg.get("val_check_interval")
+    if isinstance(interval, int) and interval > batches and cfg.get("check_val_every_n_epoch", 1) is not None:
+        raise UsageError(
+            "val_check_interval",
+            f"val_check_interval={interval} is more than the {batches} batches of an epoch: lower it, or add "
+            "check_val_every_n_epoch=null",
+        )
 
 
 def _trainer(run: Run, callbacks: list[Callback]) -> Trainer:
@@ -204,10 +226,14 @@ def _trainer(run: Run, callbacks: list[Callback]) -> Trainer:
     assert run.folder is not None
     try:
         return Trainer(**options, logger=_loggers(cfg, run.folder), callbacks=callbacks)
-    except (TypeError, ValueError, MisconfigurationException) as error:
-        raise UsageError(
-            "trainer", f"Lightning's Trainer, which takes the config's other keys: {' '.join(str(error).split())}"
-        ) from error
+    except (TypeError, ValueError, ImportError, RuntimeError, MisconfigurationException) as error:
+        raise _lightning_refuses(error) from error
+
+
+def _lightning_refuses(error: Exception) -> UsageError:
+    return UsageError(
+        "trainer", f"Lightning's Trainer, which takes the config's other keys: {' '.join(str(error).split())}"
+    )
 
 
 def _loggers(cfg: DictConfig, folder: Path) -> list[Logger]:

@@ -12,8 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from emim_solo.checkpoints import opening
 from emim_solo.ground import compare
@@ -43,7 +44,7 @@ def decide(run: Run, version: str | None = None) -> Run:
     stored = opening.stored_arguments(path)
     same_run = version is not None or (path.parent.parent == run.base and not _differences(stored, run))
     epochs = contents["epoch"] + 1
-    finished = epochs >= run.config.max_epochs or (same_run and stopped_early(contents, run.config))
+    finished = epochs >= run.config.max_epochs or (same_run and _had_ended(contents, run.config))
     if finished and not same_run:
         raise UsageError(
             "resume.finished",
@@ -56,6 +57,16 @@ def decide(run: Run, version: str | None = None) -> Run:
     _check_images(path, contents.get(opening.IMAGES, {}), run, same_run=version is not None)
     start = Start(path, contents, epochs, finished, same_run)
     return replace(run, folder=_folder(run, version, path), start=start)
+
+
+def _had_ended(contents: Mapping[str, Any], cfg: DictConfig) -> bool:
+    """Whether a run's score, its steps or its time had ended it when a checkpoint was written."""
+    timer = Timer(cfg.get("max_time"))
+    if state := contents.get("callbacks", {}).get(timer.state_key):
+        timer.load_state_dict(state)
+    remaining = timer.time_remaining()
+    steps, most = contents.get("global_step", 0), cfg.get("max_steps", -1)
+    return stopped_early(contents, cfg) or 0 <= most <= steps or (remaining is not None and remaining <= 0)
 
 
 def _to_resume(run: Run) -> tuple[Path, dict[str, Any]] | None:

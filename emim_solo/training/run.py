@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.strategies import StrategyRegistry
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -105,6 +108,8 @@ def prepare(cfg: DictConfig, listings: Listings | None = None) -> Run:
         UsageError: what is wrong, what was expected and what to do.
     """
     suite, cfg = load_suite(), open_copy(cfg)
+    for key in [key for key in schema.SECTIONS if key in cfg and cfg[key] is None]:  # `score: null` is no section
+        del cfg[key]
     _check_values(cfg)
     expand_home(cfg)
     files.check_name("name", cfg.name)
@@ -115,6 +120,7 @@ def prepare(cfg: DictConfig, listings: Listings | None = None) -> Run:
             f"unknown method '{cfg.method}': solo-learn {suite.version} has {', '.join(sorted(suite.methods()))}",
         )
     cfg.devices = _device_list(cfg)
+    cfg.augmentations = [_complete_view(view) for view in cfg.augmentations]
     if name := cfg.data.get("embedded"):
         _write_embedded(name, Path(cfg.data.train_path).absolute())
     score = cfg.pop("score", None)
@@ -150,6 +156,22 @@ def _check_values(cfg: DictConfig) -> None:
         )
     if (steps := values.get("max_steps", -1)) == 0:
         raise UsageError("max_steps", f"max_steps={steps}: expected at least 1, or -1 for all of max_epochs")
+    strategy, known = values.get("strategy") or "auto", ["auto", *sorted(StrategyRegistry.available_strategies())]
+    if strategy not in known:
+        raise UsageError("strategy", f"strategy={strategy}: expected one of {', '.join(known)}")
+    try:
+        Timer(values.get("max_time"))
+    except (TypeError, ValueError, OverflowError, MisconfigurationException) as error:
+        raise UsageError(
+            "max_time",
+            f"max_time={values['max_time']}: expected DD:HH:MM:SS in quotes, or {{hours: 2}} ({' '.join(str(error).split())})",
+        ) from error
+
+
+def _complete_view(view: DictConfig) -> DictConfig:
+    """An entry of ``augmentations`` with what it leaves out, which the suite asks for: nothing happens by default."""
+    defaults = asdict(schema.View(crop_size=view.crop_size, num_crops=view.num_crops))
+    return OmegaConf.merge({key: value for key, value in defaults.items() if value is not None}, view)  # type: ignore[return-value]
 
 
 def _is_there(values: Mapping[str, Any], key: str) -> bool:

@@ -7,8 +7,8 @@ optimizer or a backbone may know them. What their own sections hold (``method_kw
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, is_dataclass
+from typing import Any, get_args, get_origin, get_type_hints
 
 from emim_solo.ground.settings import setting
 
@@ -62,8 +62,8 @@ class View:
     solarization: Chance = field(default_factory=Chance)
     equalization: Chance = field(default_factory=Chance)
     horizontal_flip: Chance = field(default_factory=Chance)
-    mean: list[float] = setting([])
-    std: list[float] = setting([], above=0)
+    mean: list[float] | None = None
+    std: list[float] | None = setting(None, above=0)
 
 
 @dataclass(kw_only=True)
@@ -200,10 +200,10 @@ class TrainerOptions:
     log_every_n_steps: int | None = setting(None, least=0)
     enable_progress_bar: bool | None = None
     enable_model_summary: bool | None = None
-    accumulate_grad_batches: int | None = setting(1, least=1)
+    accumulate_grad_batches: int = setting(1, least=1)
     gradient_clip_val: int | float | None = setting(None, least=0)
     gradient_clip_algorithm: str | None = setting(None, choices=("norm", "value"))
-    deterministic: bool | str | None = None
+    deterministic: bool | str | None = setting(None, choices=("warn",))
     benchmark: bool | None = None
     inference_mode: bool = True
     use_distributed_sampler: bool = True
@@ -234,7 +234,7 @@ class Config(TrainerOptions):
     method: str = ""
     seed: int = setting(5, least=0, most=_MOST_SEED)
     max_epochs: int = setting(100, least=1)
-    num_nodes: int = setting(1, least=1)
+    num_nodes: int = setting(1, least=1, most=MOST_PROCESSES)
     backbone: Backbone | None = None
     method_kwargs: dict[str, Any] | None = None
     momentum: Momentum | None = None
@@ -253,3 +253,11 @@ class Config(TrainerOptions):
     performance: Performance | None = None
     score: Score | None = None
     debug_augmentations: bool = False
+
+
+SECTIONS = tuple(
+    name
+    for name, hint in get_type_hints(Config).items()
+    if any(is_dataclass(option) or get_origin(option) is dict for option in get_args(hint)) and name != "max_time"
+)
+"""Keys whose values are settings by name."""
