@@ -27,6 +27,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from emim_solo.ground import configs
+from emim_solo.images.folders import Images, RunImages, find_images
 from emim_solo.suite import dali, load_suite
 
 CLASSES = 2
@@ -45,7 +46,7 @@ def write_jpegs(folder: Path, images: int) -> Path:
     return folder
 
 
-def config(folder: Path, workers: int, batch: int, **dali_keys: str) -> DictConfig:
+def config(images: RunImages, folder: Path, workers: int, batch: int, **dali_keys: str) -> DictConfig:
     with initialize_config_dir(config_dir=str(configs.find("pretrain/custom")), version_base="1.2"):
         cfg = compose("emim", overrides=[f"data.train_path={folder}", f"data.num_workers={workers}"])
     OmegaConf.set_struct(cfg, False)
@@ -53,11 +54,11 @@ def config(folder: Path, workers: int, batch: int, **dali_keys: str) -> DictConf
     cfg.devices, cfg.num_nodes = [0], 1
     if dali_keys:
         cfg.data.format, cfg.dali = "dali", dali_keys
-    return load_suite().complete(cfg)
+    return load_suite().complete(cfg, images)
 
 
-def dali_loader(cfg: DictConfig) -> Iterable[Any]:
-    module = dali.pretrain_datamodule(cfg)
+def dali_loader(cfg: DictConfig, images: Images) -> Iterable[Any]:
+    module = load_suite().dali_datamodule(cfg, images)
     module.trainer = Trainer(devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False)
     module.setup("fit")
     return module.train_dataloader()
@@ -87,10 +88,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or write_jpegs(Path(temporary), arguments.images)
         sizes = {"workers": arguments.workers, "batch": arguments.batch}
-        suite = load_suite()
-        loaders: dict[str, Iterable[Any]] = {"torchvision": suite.train_loader(config(folder, **sizes))}
+        suite, listed = load_suite(), find_images(folder, labelled=True)
+        images = RunImages(listed)
+        cfg = config(images, folder, **sizes)
+        loaders: dict[str, Iterable[Any]] = {"torchvision": suite.train_loader(cfg, images)}
         for device in ("cpu", "gpu") if torch.cuda.is_available() else ("cpu",):
-            loaders[f"DALI {device}"] = dali_loader(config(folder, **sizes, device=device))
+            loaders[f"DALI {device}"] = dali_loader(config(images, folder, **sizes, device=device), listed)
 
         for loader in loaders.values():
             epoch(loader)

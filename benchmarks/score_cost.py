@@ -17,7 +17,6 @@ from omegaconf import OmegaConf
 
 from emim_solo.evaluation.score import Protocol
 from emim_solo.ground import configs
-from emim_solo.images.folders import training_images
 from emim_solo.training.live_score import smallest_interval
 from emim_solo.training.pretraining import prepare, pretrain
 
@@ -34,7 +33,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         cfg.checkpoint.dir = folder
         row = pretrain(prepare(cfg))
-        trained = len(training_images(cfg)) // cfg.optimizer.batch_size * cfg.optimizer.batch_size
+    trained = row["images"]["train"]["images"] // cfg.optimizer.batch_size * cfg.optimizer.batch_size
     scored, crops = row["score"], sum(view["num_crops"] for view in row["config"]["augmentations"])
     one = scored["seconds"] / scored["scorings"]
     epoch = (row["seconds"] - scored["seconds"]) / row["epochs"]

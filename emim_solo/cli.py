@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 import os
 import select
 import signal
@@ -74,6 +75,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     # torchmetrics 0.11, which the suite needs, says this at every start; setuptools<81 is among our dependencies.
     warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
     warnings.filterwarnings("ignore", message=r"`torch\.cuda\.amp\.custom_", category=FutureWarning)  # of the suite's
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a folder of the user's may have a name that is no UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")
     if not sys.stdout.isatty():  # a log file keeps every state of Lightning's bars: one in a thousand will do
         os.environ.setdefault("TQDM_MINITERS", "1000")
     try:
@@ -188,8 +191,10 @@ def _benchmark(arguments: Sequence[str]) -> None:
 def _images(arguments: Sequence[str]) -> None:
     from emim_solo.images.embedded import DATASETS, write_images
 
-    if len(arguments) != 2:
-        raise UsageError(f"expected a name and a folder: emim-solo images NAME DIR; there are {', '.join(DATASETS)}")
+    if len(arguments) != 2 or not all(arguments):
+        raise UsageError(
+            "images", f"expected a name and a folder: emim-solo images NAME DIR; there are {', '.join(DATASETS)}"
+        )
     name, folder = arguments
     print(f"{name} in '{write_images(name, folder)}/{{train,val}}'")
 

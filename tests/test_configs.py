@@ -4,7 +4,8 @@ its values are from."""
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from emim_solo.emim.method import OBJECTIVE_DEFAULTS, PROJECTOR_DEFAULTS
 from emim_solo.ground import configs
-from emim_solo.ground.errors import UsageError
+from emim_solo.images.folders import Listings, RunImages
 from emim_solo.results import rows
 from emim_solo.suite import load_suite
 
@@ -24,7 +25,10 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 METHODS = {"emim": "emim", "barlow": "barlow_twins", "vicreg": "vicreg"}
 DATASETS = ("cifar", "imagenet-100", "imagenet", "custom", "digits")
 MULTICROP = ("cifar", "digits")
-CLASSES = 12
+Refused = Callable[..., AbstractContextManager[Any]]
+
+
+LISTINGS = Listings()  # the digits are listed once for all configs
 
 
 @pytest.fixture(scope="module")
@@ -66,10 +70,10 @@ def test_users_own_folder_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("name", ["pretrain/cifr", "/no/such/folder", "pretrain/../../tests"])
 def test_unknown_folder_is_refused_with_those_there_are(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Refused
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UsageError, match="pretrain/cifar, pretrain/custom"):
+    with refused(None, "pretrain/cifar, pretrain/custom"):
         configs.find(name)
 
 
@@ -88,7 +92,7 @@ def test_every_dataset_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert "knn/custom/knn.sh" in printed
 
 
-def test_copy_is_whole_and_overwrites_nothing_unasked(tmp_path: Path) -> None:
+def test_copy_is_whole_and_overwrites_nothing_unasked(tmp_path: Path, refused: Refused) -> None:
     target = tmp_path / "mine"
     configs.main(["--copy", str(target)])
     assert sorted(path.relative_to(target) for path in target.rglob("*") if path.is_file()) == list(configs.files())
@@ -98,16 +102,16 @@ def test_copy_is_whole_and_overwrites_nothing_unasked(tmp_path: Path) -> None:
 
     changed = target / "pretrain" / "cifar" / "emim.yaml"
     changed.write_text("mine: True\n")
-    with pytest.raises(UsageError, match="--force"):
+    with refused(None, "--force"):
         configs.copy(target)
     assert changed.read_text() == "mine: True\n"
     configs.copy(target, force=True)
     assert changed.read_bytes() == (configs.root() / "pretrain" / "cifar" / "emim.yaml").read_bytes()
 
 
-def test_copy_onto_a_file_is_refused(tmp_path: Path) -> None:
+def test_copy_onto_a_file_is_refused(tmp_path: Path, refused: Refused) -> None:
     (tmp_path / "mine").write_text("")
-    with pytest.raises(UsageError, match="is a file"):
+    with refused(None, "is a file"):
         configs.copy(tmp_path / "mine")
 
 
@@ -132,7 +136,7 @@ def test_pretraining_config_is_complete(dataset: str, name: str, augmentations: 
 
         done = suite.methods()[cfg.method].add_and_assert_specific_cfg(parse_cfg(cfg))
     else:
-        done = suite.complete(cfg)
+        done = suite.complete(cfg, RunImages.of(cfg, LISTINGS))
 
     assert done.data.num_large_crops == 2
     assert done.data.num_small_crops == 0
@@ -150,7 +154,7 @@ def test_pretraining_config_is_complete(dataset: str, name: str, augmentations: 
 def test_multicrop_config_is_emims_with_no_more_pixels(dataset: str, folders: list[str]) -> None:
     folder = configs.find(f"pretrain/{dataset}")
     one, two = (opened(composed(folder, name, *folders)) for name in ("emim", "emim_multicrop"))
-    done = load_suite().complete(opened(OmegaConf.merge(two, {"devices": [0]})))
+    done = load_suite().complete(opened(OmegaConf.merge(two, {"devices": [0]})), RunImages.of(two, LISTINGS))
     assert (done.data.num_large_crops, done.data.num_small_crops) == (2, 2)
 
     def pixels(cfg: DictConfig) -> int:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
-from emim_solo.ground.errors import UsageError
-from emim_solo.images.folders import load_rgb, training_images
+from emim_solo.images.folders import HeldOut, RunImages, find_images, load_rgb
 from emim_solo.suite import dali, load_suite
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+Refused = Callable[..., AbstractContextManager[Any]]
 BATCH = 16
 COLOURS = {"clay": (190, 90, 40), "moss": (60, 130, 70), "sea": (30, 100, 210)}
 
@@ -80,8 +81,9 @@ class Seen(Callback):
 
 
 def fit(cfg: DictConfig, *callbacks: Callback) -> Trainer:
-    suite = load_suite()
-    cfg = suite.complete(cfg)
+    suite, images = load_suite(), RunImages.of(cfg)
+    assert images.train is not None
+    cfg = suite.complete(cfg, images)
     trainer = Trainer(
         max_epochs=cfg.max_epochs,
         accelerator="cpu",
@@ -93,17 +95,22 @@ def fit(cfg: DictConfig, *callbacks: Callback) -> Trainer:
         log_every_n_steps=2,
         callbacks=list(callbacks),
     )
-    trainer.fit(suite.build(cfg), datamodule=dali.pretrain_datamodule(cfg))
+    trainer.fit(suite.build(cfg), datamodule=suite.dali_datamodule(cfg, images.train))
     return trainer
+
+
+def by_torchvision(cfg: DictConfig) -> Any:
+    suite, images = load_suite(), RunImages.of(cfg)
+    return suite.train_loader(suite.complete(cfg, images), images)
 
 
 @needs_dali
 def test_every_epoch_has_the_label_counts_of_the_torchvision_loader(make_jpeg_cfg: Callable[..., DictConfig]) -> None:
-    suite, seen = load_suite(), Seen()
+    seen = Seen()
     trainer = fit(make_jpeg_cfg(data__format="dali", dali__device="cpu", max_epochs=3), seen)
 
     torchvision: Counter[int] = Counter()
-    for _, _, labels in suite.train_loader(suite.complete(make_jpeg_cfg())):
+    for _, _, labels in by_torchvision(make_jpeg_cfg()):
         torchvision.update(labels.tolist())
     assert seen.labels == [torchvision] * 3 == [Counter({0: 16, 1: 32, 2: 48})] * 3
     assert seen.shapes == {(BATCH, 3, 32, 32)}
@@ -125,8 +132,8 @@ def test_images_held_out_for_the_score_do_not_reach_dali(
         optimizer__batch_size=10,
         data__no_labels=not labelled,
     )
-    kept = training_images(cfg)
-    assert len(kept) == len(dali.check_training_images(load_suite().complete(cfg))) == 10
+    kept = RunImages.of(cfg).train
+    assert kept is not None and HeldOut.recorded(cfg) is not None and len(kept) == 10
     seen = Seen()
     assert fit(cfg, seen).global_step == 2
     assert seen.labels == [Counter(kept.labels)] * 2
@@ -165,7 +172,6 @@ def test_views_have_the_values_of_the_torchvision_loader(
             }
         ]
     }
-    suite = load_suite()
 
     class Colours(Callback):
         def __init__(self) -> None:
@@ -177,7 +183,7 @@ def test_views_have_the_values_of_the_torchvision_loader(
 
     colours = Colours()
     fit(make_jpeg_cfg(data__format="dali", dali__device="cpu", **overrides), colours)
-    for _, views, labels in suite.train_loader(suite.complete(make_jpeg_cfg(**overrides))):
+    for _, views, labels in by_torchvision(make_jpeg_cfg(**overrides)):
         for label, view in zip(labels.tolist(), views[0], strict=True):
             # one grey level is 1/255/0.2 = 0.02; two decoders and two resamplers may each be one off
             torch.testing.assert_close(colours.of[label], view.mean(dim=(1, 2)), rtol=0, atol=0.05)
@@ -248,12 +254,14 @@ def test_dali_reads_the_images_of_a_folder_that_the_other_loaders_read(
         "augmentations": [view],
         "optimizer__batch_size": batch,
     }
-    greys, suite = Greys(), load_suite()
+    greys = Greys()
     cfg = make_jpeg_cfg(data__format="dali", dali__device="cpu", **overrides)
-    assert len(dali.check_training_images(suite.complete(cfg))) == 8
+    images = RunImages.of(cfg).train
+    assert images is not None and len(images) == 8
+    dali.check_training_images(images)
     fit(cfg, greys)
     torchvision: list[tuple[float, int]] = []
-    for _, views, labels in suite.train_loader(suite.complete(make_jpeg_cfg(**overrides))):
+    for _, views, labels in by_torchvision(make_jpeg_cfg(**overrides)):
         torchvision += zip(views[0].mean(dim=(1, 2, 3)).tolist(), labels.tolist(), strict=True)
     assert len(torchvision) == 8
     expected = [(30 * number + 10, (0 if number in (1, 2) else 1) if labelled else -1) for number in range(8)]
@@ -292,12 +300,11 @@ def test_dalis_decoder_makes_the_pixels_of_load_rgb(name: str, tmp_path: Path) -
     ("name", "mode"), [("float.tif", "F"), ("int32.tif", "I"), ("one.tif", "1"), ("lab.tiff", "LAB")]
 )
 def test_image_that_dali_reads_otherwise_or_not_at_all_is_named(
-    name: str, mode: str, heap: Path, make_jpeg_cfg: Callable[..., DictConfig]
+    name: str, mode: str, heap: Path, refused: Refused
 ) -> None:
     Image.new(mode, (48, 40)).save(heap / name)
-    cfg = make_jpeg_cfg(data__train_path=str(heap), data__val_path=None, data__no_labels=True, data__format="dali")
-    with pytest.raises(UsageError, match=f"{name}.*mode {mode}"):
-        dali.check_training_images(load_suite().complete(cfg))
+    with refused(None, name, f"mode {mode}"):
+        dali.check_training_images(find_images(heap, labelled=False))
 
 
 @needs_dali
@@ -339,12 +346,13 @@ def clone_script(name: str) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "message"),
+    ("overrides", "key", "message"),
     [
-        ({"data__dataset": "cifar10"}, "does not know data.dataset=cifar10"),
-        ({"dali__device": "tpu"}, "expected cpu or gpu"),
+        ({"data__dataset": "cifar10"}, "data.format", "does not know data.dataset=cifar10"),
+        ({"dali__device": "tpu"}, "dali.device", "expected cpu or gpu"),
         pytest.param(
             {"dali__device": "gpu"},
+            "dali.device",
             "add dali.device=cpu",
             marks=pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there"),
         ),
@@ -352,13 +360,13 @@ def clone_script(name: str) -> Path:
 )
 @needs_dali
 def test_what_dali_cannot_do_is_refused(
-    make_jpeg_cfg: Callable[..., DictConfig], overrides: dict[str, Any], message: str
+    make_jpeg_cfg: Callable[..., DictConfig], overrides: dict[str, Any], key: str, message: str, refused: Refused
 ) -> None:
-    with pytest.raises(UsageError, match=message):
+    with refused(key, message):
         dali.complete_dali(make_jpeg_cfg(data__format="dali", **overrides))
 
 
 @pytest.mark.skipif(dali.is_installed(), reason="DALI is installed")
-def test_missing_dali_is_named(make_jpeg_cfg: Callable[..., DictConfig]) -> None:
-    with pytest.raises(UsageError, match=r"pip install 'emim-solo\[dali\]'"):
+def test_missing_dali_is_named(make_jpeg_cfg: Callable[..., DictConfig], refused: Refused) -> None:
+    with refused("data.format", "pip install 'emim-solo[dali]'"):
         dali.complete_dali(make_jpeg_cfg(data__format="dali"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import runpy
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -54,6 +55,11 @@ def test_imports_between_rooms_lead_one_way() -> None:
     order = list(TopologicalSorter(rooms).static_order())  # raises where there is a circle
     assert order[0] == "ground"
     assert {"suite", "training"} <= rooms["benchmark"], "they are seen"
+
+
+def test_the_picture_of_the_house_is_drawn_from_the_code() -> None:
+    house = runpy.run_path(str(REPOSITORY / "docs" / "_house.py"))
+    assert house["draw"]() == house["PICTURE"].read_text(), "draw it again: python docs/_house.py"
 
 
 def test_imports_make_no_circle_even_those_inside_functions() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from emim_solo.suite.fixes import zero_over_nothing
 from emim_solo.training.pretraining import prepare, pretrain
 
 MakeCfg = Callable[..., DictConfig]
+Refused = Callable[..., AbstractContextManager[Any]]
 
 METHODS = sorted(load_suite().methods())
 SMALL: dict[str, Any] = {
@@ -41,19 +43,6 @@ OWN: dict[str, dict[str, Any]] = {
     "wmse": {"whitening_size": 8, "proj_output_dim": 4},
 }
 OF_LABELS = ("acc", "class_loss", "val_loss")
-
-
-@pytest.fixture(scope="session")
-def three_classes(few_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """24 training and 6 validation images of three digits, and the training images without classes in ``flat``."""
-    folder = tmp_path_factory.mktemp("images") / "three"
-    for split, count in (("train", 8), ("val", 2)):
-        for digit in "012":
-            for number, image in enumerate(sorted((few_digits / split / digit).iterdir())[:count]):
-                for target in (folder / split / digit, *([folder / "flat"] if split == "train" else [])):
-                    target.mkdir(parents=True, exist_ok=True)
-                    (target / f"{digit}-{number}.png").write_bytes(image.read_bytes())
-    return folder
 
 
 @pytest.fixture
@@ -111,10 +100,10 @@ def test_resumed_after_an_epoch_is_the_uninterrupted_run(method: str, small: Mak
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_trains_without_labels_and_says_nothing_of_them(method: str, small: MakeCfg) -> None:
+def test_trains_without_labels_and_says_nothing_of_them(method: str, small: MakeCfg, refused: Refused) -> None:
     cfg = small(method, labels=False)
     if method == "supcon":
-        with pytest.raises(UsageError, match="supcon needs labels of two classes or more"):
+        with refused("method", "supcon needs labels of two classes or more"):
             prepare(cfg)
         return
     row = pretrain(prepare(cfg))
@@ -131,48 +120,53 @@ def test_trains_without_labels_and_says_nothing_of_them(method: str, small: Make
 
 REFUSED = [
     ("all4one", {"proj_output_dim": 12}, "proj_output_dim in multiples of 8"),
-    ("all4one", {"queue_size": 60}, "queue_size=60 .* set it to 56"),
-    ("deepclusterv2", {"num_prototypes": [25, 25]}, "memory holds 24 of 24 .* set it to numbers up to 24"),
+    ("all4one", {"queue_size": 60}, "queue_size=60", "set it to 56"),
+    ("deepclusterv2", {"num_prototypes": [25, 25]}, "memory holds 24 of 24", "set it to numbers up to 24"),
     ("deepclusterv2", {"num_prototypes": 4}, "num_prototypes as a list"),
     ("deepclusterv2", {"num_prototypes": [4, 5]}, "num_prototypes as a list of one number"),
-    ("dino", {"warmup_teacher_temperature_epochs": 2}, "warmup_teacher_temperature_epochs=2, got 1: .* to 1 or less"),
+    ("dino", {"warmup_teacher_temperature_epochs": 2}, "warmup_teacher_temperature_epochs=2, got 1:", "to 1 or less"),
     ("mae", {"decoder_embed_dim": 30}, "decoder_embed_dim=30 in multiples of 4"),
-    ("mocov2plus", {"queue_size": 60}, "queue_size=60 .* set it to 56"),
-    ("nnbyol", {"queue_size": 4}, "queue_size=4 .* set it to 8"),
-    ("nnclr", {"queue_size": 60}, "queue_size=60 .* set it to 56"),
-    ("nnsiam", {"queue_size": 60}, "queue_size=60 .* set it to 56"),
-    ("ressl", {"queue_size": 60}, "queue_size=60 .* set it to 56"),
-    ("swav", {"queue_size": 4}, "queue_size=4 is less than 8 images .* set it to 8 or more, or to 0"),
-    ("wmse", {"whitening_size": 256}, "whitening_size=256 to divide optimizer.batch_size=8: set whitening_size to 8"),
+    ("mocov2plus", {"queue_size": 60}, "queue_size=60", "set it to 56"),
+    ("nnbyol", {"queue_size": 4}, "queue_size=4", "set it to 8"),
+    ("nnclr", {"queue_size": 60}, "queue_size=60", "set it to 56"),
+    ("nnsiam", {"queue_size": 60}, "queue_size=60", "set it to 56"),
+    ("ressl", {"queue_size": 60}, "queue_size=60", "set it to 56"),
+    ("swav", {"queue_size": 4}, "queue_size=4 is less than 8 images", "set it to 8 or more, or to 0"),
+    (
+        "wmse",
+        {"whitening_size": 256},
+        "whitening_size=256 to divide optimizer.batch_size=8: set whitening_size to 8",
+    ),
     ("wmse", {"whitening_size": 3}, "set whitening_size to 2 or another divisor"),
     ("wmse", {"proj_output_dim": 8}, "more images to whiten than dimensions"),
 ]
 
 
 @pytest.mark.parametrize(
-    ("method", "kwargs", "line"),
+    "case",
     [case for case in REFUSED if case[0] in METHODS],  # main has methods that 1.0.2 has not
 )
 def test_what_a_method_cannot_do_is_refused_before_images_are_read(
-    method: str, kwargs: dict[str, Any], line: str, small: MakeCfg
+    case: tuple[Any, ...], small: MakeCfg, refused: Refused
 ) -> None:
-    with pytest.raises(UsageError, match=f"^{method} needs .*{line}"):
+    method, kwargs, *names = case
+    with refused("method", f"{method} needs ", *names):
         prepare(small(method, method_kwargs=SMALL | OWN.get(method, {}) | kwargs))
 
 
-def test_other_sections_that_a_method_needs(small: MakeCfg) -> None:
-    with pytest.raises(UsageError, match=r"byol needs 0 <= momentum.base_tau <= .*, got 0.9 and 0.5"):
+def test_other_sections_that_a_method_needs(small: MakeCfg, refused: Refused) -> None:
+    with refused("method", "byol needs 0 <= momentum.base_tau <=", "got 0.9 and 0.5"):
         prepare(small("byol", momentum={"base_tau": 0.9, "final_tau": 0.5}))
     cfg = small("byol")
     del cfg.momentum
-    assert prepare(cfg).momentum == {"base_tau": 0.99, "final_tau": 1.0, "classifier": False}
-    with pytest.raises(UsageError, match=r"deepclusterv2 needs .* set data.format=image_folder"):
+    assert prepare(cfg).config.momentum == {"base_tau": 0.99, "final_tau": 1.0, "classifier": False}
+    with refused("method", "deepclusterv2 needs ", "set data.format=image_folder"):
         prepare(small("deepclusterv2", data__format="dali"))
     if "mae" in METHODS:
-        with pytest.raises(UsageError, match=r"mae needs a ViT: .* got resnet18"):
+        with refused("method", "mae needs a ViT:", "got resnet18"):
             prepare(small("mae", backbone={"name": "resnet18"}))
-    with pytest.raises(UsageError, match=r"vicreg of solo-learn .* cannot be built \(TypeError: .*method_kwargs"):
-        load_suite().build(prepare(small("vicreg", method_kwargs=SMALL | {"proj_hidden_dim": "wide"})))
+    with refused(None, "vicreg of solo-learn", "cannot be built", "TypeError", "method_kwargs"):
+        load_suite().build(prepare(small("vicreg", method_kwargs=SMALL | {"proj_hidden_dim": "wide"})).config)
 
 
 NO_DEFAULT_FITS = ("deepclusterv2", "dino", "wmse")  # 24 images, an epoch, batches of 8
@@ -197,11 +191,11 @@ def test_settings_without_a_default_are_named(method: str, small: MakeCfg) -> No
 
 
 @pytest.mark.parametrize("method", ["swav", "deepclusterv2"])
-def test_queues_and_memory_banks_of_another_size_are_refused(method: str, small: MakeCfg) -> None:
+def test_queues_and_memory_banks_of_another_size_are_refused(method: str, small: MakeCfg, refused: Refused) -> None:
     (path,) = checkpoints(pretrain(prepare(small(method))))
     other = small(method, max_epochs=2, resume_from_checkpoint=str(path), optimizer__batch_size=5)
     other.method_kwargs.queue_size = 20
-    with pytest.raises(UsageError, match=r"has shape .* this run's .*: resume with the same images"):
+    with refused(None, "has shape ", "resume with the same images"):
         pretrain(prepare(other))
 
 
@@ -216,7 +210,7 @@ def test_first_epoch_of_deepcluster_fills_its_memory_only(small: MakeCfg) -> Non
 
 
 def test_singular_whitening_is_named(small: MakeCfg) -> None:
-    model: Any = load_suite().build(prepare(small("wmse")))
+    model: Any = load_suite().build(prepare(small("wmse")).config)
     spread = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(model.whitening(spread).T.cov(), torch.eye(4), atol=1e-4, rtol=0)
     with pytest.raises(FloatingPointError, match="cannot whiten 4 dimensions with 8 images"):
@@ -254,8 +248,8 @@ def test_with_labels_a_step_is_the_suites_own(
     method: str, small: MakeCfg, built_to_step: Callable[[DictConfig], LightningModule]
 ) -> None:
     suite = load_suite()
-    cfg = prepare(small(method, knn_eval__enabled=False, momentum={"classifier": False}))
-    batch = next(iter(suite.train_loader(cfg)))
+    run = prepare(small(method, knn_eval__enabled=False, momentum={"classifier": False}))
+    cfg, batch = run.config, next(iter(suite.train_loader(run.config, run.images)))
     ours = built_to_step(cfg).train()
     own: Any = suite.methods()[method](**suite.constructor_kwargs(cfg)).train()
     own.load_state_dict(ours.state_dict())
@@ -271,10 +265,10 @@ def test_with_labels_a_step_is_the_suites_own(
 def test_emim_as_the_clones_own_script_builds_it_needs_no_labels(small: MakeCfg) -> None:
     """main_pretrain.py takes the class out of METHODS: no face, and nothing of the other methods is mended there."""
     suite = load_suite()
-    cfg = prepare(small("emim", labels=False))
-    model = suite.methods()["emim"](**suite.constructor_kwargs(cfg))
+    run = prepare(small("emim", labels=False))
+    model = suite.methods()["emim"](**suite.constructor_kwargs(run.config))
     trainer = Trainer(accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False)
-    trainer.fit(model, suite.train_loader(cfg))
+    trainer.fit(model, suite.train_loader(run.config, run.images))
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     assert {"train_emim_loss"} <= metrics.keys()
     assert all(math.isfinite(value) for value in metrics.values()), metrics

@@ -12,6 +12,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -35,22 +36,7 @@ from emim_solo.training import pretraining
 from emim_solo.training.pretraining import prepare, pretrain
 
 MakeCfg = Callable[..., DictConfig]
-
-
-@pytest.fixture(scope="module")
-def trained(few_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run of one epoch, whose files no test changes but for rows that are appended."""
-    folder = tmp_path_factory.mktemp("trained")
-    overrides = ["max_epochs=1", "optimizer.batch_size=32", "data.num_workers=0", "accelerator=cpu"]
-    overrides += [f"data.{split}_path={few_digits / split}" for split in ("train", "val")]
-    overrides += ["enable_progress_bar=False", f"checkpoint.dir={folder}"]
-    arguments = ["--config-path", "pretrain/digits", "--config-name", "emim", *_added(overrides)]
-    cli.main(["pretrain", *arguments])
-    return folder / "emim" / "0"
-
-
-def _added(overrides: list[str]) -> list[str]:
-    return [f"++{override}" for override in overrides]
+Refused = Callable[..., AbstractContextManager[Any]]
 
 
 @pytest.fixture
@@ -187,7 +173,9 @@ def damage(path: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["empty", "cut", "zeros", "hole", "text"])
-def test_the_newest_whole_checkpoint_is_taken_and_the_damaged_one_named(how: str, copied: Path) -> None:
+def test_the_newest_whole_checkpoint_is_taken_and_the_damaged_one_named(
+    how: str, copied: Path, refused: Refused
+) -> None:
     whole = last_checkpoint(copied)
     assert whole is not None
     newer = whole.with_name(whole.name.replace("ep=0", "ep=1"))
@@ -196,7 +184,7 @@ def test_the_newest_whole_checkpoint_is_taken_and_the_damaged_one_named(how: str
     with pytest.warns(UserWarning, match=rf"cannot read checkpoint '.*{newer.name}'.*'{whole.name}' is taken"):
         assert open_checkpoint(copied).path == whole
     damage(whole, how)
-    with pytest.raises(UsageError, match=r"ep=1.*cut short or no checkpoint"):
+    with refused(None, "ep=1", "cut short or no checkpoint"):
         open_checkpoint(copied)
 
 
@@ -231,7 +219,13 @@ class Payload:
 @pytest.mark.parametrize("where", ["hyper_parameters", "state_dict"])
 @pytest.mark.parametrize("command", ["knn", "linear", "umap", "resume"])
 def test_code_in_a_checkpoint_never_runs(
-    where: str, command: str, copied: Path, tmp_path: Path, make_cfg: MakeCfg, capsys: pytest.CaptureFixture[str]
+    where: str,
+    command: str,
+    copied: Path,
+    tmp_path: Path,
+    make_cfg: MakeCfg,
+    refused: Refused,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     (path,) = copied.glob("*.ckpt")
     contents = torch.load(path, weights_only=True)
@@ -242,7 +236,7 @@ def test_code_in_a_checkpoint_never_runs(
         contents[where] = Payload(marker)
     torch.save(contents, path)
     if command == "resume":
-        with pytest.raises(UsageError, match="could run code"):
+        with refused(None, "could run code"):
             pretrain(prepare(make_cfg(resume_from_checkpoint=str(path), max_epochs=2)))
     else:
         assert ended(lambda: cli.main([command, str(copied)])) == 2
@@ -256,7 +250,7 @@ def test_code_in_a_checkpoint_never_runs(
     assert not marker.exists()
 
 
-def test_a_checkpoint_of_the_other_generation_is_one_line(copied: Path) -> None:
+def test_a_checkpoint_of_the_other_generation_is_one_line(copied: Path, refused: Refused) -> None:
     suite = load_suite()
     (other,) = suite.backbone_names.keys() - {suite.generation}
     (path,) = copied.glob("*.ckpt")
@@ -267,7 +261,7 @@ def test_a_checkpoint_of_the_other_generation_is_one_line(copied: Path) -> None:
         for name, value in contents["state_dict"].items()
     }
     torch.save(contents, path)
-    with pytest.raises(UsageError, match=f"trained with solo-learn {other}, installed is {suite.generation}"):
+    with refused(None, f"trained with solo-learn {other}, installed is {suite.generation}"):
         open_checkpoint(copied)
 
 
@@ -288,27 +282,27 @@ ROW = {"schema": 1, "stage": "pretrain", "name": "emim", "method": "emim", "seed
 @pytest.mark.parametrize(
     "odd", ["null", "12", "[]", '"row"', '{"schema": 1}', json.dumps(ROW | {"metrics": {"a": "b"}})]
 )
-def test_rows_that_are_none_are_named(odd: str, tmp_path: Path) -> None:
+def test_rows_that_are_none_are_named(odd: str, tmp_path: Path, refused: Refused) -> None:
     (tmp_path / "rows.jsonl").write_text(f"{json.dumps(ROW)}\n{odd}\n")
-    with pytest.raises(UsageError, match=r"rows\.jsonl:2: "):
+    with refused(None, "rows.jsonl:2: "):
         rows.read(tmp_path / "rows.jsonl")
 
 
-def test_rows_of_another_editor(tmp_path: Path) -> None:
+def test_rows_of_another_editor(tmp_path: Path, refused: Refused) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + f"{json.dumps(ROW)}\r\n\r\n{json.dumps(ROW | {'seed': 1})}\r\n".encode())
     assert [row["seed"] for row in rows.read(path)] == [0, 1]
     path.write_text(json.dumps(ROW), encoding="utf-16")
-    with pytest.raises(UsageError, match=r"rows\.jsonl' is not UTF-8"):
+    with refused(None, "rows.jsonl", "not UTF-8"):
         rows.read(path)
     path.write_text(json.dumps(ROW) + "\n" + json.dumps(ROW)[:20] + "\n")
     with pytest.warns(UserWarning, match=r"rows\.jsonl:2: passed over"):
         assert len(rows.read(path)) == 1
 
 
-def test_damaged_features_are_named(tmp_path: Path) -> None:
+def test_damaged_features_are_named(tmp_path: Path, refused: Refused) -> None:
     (tmp_path / "run.pt").write_bytes(b"cut")
-    with pytest.raises(UsageError, match=r"run\.pt' are damaged"):
+    with refused(None, "run.pt"):
         Features.load(tmp_path / "run.pt")
 
 
@@ -351,17 +345,20 @@ def test_a_full_disk_is_one_line(trained: Path, tmp_path: Path) -> None:
     assert "Traceback" not in found.stderr
 
 
-def test_a_folder_that_cannot_be_written_is_said_before_images_are_read(make_cfg: MakeCfg, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_said_before_images_are_read(
+    make_cfg: MakeCfg, tmp_path: Path, few_digits: Path, refused: Refused
+) -> None:
+    broken = shutil.copytree(few_digits, tmp_path / "broken") / "train" / "0"
+    for image in broken.iterdir():
+        image.write_bytes(b"would fail, if it were read")
     (tmp_path / "file").touch()
     for place in ("file", "file/below"):
-        cfg = make_cfg(checkpoint__dir=str(tmp_path / place))
-        prepared = prepare(cfg)
-        prepared.data.train_path = "/nowhere"  # would fail, if it were looked at
-        with pytest.raises(UsageError, match=r"checkpoint\.dir: cannot write to"):
-            pretrain(prepared)
-    with pytest.raises(UsageError, match=r"has \d+ MB left, \d+ MB and more are needed"):
+        run = prepare(make_cfg(checkpoint__dir=str(tmp_path / place), data__train_path=str(broken.parent)))
+        with refused("checkpoint.dir", "cannot write to"):
+            pretrain(run)
+    with refused("checkpoint.dir", "MB left"):
         files.writable_folder(tmp_path, "checkpoint.dir", needed=10**18)
-    with pytest.raises(UsageError, match=r"--output: cannot write to"):
+    with refused("--output", "cannot write to"):
         files.writable_folder(tmp_path / "file", "--output")
 
 
@@ -371,40 +368,40 @@ BAD_NAMES = ["my/run", "..", ".hidden", "", " ", "a\\b", "a\nb", "{}", "x" * 200
 
 
 @pytest.mark.parametrize("name", BAD_NAMES)
-def test_names_that_would_be_paths(name: str, make_cfg: MakeCfg, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="becomes a file name"):
+def test_names_that_would_be_paths(name: str, make_cfg: MakeCfg, refused: Refused, tmp_path: Path) -> None:
+    with refused("name", "becomes a file name"):
         prepare(make_cfg(name=name))
     from emim_solo.benchmark.plan import make_plan
 
-    with pytest.raises(UsageError, match="becomes a file name"):
+    with refused(None, "becomes a file name"):
         make_plan(OmegaConf.create({"dir": str(tmp_path), "pretrain": "pretrain/digits", "methods": {name: {}}}))
 
 
 def test_names_that_may_be(make_cfg: MakeCfg) -> None:
     for name in ("emim-digits", "Zahlen größer 5", "a$b$", "v1.2+x", "b=4"):
-        assert prepare(make_cfg(name=name)).name == name
+        assert prepare(make_cfg(name=name)).config.name == name
 
 
 def test_two_runs_that_are_called_the_same_are_told_apart_by_their_folders(
-    trained: Path, copied: Path, tmp_path: Path
+    trained: Path, copied: Path, refused: Refused
 ) -> None:
     names = commands.distinct_names([open_checkpoint(trained), open_checkpoint(copied)])
     assert len(set(names)) == 2
     assert all(name.startswith("emim-digits-") and name.endswith("-emim-0") for name in names)
     for name in names:
         files.check_name("name", name)
-    with pytest.raises(UsageError, match="named twice"):
+    with refused(None, "named twice"):
         commands.distinct_names([open_checkpoint(trained), open_checkpoint(trained / ".." / "0")])
 
 
-def test_numbers_that_an_evaluation_cannot_take_are_refused_before_features(trained: Path) -> None:
+def test_numbers_that_an_evaluation_cannot_take_are_refused_before_features(trained: Path, refused: Refused) -> None:
     for main, arguments in (
         (commands.knn_main, ["-k", "0"]),
         (commands.knn_main, ["--temperature", "0"]),
         (commands.umap_main, ["--limit", "0"]),
         (commands.umap_main, ["--seed", "-1"]),
     ):
-        with pytest.raises(UsageError, match=f"{arguments[0]} .*expected"):
+        with refused(None, arguments[0], "expected"):
             main([str(trained), *arguments])
 
 
@@ -421,7 +418,7 @@ def test_keys_of_the_old_optimizer_are_left_out_and_named(
 ) -> None:
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        cfg = prepare(make_cfg(optimizer__name=name, optimizer__kwargs=dict(LARS)))
+        cfg = prepare(make_cfg(optimizer__name=name, optimizer__kwargs=dict(LARS))).config
     assert kept == set(LARS) & set(cfg.optimizer.kwargs)
     assert all(cfg.optimizer.kwargs[key] == LARS[key] for key in kept)
     named = [str(warning.message) for warning in said if "another optimizer" in str(warning.message)]
@@ -431,33 +428,35 @@ def test_keys_of_the_old_optimizer_are_left_out_and_named(
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "key", "expected"),
     [
-        ({"optimizer__kwargs": {"momentun": 0.9}}, "momentun is no setting of adamw"),
-        ({"optimizer__kwargs": {"betas": [2, 3]}}, r"optimizer.kwargs of adamw: Invalid beta"),
-        ({"optimizer__kwargs": [0.9]}, "expected settings of adamw by name"),
-        ({"scheduler__name": "step"}, "lr_decay_steps=None: expected epochs"),
-        ({"scheduler__interval": "week"}, "expected step or epoch"),
-        ({"optimizer__batch_size": 1}, "expected at least 2"),
+        ({"optimizer__kwargs": {"momentun": 0.9}}, "optimizer.kwargs", "momentun is no setting of adamw"),
+        ({"optimizer__kwargs": {"betas": [2, 3]}}, "optimizer.kwargs", "beta"),
+        ({"optimizer__kwargs": [0.9]}, "optimizer.kwargs", "by name"),
+        ({"scheduler__name": "step"}, "scheduler.lr_decay_steps", "epochs"),
+        ({"scheduler__interval": "week"}, "scheduler.interval", "step, epoch"),
+        ({"optimizer__batch_size": 1}, "optimizer.batch_size", "at least 2"),
     ],
 )
-def test_settings_that_do_not_fit(changes: dict[str, Any], message: str, make_cfg: MakeCfg) -> None:
-    with pytest.raises(UsageError, match=message):
+def test_settings_that_do_not_fit(
+    changes: dict[str, Any], key: str, expected: str, make_cfg: MakeCfg, refused: Refused
+) -> None:
+    with refused(key, expected):
         prepare(make_cfg(**changes))
 
 
-def test_linear_refuses_keys_that_it_does_not_know(trained: Path) -> None:
+def test_linear_refuses_keys_that_it_does_not_know(trained: Path, refused: Refused) -> None:
     for setting, message in (
-        ("max_epoch=1", "max_epoch is no setting of linear evaluation: did you mean 'max_epochs'"),
-        ("optimizer.learning_rate=1", "optimizer.learning_rate is no setting"),
-        ("finetune=True", "finetune is no setting"),
-        ("optimizer=adam", "optimizer=adam: expected its settings"),
+        ("max_epoch=1", "'max_epochs'"),
+        ("optimizer.learning_rate=1", "optimizer.learning_rate"),
+        ("finetune=True", "finetune"),
+        ("optimizer=adam", "settings"),
     ):
-        with pytest.raises(UsageError, match=message):
+        with refused(None, message):
             commands.linear_main([str(trained), setting])
 
 
-def test_linear_takes_every_optimizer_of_the_suites_linear_model(trained: Path) -> None:
+def test_linear_takes_every_optimizer_of_the_suites_linear_model(trained: Path, refused: Refused) -> None:
     suite = load_suite()
     for name in suite.linear_optimizers:
         settings = [f"optimizer.name={name}", "max_epochs=1", "scheduler.name=none"]
@@ -466,5 +465,5 @@ def test_linear_takes_every_optimizer_of_the_suites_linear_model(trained: Path) 
         assert row["settings"]["optimizer"]["name"] == name
         assert 0 <= row["metrics"]["acc1"] <= 100
     for name in set(suite.optimizers) - set(suite.linear_optimizers):
-        with pytest.raises(UsageError, match=f"optimizer.name={name}: expected one of"):
+        with refused("optimizer.name", name, "one of"):
             complete_settings({"optimizer": {"name": name}})

@@ -1,15 +1,14 @@
-"""What a method costs on this machine, measured on real steps: its loss within a step, a whole benchmark beforehand."""
+"""What a method costs on this machine, measured on real steps: its loss within a step, an epoch beforehand."""
 
 from __future__ import annotations
 
 import itertools
 import logging
-import math
 import os
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,28 +16,18 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning_utilities.core.apply_func import apply_to_collection
-from omegaconf import DictConfig
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from emim_solo.evaluation.features import Features, Split, device_of
-from emim_solo.evaluation.linear import linear, quiet_trainer
+from emim_solo.evaluation.features import device_of
+from emim_solo.evaluation.linear import quiet_trainer
 from emim_solo.images.folders import why_no_accuracy
 from emim_solo.suite import load_suite
+from emim_solo.training.run import Run
 
 STEPS = 4
 _REPEATS = 3
 _LOADED = 8  # images, to time the loading of one
-_LINEAR_BATCHES, _LINEAR_EPOCHS = 4, (2, 32)
-
-# Stages that neither a training step nor the linear classifier stands for, in steps of the linear classifier: both are a
-# CPU's work on small arrays. Counted on the digits, on two CPU cores.
-_KNN_PER_IMAGE = 0.04
-_LOGISTIC_PER_IMAGE = 0.1
-_DIAGNOSTICS = 250
-_SCORE = 500
-_UMAP = 12_000  # compiling umap-learn
-_UMAP_PER_IMAGE = 5.6  # and method
 
 
 @dataclass(frozen=True)
@@ -49,16 +38,10 @@ class Cost:
         metrics: ``step_seconds``, and where the method computes its loss in one function of the suite's naming
             (``*_loss_func``) ``loss_share``: forward and backward of that function in percent of a step.
         epoch_seconds: of one epoch, loading and validation included.
-        image_seconds: at most, of one image shown to the frozen model, loading included.
-        images: for training.
-        held_out: images that are scored without labels: those for validation, or for training where there are no others.
     """
 
     metrics: dict[str, float]
     epoch_seconds: float
-    image_seconds: float
-    images: int
-    held_out: int
 
 
 class _StepTimes(Callback):
@@ -88,18 +71,18 @@ def _now() -> float:
     return time.perf_counter()
 
 
-def measure(cfg: DictConfig, *, steps: int = STEPS) -> Cost:
+def measure(run: Run, *, steps: int = STEPS) -> Cost:
     """Time a few training steps of a fresh model, and its loss alone on the same tensors.
 
     Args:
-        cfg: completed config of a pretraining.
+        run: prepared.
         steps: number of steps; the first one warms up.
     """
-    suite = load_suite()
+    suite, cfg = load_suite(), run.config
     seed_everything(cfg.seed, workers=True, verbose=False)
     model = suite.build(cfg)
     times = _StepTimes()
-    loader = suite.train_loader(cfg)
+    loader = suite.train_loader(cfg, run.images)
     with _silence(), _recorded_loss(type(model)) as calls:
         trainer = quiet_trainer(
             max_epochs=1,
@@ -119,11 +102,9 @@ def measure(cfg: DictConfig, *, steps: int = STEPS) -> Cost:
     # DALI loads on its own: the loader above is not its.
     pace = metrics["step_seconds"] if cfg.data.format == "dali" else max(times.pace(), loading_seconds(loader))
     image_seconds = pace / cfg.optimizer.batch_size / (cfg.data.num_large_crops + cfg.data.num_small_crops)
-    images: list[Any] = [part for part in suite.evaluation_datasets(cfg) if part is not None]
-    held_out = len(images[-1])
-    shown = 0 if why_no_accuracy(cfg.data) else held_out
-    epoch = pace * len(loader) / (len(cfg.devices) * cfg.num_nodes) + shown * image_seconds
-    return Cost(metrics, epoch, image_seconds, len(loader.dataset), held_out)  # type: ignore[arg-type]
+    val = suite.evaluation_datasets(cfg, run.images)[1]
+    validated = 0 if val is None or why_no_accuracy(cfg.data) else len(val)  # type: ignore[arg-type]
+    return Cost(metrics, pace * len(loader) / run.processes + validated * image_seconds)
 
 
 def loading_seconds(loader: DataLoader) -> float:
@@ -148,57 +129,6 @@ def _silence() -> Iterator[None]:
             yield
     finally:
         lines.setLevel(level)
-
-
-def stage_seconds(
-    cfg: DictConfig, cost: Cost, settings: Mapping[str, Mapping[str, Any]], methods: int
-) -> dict[str, float]:
-    """Seconds that each stage of a benchmark will take, before any has been made.
-
-    The pretraining from timed steps, the linear classifier from timed steps on random features, the others from what
-    they usually take beside it.
-
-    Args:
-        cfg: completed config of a pretraining.
-        cost: of its method.
-        settings: of the evaluation stages, by stage.
-        methods: number of methods in the pictures.
-    """
-    step = _linear_step_seconds(cfg, settings["linear"])
-    batches = math.ceil(cost.images / settings["linear"]["optimizer"]["batch_size"])
-    diagnosed = min(cost.images, settings["diagnostics"]["images"])
-    pictured = min(cost.images, settings["umap"]["images"])
-    return {
-        "pretrain": cost.epoch_seconds * cfg.max_epochs,
-        "knn": cost.images * (cost.image_seconds + _KNN_PER_IMAGE * step),  # features are extracted before it
-        "logistic": cost.images * _LOGISTIC_PER_IMAGE * step,
-        "linear": settings["linear"]["max_epochs"] * batches * step,
-        "diagnostics": 2 * diagnosed * cost.image_seconds + _DIAGNOSTICS * step,
-        "score": _views(cost, settings["score"]) * cost.image_seconds + _SCORE * step,
-        "umap": (_UMAP + _UMAP_PER_IMAGE * pictured * methods) * step,
-    }
-
-
-def _views(cost: Cost, protocol: Mapping[str, Any]) -> int:
-    """Shown to the frozen model for the score, of which there may be none."""
-    return min(cost.held_out, protocol["images"]) * protocol["views"] if protocol else 0
-
-
-def _linear_step_seconds(cfg: DictConfig, settings: Mapping[str, Any]) -> float:
-    """Seconds of one step of the linear evaluation: what a longer one takes beyond a short one, which sets up as well."""
-    images = _LINEAR_BATCHES * settings["optimizer"]["batch_size"]
-    split = Split(torch.randn(images, 512), None, torch.arange(images) % cfg.data.num_classes)
-    cfg = cfg.copy()
-    cfg.enable_progress_bar = False
-    seconds = []
-    for epochs in _LINEAR_EPOCHS:
-        start = _now()
-        with _silence():
-            linear(Features(split, split, ["0"]), cfg, {**settings, "max_epochs": epochs})
-        seconds.append(_now() - start)
-    (short, long), (few, many) = seconds, _LINEAR_EPOCHS
-    # On a busy machine the short one may have been the slower.
-    return ((long - short) / (many - few) if long > short else long / many) / _LINEAR_BATCHES
 
 
 @contextmanager

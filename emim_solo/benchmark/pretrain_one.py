@@ -11,16 +11,16 @@ from emim_solo.ground.errors import UsageError
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Train from a completed config file; returns the exit status."""
+    """Train from a config file; returns the exit status."""
     from emim_solo.ground.stopping import Stopped, stoppable
-    from emim_solo.training.pretraining import pretrain
+    from emim_solo.training.pretraining import prepare, pretrain
 
     config, version = arguments
     cfg = OmegaConf.load(config)
     assert isinstance(cfg, DictConfig)
     try:
         with stoppable():
-            pretrain(cfg, version=version)
+            pretrain(prepare(cfg), version=version)
     except Stopped as stopped:
         return stopped.status
     except (UsageError, FloatingPointError) as error:

@@ -24,8 +24,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from emim_solo.benchmark.cost import Cost, measure, stage_seconds
-from emim_solo.benchmark.plan import Plan, Run, make_plan
+from emim_solo.benchmark.cost import Cost, measure
+from emim_solo.benchmark.plan import Entry, Plan, make_plan
 from emim_solo.checkpoints.opening import Checkpoint, open_checkpoint
 from emim_solo.emim.measures import diagnose, spectrum
 from emim_solo.evaluation.commands import evaluation_row
@@ -38,6 +38,7 @@ from emim_solo.evaluation.umap import make_pictures
 from emim_solo.ground import files
 from emim_solo.ground.errors import UsageError
 from emim_solo.ground.stopping import Stopped
+from emim_solo.images.folders import differing_images
 from emim_solo.report.page import ROWS, spectrum_file, write_report
 from emim_solo.results import rows
 from emim_solo.results.tables import differences, evaluation_stages, headline, to_text
@@ -67,7 +68,11 @@ def run_benchmark(cfg: DictConfig) -> None:
         if runner.any_row():
             runner.finish()
     if runner.problems:
-        raise UsageError("; ".join(runner.problems))
+        raise UsageError("benchmark.runs", "; ".join(runner.problems))
+
+
+EVALUATION_SHARE = 0.2
+"""Of the time of the pretraining, what evaluation usually takes: 9 to 34 % in the rows of docs/results."""
 
 
 class Runner:
@@ -76,6 +81,7 @@ class Runner:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.rows_file = plan.folder / ROWS
+        self.rows = rows.Rows(self.rows_file)
         self.problems: list[str] = []
         self.seconds: dict[str, list[float]] = {}
         self.forecast: dict[str, float] = {}
@@ -83,47 +89,56 @@ class Runner:
         self.made = 0
         self.start = time.perf_counter()
         files.writable_folder(plan.folder, "dir")
+        self._check_images()
         waiting = [
             stage for run in plan.runs for stage in ("pretrain", *self._stages(run)) if not self._is_done(run, stage)
         ]
         waiting += [] if self._pictures_done() else ["umap"]
         self.waiting = waiting
 
+    def _check_images(self) -> None:
+        """Rows, checkpoints and features that are there are of the images that are there now."""
+        for run in self.plan.runs:
+            there = self._rows_of(run).get("pretrain", {}).get("images", {})
+            if differing := differing_images(there, run.run.images.record):
+                raise UsageError(
+                    "images.changed",
+                    f"'{self.rows_file}' has {run.title} of other images: {', '.join(differing)}; put the images back as they "
+                    "were, or take another dir",
+                )
+
     # -- what is there ------------------------------------------------------------------------------------------
 
-    def _stages(self, run: Run) -> tuple[str, ...]:
+    def _stages(self, run: Entry) -> tuple[str, ...]:
         return evaluation_stages(run.cfg, scored=bool(self.plan.settings["score"]))
 
-    def _rows_of(self, run: Run) -> dict[str, Mapping[str, Any]]:
+    def _rows_of(self, run: Entry) -> Mapping[str, Mapping[str, Any]]:
         """Newest row of each stage of a run, with this config."""
-        if not self.rows_file.is_file():
-            return {}
-        own = (row for row in rows.read(self.rows_file) if (row["name"], row["seed"]) == (run.name, run.seed))
-        return {row["stage"]: row for row in own if row["config_hash"] == run.config_hash}
+        return self.rows.newest(run.name, run.seed, run.config_hash)
 
-    def _is_done(self, run: Run, stage: str) -> bool:
+    def _is_done(self, run: Entry, stage: str) -> bool:
         found = self._rows_of(run)
         if found.get("pretrain", {}).get("failed"):
             return True
         return stage in found and (stage == "pretrain" or found[stage].get("settings") == self._settings(run, stage))
 
-    def _settings(self, run: Run, stage: str) -> dict[str, Any]:
+    def _settings(self, run: Entry, stage: str) -> dict[str, Any]:
         """What else than the pretraining decides a stage's results; as JSON would give it back."""
         settings = dict(self.plan.settings.get(stage, {}))  # the logistic regression has none
         if stage == "umap":
             settings["runs"] = [other.version for other in self._pictured()]
         return dict(json.loads(json.dumps(settings)))
 
-    def _is_timed(self, run: Run) -> bool:
+    def _is_timed(self, run: Entry) -> bool:
         """The cost of a step does not depend on the seed: it is measured with the first."""
         return run.seed == self.plan.runs[0].seed
 
     # -- how long it takes --------------------------------------------------------------------------------------
 
-    def _cost(self, run: Run) -> Cost:
+    def _cost(self, run: Entry) -> Cost:
         """What a step of a method costs here, measured once."""
         if run.name not in self.costs:
-            self.costs[run.name] = measure(run.cfg, steps=self.plan.settings["diagnostics"]["steps"])
+            self.costs[run.name] = measure(run.run, steps=self.plan.settings["diagnostics"]["steps"])
         return self.costs[run.name]
 
     def say_how_long(self) -> None:
@@ -134,20 +149,19 @@ class Runner:
         new = [run for run in self.plan.runs if not self._is_done(run, "pretrain")]
         if not new:
             return
-        stages: list[dict[str, float]] = []
         try:
-            for run in new:
-                methods = len({other.name for other in self.plan.runs})
-                stages.append(stage_seconds(run.cfg, self._cost(run), self.plan.settings, methods))
+            seconds = sum(self._cost(run).epoch_seconds * run.cfg.max_epochs for run in new)
         except Exception as error:  # whatever keeps a method from training is named by its own run
             print(f"How long this takes is not known: its first steps ended in {type(error).__name__}", flush=True)
             return
-        self.forecast = {stage: statistics.fmean(found[stage] for found in stages) for stage in stages[0]}
         epochs = sum(run.cfg.max_epochs for run in new)
-        each = sum(found["pretrain"] for found in stages) / epochs
+        evaluation = [stage for stage in self.waiting if stage != "pretrain"]
+        self.forecast = {"pretrain": seconds / len(new)}
+        self.forecast |= dict.fromkeys(evaluation, EVALUATION_SHARE * seconds / max(1, len(evaluation)))
         print(
-            f"About {_human(self._expected(self.waiting))} on this machine, by steps timed just now: {len(new)} "
-            f"pretraining{'s' if len(new) > 1 else ''}, {epochs} epochs of {_human(each)} in all, then evaluation",
+            f"About {_human(seconds)} of pretraining on this machine, by steps timed just now: {len(new)} "
+            f"run{'s' if len(new) > 1 else ''}, {epochs} epochs of {_human(seconds / epochs)} in all; evaluation usually takes a "
+            "tenth to a third of that more",
             flush=True,
         )
 
@@ -165,14 +179,14 @@ class Runner:
                 self.problems.append(f"{run.title}: {error}")
                 print(f"! {run.title}: {error}", file=sys.stderr)
 
-    def _stage(self, run: Run, stage: str, work: Callable[[], dict[str, Any] | None]) -> None:
+    def _stage(self, run: Entry, stage: str, work: Callable[[], dict[str, Any] | None]) -> None:
         if self._is_done(run, stage):
             return
         self._announce(f"{run.title}: {stage}")
         start = time.perf_counter()
         row = work()
         if row is not None:
-            rows.append(self.rows_file, row)
+            self.rows.append(row)
         self._finished(stage, time.perf_counter() - start)
 
     def _announce(self, title: str) -> None:
@@ -197,22 +211,22 @@ class Runner:
             self.waiting.remove(stage)
         gc.collect()
 
-    def _pretrain(self, run: Run) -> dict[str, Any] | None:
+    def _pretrain(self, run: Entry) -> dict[str, Any] | None:
         try:
             reset_peak_memory()
             if len(run.cfg.devices) > 1:
                 self._pretrain_apart(run)
             else:
-                pretrain(run.cfg, version=run.version)
+                pretrain(run.run, version=run.version)
         except FloatingPointError as error:
             print(f"! {run.title}: {error}", file=sys.stderr)
             return self._failed(run, str(error))
         return None  # pretraining has appended its row itself
 
-    def _pretrain_apart(self, run: Run) -> None:
+    def _pretrain_apart(self, run: Entry) -> None:
         """On several devices, in processes of its own: Lightning starts the others as copies of the first's command."""
         config = self.plan.folder / f"{run.version}.yaml"
-        OmegaConf.save(run.cfg, config)
+        OmegaConf.save(run.composed, config)
         command = [sys.executable, "-m", "emim_solo.benchmark.pretrain_one", str(config), run.version]
         with subprocess.Popen(command) as process:
             try:
@@ -223,9 +237,11 @@ class Runner:
             finally:
                 config.unlink()
         if code:
-            raise UsageError(f"pretraining on {len(run.cfg.devices)} devices ended with status {code}; see above")
+            raise UsageError(
+                "benchmark.runs", f"pretraining on {len(run.cfg.devices)} devices ended with status {code}; see above"
+            )
 
-    def _failed(self, run: Run, reason: str) -> dict[str, Any]:
+    def _failed(self, run: Entry, reason: str) -> dict[str, Any]:
         """The row of a run that diverged: its cells are flagged, and it is not tried again."""
         row = rows.new_row(
             "pretrain",
@@ -240,10 +256,10 @@ class Runner:
         )
         return {**row, "config": plain(run.cfg)}
 
-    def _folder(self, run: Run) -> Path:
+    def _folder(self, run: Entry) -> Path:
         return self.plan.folder / run.cfg.method / run.version
 
-    def _features(self, run: Run) -> Features:
+    def _features(self, run: Entry) -> Features:
         """Features of a run, computed once and kept on disk."""
         path = self.plan.folder / "features" / f"{run.version}.pt"
         if path.is_file():
@@ -255,16 +271,17 @@ class Runner:
         features.save(path)
         return features
 
-    def _checkpoint(self, run: Run) -> Checkpoint:
+    def _checkpoint(self, run: Entry) -> Checkpoint:
         folder = self._folder(run)
         if not folder.is_dir():
             raise UsageError(
+                "checkpoint.gone",
                 f"its checkpoint folder '{folder}' is gone, though '{self.rows_file}' says that it was trained: put it "
-                f"back, or remove its rows from that file to train it again"
+                f"back, or remove its rows from that file to train it again",
             )
         return open_checkpoint(folder)
 
-    def _evaluate(self, run: Run) -> None:
+    def _evaluate(self, run: Entry) -> None:
         stages = self._stages(run)
         if all(self._is_done(run, stage) for stage in stages):
             return
@@ -287,22 +304,22 @@ class Runner:
         protocol = Protocol.of(self.plan.settings["diagnostics"]["protocol"])
         return protocol if self.plan.settings["score"] else replace(protocol, views=2)
 
-    def _score(self, run: Run, seen: SeenViews) -> dict[str, Any]:
+    def _score(self, run: Entry, seen: SeenViews) -> dict[str, Any]:
         return score_checkpoint(self._checkpoint(run), self._protocol(), neighbours=False, seen=seen)
 
-    def _row(self, run: Run, stage: str, evaluate: Callable[[], Mapping[str, float]]) -> dict[str, Any]:
+    def _row(self, run: Entry, stage: str, evaluate: Callable[[], Mapping[str, float]]) -> dict[str, Any]:
         start = time.perf_counter()
         metrics = evaluate()
         seconds = time.perf_counter() - start
         epochs = self._rows_of(run)["pretrain"]["epochs"]  # fewer than planned where score.patience ended it
         return evaluation_row(stage, run.cfg, self._folder(run), metrics, seconds, self._settings(run, stage), epochs)
 
-    def _diagnosed(self, run: Run, seen: SeenViews) -> dict[str, Any]:
+    def _diagnosed(self, run: Entry, seen: SeenViews) -> dict[str, Any]:
         images = min(self.plan.settings["diagnostics"]["images"], *map(len, seen.parts.values()))
         row = self._row(run, "diagnostics", partial(self._diagnose, run, seen, images))
         return row | {"protocol": self._protocol().hash, "images": images, "of": seen.of}
 
-    def _diagnose(self, run: Run, seen: SeenViews, images: int) -> dict[str, float]:
+    def _diagnose(self, run: Entry, seen: SeenViews, images: int) -> dict[str, float]:
         """Diagnostics of both parts; their spectra go to a file, rows hold numbers only."""
         protocol = self._protocol()
         metrics: dict[str, float] = {}
@@ -322,7 +339,7 @@ class Runner:
 
     # -- all methods together -----------------------------------------------------------------------------------
 
-    def _pictured(self) -> list[Run]:
+    def _pictured(self) -> list[Entry]:
         """One run of each method that has not diverged: those of the first seed."""
         first = self.plan.runs[0].seed
         return [
@@ -347,6 +364,7 @@ class Runner:
             metrics = make_pictures(
                 {run.name: self._features(run) for run in runs},
                 runs[0].cfg,
+                runs[0].run.images,
                 self.plan.folder / "umap",
                 seed=settings["seed"],
                 limit=settings["images"],
@@ -356,7 +374,7 @@ class Runner:
             self.problems.append(f"umap: {error}")
             return
         for run in runs:
-            rows.append(self.rows_file, self._row(run, "umap", partial(metrics.__getitem__, run.name)))
+            self.rows.append(self._row(run, "umap", partial(metrics.__getitem__, run.name)))
         self._finished("umap", time.perf_counter() - start)
 
     def any_row(self) -> bool:

@@ -186,7 +186,9 @@ def umap_main(arguments: Sequence[str]) -> None:
     names = distinct_names(checkpoints)
     output = files.writable_folder(given.output.expanduser(), "--output")
     features = {name: extract_features(run, output) for name, run in zip(names, checkpoints, strict=True)}
-    metrics = make_pictures(features, checkpoints[0].cfg, output, seed=given.seed, limit=given.limit)
+    metrics = make_pictures(
+        features, checkpoints[0].cfg, checkpoints[0].images, output, seed=given.seed, limit=given.limit
+    )
     for name, found in metrics.items():
         print(f"{name}: " + ", ".join(f"{metric.replace('_', ' ')} {value:.3f}" for metric, value in found.items()))
     print(f"pictures (PNG, PDF) and coordinates (CSV) in '{output}'")

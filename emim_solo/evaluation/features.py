@@ -21,7 +21,6 @@ from emim_solo.checkpoints.opening import Checkpoint
 from emim_solo.evaluation.protocol import PARTS
 from emim_solo.ground.errors import UsageError
 from emim_solo.ground.files import whole
-from emim_solo.images.folders import check_same_classes
 from emim_solo.suite import load_suite
 
 IN_MEMORY = 2**29
@@ -243,9 +242,8 @@ def extract_features(checkpoint: Checkpoint, folder: Path | None = None) -> Feat
     """
     cfg, folder = checkpoint.cfg, folder or checkpoint.rows_file.parent
     model = checkpoint.model().to(device_of(cfg))
-    train, val = load_suite().evaluation_loaders(cfg)
-    if val is not None:  # may be others than those that it was trained on, which were checked then
-        check_same_classes(train.dataset, val.dataset)
+    checkpoint.images.check_classes()
+    train, val = load_suite().evaluation_loaders(cfg, checkpoint.images)
     return Features(
         extract(model, train, f"{cfg.name}: training images", folder=folder),
         None if val is None else extract(model, val, f"{cfg.name}: validation images", folder=folder),

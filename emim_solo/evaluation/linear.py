@@ -184,7 +184,7 @@ def quiet_trainer(**kwargs: Any) -> Trainer:
 def _linear_config(cfg: DictConfig, settings: Mapping[str, Any]) -> DictConfig:
     """The schema of linear evaluation, filled from the pretraining's config and complete settings."""
     data = plain(cfg.data)
-    keys = ("dataset", "train_path", "val_path", "num_workers", "no_labels")
+    keys = ("dataset", "train_path", "val_path", "num_workers", "no_labels", "num_classes")
     base = {
         "name": f"{cfg.name}-linear",
         "pretrain_method": cfg.method,

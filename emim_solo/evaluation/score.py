@@ -32,7 +32,7 @@ from emim_solo.evaluation.knn import knn
 from emim_solo.evaluation.protocol import FEWEST_IMAGES, Protocol
 from emim_solo.ground import compare, files
 from emim_solo.ground.errors import UsageError
-from emim_solo.images.folders import HeldOut, why_no_accuracy
+from emim_solo.images.folders import RunImages, why_no_accuracy
 from emim_solo.results import rows
 from emim_solo.results.tables import NO_DECAY, SCORES, Cell, Table, no_decay, to_text
 from emim_solo.suite import load_suite
@@ -86,26 +86,25 @@ class ScoredViews:
     Args:
         cfg: the completed config of the run.
         protocol: which images, views and features.
+        images: of the run.
 
     Attributes:
         which: ``validation``, ``held-out`` or ``training``.
         chosen: positions of the images in their dataset.
-        paths: of the image files; empty where the dataset is none of files.
 
     Raises:
         UsageError: too few images, or an augmentation that this generation does not have.
     """
 
-    def __init__(self, cfg: DictConfig, protocol: Protocol) -> None:
+    def __init__(self, cfg: DictConfig, protocol: Protocol, images: RunImages) -> None:
         suite = load_suite()
         of_run = {key: cfg.augmentations[0][key] for key in ("crop_size", "mean", "std") if key in cfg.augmentations[0]}
         view = OmegaConf.create({**asdict(protocol.augmentation), **of_run, "num_crops": protocol.views})
         show = partial(_several, suite.view_transform(cfg, view), protocol.views)
-        train, val = suite.evaluation_datasets(cfg, show)
-        images: Any = train if val is None else val
-        held_out = HeldOut.recorded(cfg) if val is None else None
-        self.which = "validation" if val is not None else "training" if held_out is None else "held-out"
-        own = range(len(images)) if held_out is None else held_out.positions(len(images))
+        train, val = suite.evaluation_datasets(cfg, images, show)
+        dataset: Any = train if val is None else val
+        self.which = "validation" if val is not None else "held-out" if images.held else "training"
+        own = images.held if self.which == "held-out" else range(len(dataset))
         if len(own) < FEWEST_IMAGES:
             raise UsageError(
                 "data.val_path" if val is not None else "data.train_path",
@@ -113,10 +112,9 @@ class ScoredViews:
             )
         order = np.random.default_rng(protocol.seed).permutation(len(own))[: protocol.images]
         self.chosen = [own[place] for place in order]
-        self.paths = [images.samples[index][0] for index in self.chosen] if hasattr(images, "samples") else []
         self.cfg, self.protocol = cfg, protocol
         self._loader = DataLoader(
-            _Views(images, self.chosen, protocol.seed),
+            _Views(dataset, self.chosen, protocol.seed),
             batch_size=max(1, cfg.optimizer.batch_size // protocol.views),
             num_workers=cfg.data.num_workers,
             collate_fn=_joined,
@@ -176,7 +174,7 @@ def see(checkpoint: Checkpoint, protocol: Protocol) -> SeenViews:
         UsageError: as :class:`ScoredViews`, or the checkpoint does not fit.
     """
     cfg = checkpoint.cfg
-    views = ScoredViews(cfg, protocol)
+    views = ScoredViews(cfg, protocol, checkpoint.images)
     return SeenViews(views.parts(checkpoint.model().to(device_of(cfg)), f"{cfg.name}: views"), views.which)
 
 

@@ -32,6 +32,7 @@ from emim_solo.evaluation.features import Features
 from emim_solo.evaluation.thumbnails import write_sprite_sheet
 from emim_solo.ground.errors import UsageError
 from emim_solo.ground.files import beside, whole, write_figure, write_text
+from emim_solo.images.folders import RunImages
 from emim_solo.results.palette import DISTINCT_STYLES, PALETTE, class_styles
 from emim_solo.suite import load_suite
 
@@ -273,6 +274,7 @@ def check_installed() -> None:
 def make_pictures(
     features: Mapping[str, Features],
     cfg: DictConfig,
+    images: RunImages,
     folder: Path,
     *,
     seed: int,
@@ -283,7 +285,8 @@ def make_pictures(
 
     Args:
         features: by method, of the same images.
-        cfg: completed config of one of the runs, for the images.
+        cfg: completed config of one of the runs.
+        images: of that run.
         folder: gets ``<split>.{png,pdf,csv,json,webp}`` for val, if there are validation images, and train.
         seed: of the layouts and of the choice of images.
         limit: number of images at most in each picture.
@@ -297,7 +300,7 @@ def make_pictures(
     """
     check_installed()
     folder.mkdir(parents=True, exist_ok=True)
-    train, val = load_suite().evaluation_datasets(cfg)
+    train, val = load_suite().evaluation_datasets(cfg, images)
     metrics: dict[str, dict[str, float]] = {name: {} for name in features}
     for split, dataset in (("val", val), ("train", train)):
         if dataset is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 # What a run is called and where it lies does not change what it computes.
@@ -26,12 +26,34 @@ def config_hash(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
-def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """What two configs differ in, less the names and places in them: ``seed (1 there, 2 here)``, sorted by key."""
+NO_RESULT = (
+    "data.num_workers",
+    "accelerator",
+    "strategy",
+    "enable_progress_bar",
+    "enable_model_summary",
+    "log_every_n_steps",
+    "profiler",
+    "max_time",
+)
+"""Keys that change no result, or none that is not said elsewhere: a run may go on with others. Not left out of
+:func:`config_hash`, by which rows of earlier versions are known."""
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any], *, but: Sequence[str] = ()) -> list[str]:
+    """What two configs differ in, less the names and places in them: ``seed (1 there, 2 here)``, sorted by key.
+
+    Args:
+        there: one config.
+        here: the other.
+        but: keys that are not compared.
+    """
     one, two = (
         leaves({key: value for key, value in config.items() if key not in NOT_HASHED}) for config in (there, here)
     )
-    keys = sorted(key for key in one.keys() | two.keys() if one.get(key, "absent") != two.get(key, "absent"))
+    keys = sorted(
+        key for key in one.keys() | two.keys() if key not in but and one.get(key, "absent") != two.get(key, "absent")
+    )
     return [f"{key} ({one.get(key, 'absent')} there, {two.get(key, 'absent')} here)" for key in keys]
 
 

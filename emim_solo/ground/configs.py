@@ -22,7 +22,7 @@ def root() -> Path:
     for folder in (package / "scripts", package.parent / "scripts"):
         if (folder / "pretrain").is_dir():
             return folder
-    raise UsageError(f"the shipped configs are missing beside '{package}': install emim-solo again")
+    raise UsageError("configs.missing", f"the shipped configs are missing beside '{package}': install emim-solo again")
 
 
 def find(name: str | os.PathLike[str]) -> Path:
@@ -44,8 +44,9 @@ def find(name: str | os.PathLike[str]) -> Path:
         if shipped.is_dir() and ".." not in plain.parts:
             return shipped
     raise UsageError(
+        "configs.folder",
         f"no config folder '{name}': expected a folder, or a shipped one: {', '.join(folders())}; "
-        "'emim-solo configs' lists what is in them"
+        "'emim-solo configs' lists what is in them",
     )
 
 
@@ -93,7 +94,9 @@ def file_or_shipped(name: str, folder: str, kind: str) -> Path:
     path = Path(name).expanduser()
     path = path if path.is_file() else root() / folder / f"{name}.yaml"
     if not path.is_file():
-        raise UsageError(f"no {kind} '{name}': expected a YAML file, or a shipped one: {', '.join(_stems(folder))}")
+        raise UsageError(
+            kind, f"no {kind} '{name}': expected a YAML file, or a shipped one: {', '.join(_stems(folder))}"
+        )
     return path
 
 
@@ -112,12 +115,13 @@ def copy(target: str | os.PathLike[str], *, force: bool = False) -> list[Path]:
     """
     folder = Path(target).expanduser()
     if folder.exists() and not folder.is_dir():
-        raise UsageError(f"'{folder}' is a file: expected a folder to copy the configs into")
+        raise UsageError("--copy", f"'{folder}' is a file: expected a folder to copy the configs into")
     taken = [path for path in files() if (folder / path).exists()]
     if taken and not force:
         raise UsageError(
+            "--copy",
             f"'{folder}' has {len(taken)} of these files already, '{taken[0]}' first: "
-            "choose another folder, or overwrite them with --force"
+            "choose another folder, or overwrite them with --force",
         )
     written = []
     for path in files():

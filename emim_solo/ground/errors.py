@@ -19,5 +19,6 @@ class UsageError(CompactHydraException, ValueError):
     def __init__(self, key: str, message: str | None = None) -> None:
         # A DataLoader raises the error of its worker again, with the worker's whole traceback for its only argument.
         text = key if message is None else message
-        super().__init__(text.rpartition(f"{__name__}.{type(self).__name__}: ")[2].rstrip())
+        lines = text.rpartition(f"{__name__}.{type(self).__name__}: ")[2].strip().splitlines()
+        super().__init__("\\n".join(lines))  # a value in it may have lines
         self.key = "" if message is None else key

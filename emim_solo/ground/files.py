@@ -73,7 +73,9 @@ def read_text(path: str | os.PathLike[str]) -> str:
     try:
         return Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UsageError(f"'{path}' is not UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8") from error
+        raise UsageError(
+            "file.encoding", f"'{path}' is not UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8"
+        ) from error
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -86,10 +88,13 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
         content = json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise UsageError(
-            f"'{path}' is damaged: {error}; expected an object in JSON: put a whole copy in its place, or remove it"
+            "file.damaged",
+            f"'{path}' is damaged: {error}; expected an object in JSON: put a whole copy in its place, or remove it",
         ) from error
     if not isinstance(content, dict):
-        raise UsageError(f"'{path}' is damaged: expected an object in JSON, got {type(content).__name__}; remove it")
+        raise UsageError(
+            "file.damaged", f"'{path}' is damaged: expected an object in JSON, got {type(content).__name__}; remove it"
+        )
     return content
 
 
@@ -112,11 +117,12 @@ def writable_folder(path: str | os.PathLike[str], key: str, needed: int = 0) -> 
         probe.unlink()
         free = shutil.disk_usage(folder).free
     except OSError as error:
-        raise UsageError(f"{key}: cannot write to '{folder}' ({error.strerror}): choose another folder") from error
+        raise UsageError(key, f"{key}: cannot write to '{folder}' ({error.strerror}): choose another folder") from error
     if free < needed:
         raise UsageError(
+            "disk.full",
             f"{key}: the disk of '{folder}' has {free / 1e6:.0f} MB left, {needed / 1e6:.0f} MB and more are needed: "
-            "make room, or choose another folder"
+            "make room, or choose another folder",
         )
     return folder
 
@@ -132,8 +138,9 @@ def check_name(key: str, name: Any) -> None:
     if odd or not text.strip() or text != text.strip() or text[0] in ".-" or len(text.encode()) > _LONGEST_NAME:
         found = f", has {odd[0]!r}" if odd else ""
         raise UsageError(
+            key,
             f"{key}={name!r} becomes a file name{found}: expected 1 to {_LONGEST_NAME} letters, digits, '_', '-', '+' "
-            "and the like, no path, the first a letter or digit"
+            "and the like, no path, the first a letter or digit",
         )
 
 

@@ -10,7 +10,7 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import yaml
@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from emim_solo.ground.errors import UsageError
 
 Kind = TypeVar("Kind")
+_LONGEST = 80  # characters of a value in an error
 _NAMES = {int: "a whole number", float: "a number", bool: "True or False", str: "a text", type(None): "null"}
 
 
@@ -57,7 +58,8 @@ def read(kind: type[Kind], given: Any, key: str = "") -> Kind:
             raise UsageError(place, f"{place}: {str(error).splitlines()[0]}; expected a value") from error
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     if not isinstance(given, Mapping):
-        raise UsageError(key, f"{key or 'settings'}={given}: expected settings by name, some of {', '.join(fields)}")
+        named = f"{key or 'settings'}={_short(given)}"
+        raise UsageError(key, f"{named}: expected settings by name, some of {', '.join(fields)}")
     hints, values = typing.get_type_hints(kind), {}
     for name, value in given.items():
         place = f"{key}.{name}" if key else str(name)
@@ -70,6 +72,23 @@ def read(kind: type[Kind], given: Any, key: str = "") -> Kind:
             place = f"{key}.{name}" if key else name
             raise UsageError(place, f"{place} is missing: expected {_expected(hints[name], field.metadata)}")
     return kind(**values)
+
+
+def check(kind: type, given: Any, key: str = "") -> None:
+    """Check the keys that a dataclass knows of a config that may have others; what is not there is not asked for.
+
+    A dataclass in a list has to be whole, as :func:`read` takes it.
+
+    Raises:
+        UsageError: as :func:`read`, but for unknown and missing keys.
+    """
+    if not isinstance(given, Mapping):
+        raise UsageError(key, f"{key}={_short(given)}: expected settings by name")
+    hints = typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        if field.name in given:
+            place = f"{key}.{field.name}" if key else field.name
+            checked(given[field.name], hints[field.name], place, field.metadata, check)
 
 
 def from_dotlist(changes: Sequence[str], base: Any = None) -> Any:
@@ -89,27 +108,43 @@ def from_dotlist(changes: Sequence[str], base: Any = None) -> Any:
     return merged
 
 
-def checked(value: Any, hint: Any, key: str, bounds: Mapping[str, Any]) -> Any:
+def checked(
+    value: Any, hint: Any, key: str, bounds: Mapping[str, Any], nested: Callable[..., Any] | None = None
+) -> Any:
     """A value, if it is of a type and within bounds; a whole number where a number is expected becomes one.
+
+    Args:
+        value: as given.
+        hint: the type of a field.
+        key: of the value in the whole config, for errors.
+        bounds: of :func:`setting`.
+        nested: what takes a dataclass inside, :func:`read` or :func:`check`.
 
     Raises:
         UsageError: it is not.
     """
-    options = (
-        typing.get_args(hint)
-        if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
-        else (hint,)
-    )
+    options = _options(hint)
     for option in options:
         if dataclasses.is_dataclass(option) and value is not None:
-            return read(typing.cast(type, option), value, key)
+            return (nested or read)(typing.cast(type, option), value, key)
         if typing.get_origin(option) in (list, tuple) and isinstance(value, list | tuple):
             return [
                 checked(each, typing.get_args(option)[0], f"{key}.{place}", bounds) for place, each in enumerate(value)
             ]
         if _is(value, option) and _within(value, bounds):
             return float(value) if option is float else value
-    raise UsageError(key, f"{key}={value!r}: expected {_expected(hint, bounds)}")
+    raise UsageError(key, f"{key}={_short(value)}: expected {_expected(hint, bounds)}")
+
+
+def _short(value: Any) -> str:
+    text = repr(value) if isinstance(value, str) else str(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    """The types of a union, or the one type."""
+    union = isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
+    return typing.get_args(hint) if union else (hint,)
 
 
 def _is(value: Any, option: Any) -> bool:
@@ -124,8 +159,9 @@ def _is(value: Any, option: Any) -> bool:
 
 
 def _within(value: Any, bounds: Mapping[str, Any]) -> bool:
-    if bounds.get("choices") and isinstance(value, str):
-        return value in bounds["choices"]
+    choices = bounds.get("choices") or ()
+    if not isinstance(value, bool) and any(isinstance(value, type(choice)) for choice in choices):
+        return value in choices
     if isinstance(value, bool) or not isinstance(value, int | float):
         return True
     least, above, most = (bounds.get(name) for name in ("least", "above", "most"))
@@ -133,11 +169,7 @@ def _within(value: Any, bounds: Mapping[str, Any]) -> bool:
 
 
 def _expected(hint: Any, bounds: Mapping[str, Any]) -> str:
-    options = (
-        typing.get_args(hint)
-        if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
-        else (hint,)
-    )
+    options = _options(hint)
     words = []
     for option in options:
         if typing.get_origin(option) in (list, tuple):

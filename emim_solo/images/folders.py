@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,26 +32,50 @@ _UNSIGNED, _UNDEFINED = 1, 4  # values of the latter
 
 @dataclass(frozen=True)
 class Images:
-    """The images of a folder.
+    """The images of a folder, as they were listed once.
 
     Attributes:
+        folder: that was listed.
         paths: of the image files, class by class where folders are classes.
         labels: of each image, the position of its class; -1 throughout without labels.
         classes: names of the class folders, sorted; none without labels.
+        folders: the class folders as they are on disk: a name of theirs may be no UTF-8.
     """
 
+    folder: str
     paths: list[str]
     labels: list[int]
     classes: list[str]
+    folders: list[str]
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def without(self, positions: Sequence[int]) -> Images:
-        """The others, of the same classes."""
-        left_out = set(positions)
-        kept = [position for position in range(len(self)) if position not in left_out]
-        return Images([self.paths[one] for one in kept], [self.labels[one] for one in kept], self.classes)
+    def at(self, positions: Sequence[int]) -> Images:
+        """Those at some positions, of the same classes."""
+        return replace(
+            self,
+            paths=[self.paths[place] for place in positions],
+            labels=[self.labels[place] for place in positions],
+        )
+
+    @cached_property
+    def digest(self) -> str:
+        """Twelve hex digits of the images' names below the folder and their sizes in bytes; no image is opened.
+
+        A folder that was moved as a whole has the same digest.
+        """
+        listed = hashlib.sha256()
+        for path in self.paths:
+            listed.update(
+                f"{path[len(self.folder) :].lstrip(os.sep)}\0{os.stat(path).st_size}\n".encode(errors="surrogateescape")
+            )
+        return listed.hexdigest()[:12]
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What a row and a checkpoint say of them."""
+        return {"images": len(self), "classes": len(self.classes), "digest": self.digest}
 
 
 @dataclass(frozen=True)
@@ -73,33 +98,144 @@ class HeldOut:
         kept = OmegaConf.select(cfg, "score.held_out")
         return None if kept is None else HeldOut(**kept)
 
-    def positions(self, found: int) -> list[int]:
+    def positions(self, listed: int) -> list[int]:
         """Which they are among all of the folder's images, in the order of :func:`find_images`, sorted.
 
         Raises:
             UsageError: the folder has another number of images than when they were chosen.
         """
-        if found != self.of:
+        if listed != self.of:
             raise UsageError(
-                f"data.train_path has {found} images, and had {self.of} when {self.images} of them were held out of "
-                "training: which ones is no longer known; put the folder back as it was, or start a new run"
+                "images.held_out",
+                f"data.train_path has {listed} images, and had {self.of} when {self.images} of them were held out of "
+                "training: which ones is no longer known; put the folder back as it was, or start a new run",
             )
         return sorted(np.random.default_rng(self.seed).permutation(self.of)[: self.images].tolist())
 
 
-def training_images(cfg: DictConfig) -> Images:
-    """The images in ``data.train_path`` that a run is trained on: :func:`find_images` less those held out.
+@dataclass(frozen=True)
+class RunImages:
+    """Which images a run is of, each folder listed once.
+
+    Attributes:
+        listed: all in ``data.train_path``; None where the config's images are no files in folders.
+        val: those in ``data.val_path``; None where there are none, or no files in folders.
+        held: positions in ``listed`` of the images that are not trained on.
+    """
+
+    listed: Images | None = None
+    val: Images | None = None
+    held: tuple[int, ...] = ()
+
+    @cached_property
+    def train(self) -> Images | None:
+        """Those that are trained on."""
+        if self.listed is None or not self.held:
+            return self.listed
+        held = set(self.held)
+        return self.listed.at([place for place in range(len(self.listed)) if place not in held])
+
+    @cached_property
+    def held_out(self) -> Images | None:
+        """Those that are not, for the score."""
+        return self.listed.at(self.held) if self.listed is not None and self.held else None
+
+    @cached_property
+    def record(self) -> dict[str, dict[str, Any]]:
+        """Number, classes and digest of each part, for rows and checkpoints."""
+        parts = {"train": self.train, "val": self.val, "held_out": self.held_out}
+        return {name: part.record for name, part in parts.items() if part is not None}
+
+    def check_classes(self) -> None:
+        """Labels are folder names in order: both splits must have the same.
+
+        Raises:
+            UsageError: names that only one split has.
+        """
+        if self.listed is not None and self.val is not None and self.listed.classes != self.val.classes:
+            both = Counter([*self.listed.classes, *self.val.classes])
+            odd = sorted(name for name, count in both.items() if count == 1)
+            raise UsageError(
+                "data.val_path",
+                f"train and val folders have different classes: {', '.join(odd)} is in one only; make them the same",
+            )
+
+    @staticmethod
+    def of(cfg: DictConfig, listings: Listings | None = None) -> RunImages:
+        """List the folders that a config names.
+
+        Args:
+            cfg: with ``data.train_path``; what it holds out is that of :class:`HeldOut`.
+            listings: that were made already; each folder is listed once.
+
+        Raises:
+            UsageError: as :func:`find_images`.
+        """
+        if not reads_folders(cfg):
+            return RunImages()
+        listings = listings or Listings()
+        labelled = not cfg.data.get("no_labels", False)
+        listed = listings.of(cfg.data.train_path, labelled=labelled, name="data.train_path")
+        val = None
+        if cfg.data.get("val_path") is not None:
+            val = listings.of(cfg.data.val_path, labelled=labelled, name="data.val_path")
+        if cfg.data.dataset == "imagenet100" and labelled:
+            _compare_with_imagenet100(str(cfg.data.train_path), frozenset(listed.folders))
+        held_out = HeldOut.recorded(cfg)
+        return RunImages(listed, val, () if held_out is None else tuple(held_out.positions(len(listed))))
+
+
+class Listings:
+    """Folders listed so far, so that several runs on the same images list them once."""
+
+    def __init__(self) -> None:
+        self.known: dict[tuple[str, bool], Images] = {}
+
+    def of(self, folder: str | os.PathLike[str], *, labelled: bool, name: str) -> Images:
+        """The images of a folder; ``name`` is what an error calls it."""
+        key = (os.path.abspath(folder), labelled)
+        if key not in self.known:
+            self.known[key] = find_images(folder, labelled=labelled, name=name)
+        return self.known[key]
+
+
+def check_held_out(recorded: Mapping[str, Any], images: RunImages, place: Path) -> None:
+    """Check that the images which count as held out are those that a checkpoint was not trained on, by their names.
+
+    Args:
+        recorded: of the checkpoint; one of version 0.2 says nothing, and the number of images has to be enough.
+        images: as they are listed now.
+        place: of the checkpoint.
 
     Raises:
-        UsageError: as :func:`find_images` and :meth:`HeldOut.positions`.
+        UsageError: they are others.
     """
-    images = find_images(cfg.data.train_path, labelled=not cfg.data.get("no_labels", False))
-    held_out = HeldOut.recorded(cfg)
-    return images if held_out is None else images.without(held_out.positions(len(images)))
+    there, here = recorded.get("held_out"), images.held_out
+    if there is not None and here is not None and there["digest"] != here.digest:
+        raise UsageError(
+            "images.held_out",
+            f"data.train_path '{images.listed.folder if images.listed else ''}' was changed since '{place}' was trained: which of its "
+            f"images were held out of training is no longer known ({len(here)} would be scored, most of them trained on); put "
+            "the folder back as it was, or give data.val_path",
+        )
 
 
-def find_images(folder: str | os.PathLike[str], *, labelled: bool) -> Images:
-    """The images below a folder, as loaders, DALI, checks and counts all find them.
+def differing_images(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """What two records of images differ in; a part that only one of them has is not compared."""
+    said = []
+    for part in sorted(there.keys() & here.keys()):
+        odd = [key for key in ("images", "classes", "digest") if there[part].get(key) != here[part].get(key)]
+        if odd:
+            words = {"images": "images", "classes": "classes", "digest": "names or sizes of images"}
+            said.append(
+                f"data.{part.replace('held_out', 'train')}_path ({', '.join(words[key] for key in odd)} differ: "
+                f"{there[part].get('images')} images there, {here[part].get('images')} here)"
+            )
+    return said
+
+
+def find_images(folder: str | os.PathLike[str], *, labelled: bool, name: str = "images") -> Images:
+    """The images below a folder, as loaders, DALI, checks and counts all have them.
 
     An image is a file at any depth with a suffix of torchvision's. What lies beside images is passed over and counted in
     one line: other files, hidden ones (``.DS_Store``, ``._x.jpg``), hidden folders and those that systems make.
@@ -107,66 +243,62 @@ def find_images(folder: str | os.PathLike[str], *, labelled: bool) -> Images:
     Args:
         folder: holds images, or class folders of images.
         labelled: whether the folders in it are classes. If not, all images below it are one heap.
+        name: key of the config that names the folder, for errors.
 
     Raises:
         UsageError: a folder cannot be listed, there are no class folders or no images, or a class has none.
     """
-    classes = class_folders(folder) if labelled else []
     passed_over: Counter[str] = Counter()
-    by_class: dict[str, list[str]] = {name: [] for name in classes or [""]}
-    for name in _walk(folder, passed_over):
-        own = by_class.get(name.partition(os.sep)[0] if labelled else "")
-        if own is None:
-            passed_over["outside the class folders"] += 1
-        else:
-            own.append(os.path.join(folder, name))
+    by_class: dict[str, list[str]] = {} if labelled else {"": []}
+    try:
+        for place, folders, files in _walk(folder):
+            inside = os.path.relpath(place, folder)
+            passed_over.update(f"folder {each}" for each in folders if _is_systems(each))
+            folders[:] = sorted(each for each in folders if not _is_systems(each))
+            if inside == os.curdir and labelled:
+                by_class = {each: [] for each in folders}
+            of_class = by_class.get("" if not labelled else inside.partition(os.sep)[0])
+            for each in sorted(files):
+                if _is_systems(each) or not each.lower().endswith(IMAGE_SUFFIXES):
+                    passed_over["hidden" if _is_systems(each) else Path(each).suffix or each] += 1
+                elif of_class is None:
+                    passed_over["outside the class folders"] += 1
+                else:
+                    of_class.append(os.path.join(place, each))
+    except OSError as error:
+        where = os.fsdecode(error.filename or folder)
+        raise UsageError(name, f"{name}: cannot list folder '{where}' ({error.strerror}): {_EXPECTED}") from error
+    if not by_class:
+        raise UsageError(
+            name,
+            f"{name}: '{folder}' has no class folders: expected '{folder}/<class>/<image>', "
+            "or data.no_labels=True for images without labels",
+        )
     others = ", ".join(f"{count} {kind}" for kind, count in sorted(passed_over.items()))
-    if empty := [name for name, paths in by_class.items() if not paths]:
+    if empty := [each for each, paths in by_class.items() if not paths]:
         where = (
             f"class folder{'s' if len(empty) > 1 else ''} {', '.join(empty)} of '{folder}'"
             if labelled
             else f"'{folder}'"
         )
         raise UsageError(
-            f"no images in {where}{f' (passed over: {others})' if others else ''}: expected files ending in "
-            f"{' '.join(IMAGE_SUFFIXES)}; add some{' or remove it' if labelled else ''}"
+            name,
+            f"{name}: no images in {where}{f' (passed over: {others})' if others else ''}: expected files ending in "
+            f"{' '.join(IMAGE_SUFFIXES)}; add some{' or remove it' if labelled else ''}",
         )
-    paths = [path for own in by_class.values() for path in own]
-    labels = [label if labelled else -1 for label, own in enumerate(by_class.values()) for _ in own]
+    paths = [path for of_class in by_class.values() for path in of_class]
+    labels = [label if labelled else -1 for label, of_class in enumerate(by_class.values()) for _ in of_class]
     if others:
-        # Its whole path: of the suite's generations one is given that, the other the config's.
         _say_once(f"'{os.path.abspath(folder)}': {len(paths)} images; passed over: {others}")
-    return Images(paths, labels, [_readable(name) for name in classes])
+    folders = list(by_class) if labelled else []
+    return Images(os.fspath(folder), paths, labels, [_readable(each) for each in folders], folders)
 
 
-def class_folders(folder: str | os.PathLike[str], name: str = "") -> list[str]:
-    """Names of the folders in a folder that stand for classes, sorted.
-
-    Raises:
-        UsageError: there is no such folder, or none in it; ``name`` goes in front.
-    """
-    try:
-        found = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not _is_systems(entry.name))
-    except OSError as error:
-        raise UsageError(f"{name}cannot list folder '{folder}' ({error.strerror}): {_EXPECTED}") from error
-    if not found:
-        raise UsageError(
-            f"{name}'{folder}' has no class folders: expected '{folder}/<class>/<image>', "
-            "or data.no_labels=True for images without labels"
-        )
-    return found
-
-
-def image_names(folder: str | os.PathLike[str]) -> list[str]:
-    """The images at any depth below a folder, named from it."""
-    return list(_walk(folder, Counter()))
-
-
-def _walk(folder: str | os.PathLike[str], passed_over: Counter[str]) -> Iterator[str]:
-    """Images at any depth below a folder, named from it, in order; counts the rest by kind."""
+def _walk(folder: str | os.PathLike[str]) -> Iterator[tuple[str, list[str], list[str]]]:
+    """``os.walk`` through links, each real folder once; a folder that cannot be listed is an OSError."""
 
     def refuse(error: OSError) -> None:  # os.walk would go on without the folder
-        raise UsageError(f"cannot list folder '{error.filename}' ({error.strerror}): {_EXPECTED}") from error
+        raise error
 
     seen: set[str] = set()
     for place, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
@@ -175,14 +307,7 @@ def _walk(folder: str | os.PathLike[str], passed_over: Counter[str]) -> Iterator
             folders.clear()
             continue
         seen.add(real)
-        passed_over.update(f"folder {name}" for name in folders if _is_systems(name))
-        folders[:] = sorted(name for name in folders if not _is_systems(name))
-        inside = os.path.relpath(place, folder)
-        for name in sorted(files):
-            if _is_systems(name) or not name.lower().endswith(IMAGE_SUFFIXES):
-                passed_over["hidden" if _is_systems(name) else Path(name).suffix or name] += 1
-            else:
-                yield name if inside == os.curdir else os.path.join(inside, name)
+        yield place, folders, files
 
 
 def _is_systems(name: str) -> bool:
@@ -215,26 +340,6 @@ def reads_folders(cfg: DictConfig) -> bool:
     return cfg.data.dataset in _FOLDER_DATASETS and cfg.data.get("format", "image_folder") != "h5"
 
 
-def check_folders(cfg: DictConfig) -> None:
-    """Check the image folders that a config names, before anything is built from them.
-
-    Raises:
-        UsageError: a folder is missing or has no class folders.
-    """
-    if not reads_folders(cfg):
-        return
-    for key in ("train_path", "val_path"):
-        folder = cfg.data.get(key)
-        if folder is None:
-            continue
-        if not cfg.data.get("no_labels", False):
-            classes = class_folders(folder, f"data.{key}: ")
-            if cfg.data.dataset == "imagenet100" and key == "train_path":  # validation images must have the same
-                _compare_with_imagenet100(folder, frozenset(classes))
-        elif not Path(folder).is_dir():
-            raise UsageError(f"data.{key}: no folder '{folder}': {_EXPECTED}")
-
-
 @cache
 def _compare_with_imagenet100(folder: str, classes: frozenset[str]) -> None:
     """Warn where the classes are not those of the published list: others have drawn a hundred of their own."""
@@ -264,12 +369,6 @@ def why_no_accuracy(data: Mapping[str, Any]) -> str | None:
     if data.get("val_path") is None:
         return "no validation images (data.val_path)"
     return "a single class" if data.get("num_classes") == 1 else None
-
-
-def check_dataset(dataset: Any, name: str) -> None:
-    """:func:`check_images` of a dataset of the suite, if its images are files in folders."""
-    if hasattr(dataset, "loader") and hasattr(dataset, "samples"):
-        check_images([path for path, _ in dataset.samples], name)
 
 
 def check_images(paths: Sequence[str], name: str) -> None:
@@ -321,7 +420,9 @@ def _read(path: str, prefix: str) -> tuple[Image.Image, bool]:
                 image = image.convert("RGBA")
             return image if image.mode == "RGB" else image.convert("RGB"), full is not None
     except Exception as error:  # Pillow's plugins raise whatever their parsers run into
-        raise UsageError(f"{prefix}cannot read image '{path}' ({error}): convert, replace or remove it") from error
+        raise UsageError(
+            "images.unreadable", f"{prefix}cannot read image '{path}' ({error}): convert, replace or remove it"
+        ) from error
 
 
 def _full_scale(image: Image.Image) -> int | None:
@@ -336,18 +437,3 @@ def _full_scale(image: Image.Image) -> int | None:
     if not image.mode.startswith("I"):
         return None
     return 2 ** int(np.max(tags.get(_BITS_PER_SAMPLE, 16))) - 1
-
-
-def check_same_classes(train: Any, val: Any) -> None:
-    """Labels are folder names in order: both splits must have the same.
-
-    Raises:
-        UsageError: names that only one split has.
-    """
-    ours, theirs = getattr(train, "classes", None), getattr(val, "classes", None)
-    if ours is None or theirs is None or list(ours) == list(theirs):
-        return
-    odd = sorted(name for name, count in Counter([*ours, *theirs]).items() if count == 1)
-    raise UsageError(
-        f"train and val folders have different classes: {', '.join(odd)} is in one only; make them the same"
-    )

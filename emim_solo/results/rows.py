@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -149,6 +149,27 @@ def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
             "rows.missing", f"no results at '{path}': expected a rows.jsonl written by a finished run; run one first"
         )
     return Rows(path).all()
+
+
+def of_checkpoint(
+    rows: Iterable[dict[str, Any]], folder: Path, config_hash: str, epochs: int | None = None
+) -> list[dict[str, Any]]:
+    """The rows of one run's checkpoint, on the run's own images, oldest first.
+
+    Args:
+        rows: to choose from.
+        folder: ``<checkpoint.dir>/<method>/<version>``, or one in it. The whole of ``checkpoint.dir`` may have been moved.
+        config_hash: of the run's config.
+        epochs: that the checkpoint was trained for; None for rows of any.
+    """
+    place = Path(os.path.abspath(folder)).parts[-2:]
+    return [
+        row
+        for row in rows
+        if row["config_hash"] == config_hash
+        and Path(row.get("checkpoint") or "").parts[-2:] == place
+        and epochs in (None, row.get("epochs"))
+    ]
 
 
 def _checked(row: Any, place: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from emim_solo.ground.errors import UsageError
-from emim_solo.images.folders import why_no_accuracy
+from emim_solo.images.folders import differing_images, why_no_accuracy
 from emim_solo.results.statistics import Estimate, estimate, paired_difference
 from emim_solo.results.terms import deviations
 
@@ -275,6 +275,14 @@ def collect(rows: Sequence[Row]) -> Results:
             f"rows of different datasets are mixed: {', '.join(datasets)}; expected one benchmark of one dataset, "
             "keep each in a folder of its own"
         )
+    recorded = [row["images"] for row in newest.values() if row.get("images")]  # rows of version 0.2 have none
+    for other in recorded[1:]:
+        if differing := differing_images(recorded[0], other):
+            raise UsageError(
+                "rows.mixed",
+                f"rows of different images are mixed: {', '.join(differing)}; expected one benchmark of one set of images, "
+                "keep each in a folder of its own",
+            )
     runs: dict[tuple[str, int], dict[str, Row]] = {}
     for row in rows:
         run = (str(row["name"]), int(row["seed"]))

@@ -8,7 +8,7 @@ module looks it up by.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -16,34 +16,29 @@ from typing import Any
 
 from torchvision.datasets import ImageFolder
 
-from emim_solo.images.folders import HeldOut, class_folders, find_images, image_names, load_rgb
+from emim_solo.images.folders import Images, load_rgb
 
 
 class LabelledImages(ImageFolder):
-    """torchvision's ``ImageFolder`` on what :func:`find_images` finds, decoded by :func:`load_rgb`."""
+    """torchvision's ``ImageFolder`` on images that were listed already, decoded by :func:`load_rgb`."""
 
-    labelled = True
-    held_out: HeldOut | None = None
+    listed: Mapping[str, Images]  # by absolute folder
 
     def __init__(self, root: str | Path, transform: Any = None) -> None:
-        self.found = find_images(root, labelled=self.labelled)
-        if self.held_out is not None:
-            self.found = self.found.without(self.held_out.positions(len(self.found)))
+        self.images_listed = self.listed[os.path.abspath(root)]
         super().__init__(root, transform, loader=load_rgb)
 
     def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
         """Names of the classes, and the label of each."""
-        return self.found.classes, {name: label for label, name in enumerate(self.found.classes)}
+        return self.images_listed.classes, {name: label for label, name in enumerate(self.images_listed.classes)}
 
     def make_dataset(self, *_: Any, **__: Any) -> list[tuple[str, int]]:  # type: ignore[override]
         """Path and label of each image."""
-        return list(zip(self.found.paths, self.found.labels, strict=True))
+        return list(zip(self.images_listed.paths, self.images_listed.labels, strict=True))
 
 
 class UnlabelledImages(LabelledImages):
     """All images below a folder with the label -1, as the suite's ``CustomDatasetWithoutLabels`` gives them."""
-
-    labelled = False
 
     @property
     def images(self) -> list[str]:
@@ -56,38 +51,32 @@ class UnlabelledImages(LabelledImages):
 
 
 @contextmanager
-def reading_folders(module: ModuleType, *, labelled: bool, held_out: HeldOut | None = None) -> Iterator[None]:
-    """Within it, the datasets that a module of the suite makes of a folder are ours, less the images held out."""
-    own = {
-        name: type(dataset.__name__, (dataset,), {"held_out": held_out})
-        for name, dataset in (
-            ("ImageFolder", LabelledImages if labelled else UnlabelledImages),
-            ("CustomDatasetWithoutLabels", UnlabelledImages),
-        )
+def reading_folders(module: ModuleType, *listed: Images | None) -> Iterator[None]:
+    """Within it, the datasets that a module of the suite makes of these folders are ours."""
+    by_folder = {os.path.abspath(images.folder): images for images in listed if images is not None}
+    unlabelled = any(not images.classes for images in by_folder.values())
+    ours = {
+        "ImageFolder": UnlabelledImages if unlabelled else LabelledImages,
+        "CustomDatasetWithoutLabels": UnlabelledImages,
     }
-    suites = {name: getattr(module, name) for name in own if hasattr(module, name)}
-    for name in suites:
-        setattr(module, name, own[name])
+    theirs = {name: getattr(module, name) for name in ours if by_folder and hasattr(module, name)}
+    for name, dataset in theirs.items():
+        setattr(module, name, type(dataset.__name__, (ours[name],), {"listed": by_folder}))
     try:
         yield
     finally:
-        for name, dataset in suites.items():
+        for name, dataset in theirs.items():
             setattr(module, name, dataset)
 
 
-def folders_for_dali(held_out: Sequence[str] = ()) -> SimpleNamespace:
-    """What the suite's DALI modules use of ``os``: their list of a folder's files, and that of its class folders.
-
-    Args:
-        held_out: paths of images that are not to be found.
-    """
-    left_out = {os.path.abspath(path) for path in held_out}
-
-    def listdir(folder: str | Path) -> list[str]:
-        names = image_names(folder)
-        return [name for name in names if not left_out or os.path.abspath(os.path.join(folder, name)) not in left_out]
-
+def listed_as_os(images: Images) -> SimpleNamespace:
+    """What modules of the suite use of ``os`` to list a folder: its class folders, and the images below one of them."""
+    root = os.path.abspath(images.folder)
+    names: dict[str, list[str]] = {}
+    for path, label in zip(images.paths, images.labels, strict=True):
+        place = root if label < 0 else os.path.join(root, images.folders[label])
+        names.setdefault(place, []).append(os.path.relpath(os.path.abspath(path), place))
     return SimpleNamespace(
-        listdir=listdir,
-        scandir=lambda folder: [SimpleNamespace(name=name, is_dir=lambda: True) for name in class_folders(folder)],
+        listdir=lambda folder: names.get(os.path.abspath(folder), []),
+        scandir=lambda folder: [SimpleNamespace(name=name, is_dir=lambda: True) for name in images.folders],
     )

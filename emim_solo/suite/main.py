@@ -6,15 +6,18 @@ moment, in the middle of ``import solo``.
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from omegaconf import DictConfig, OmegaConf
 from solo.methods import METHODS
 from solo.methods.base import BaseMethod, BaseMomentumMethod
@@ -23,11 +26,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from emim_solo.emim.method import EMIMMethod, complete_method_kwargs
 from emim_solo.ground.errors import UsageError
-from emim_solo.images.folders import HeldOut
-from emim_solo.suite.api import Suite, allow_few_classes, count_classes, give_small_image_stem, open_copy, plain
+from emim_solo.images.folders import RunImages
+from emim_solo.suite import dali
+from emim_solo.suite.api import Suite, allow_few_classes, give_small_image_stem, open_copy, plain
 from emim_solo.suite.fixes import LabelsOptional
-from emim_solo.suite.loaders import reading_folders
-from emim_solo.suite.preflight import check_method
+from emim_solo.suite.loaders import listed_as_os, reading_folders
 
 
 class EMIM(EMIMMethod, LabelsOptional, BaseMethod):
@@ -67,14 +70,22 @@ def _names_read_by(method: type) -> set[str]:
     return set(re.findall(r"method_kwargs\.(\w+)", inspect.getsource(sys.modules[method.__module__])))
 
 
-class CurrentSuite(Suite):
+@contextmanager
+def _listing(module: ModuleType, images: RunImages) -> Iterator[None]:
+    """Within it, a module of the suite that counts the folders in ``data.train_path`` is told what was listed."""
+    theirs = module.os
+    module.os = SimpleNamespace(scandir=lambda _: []) if images.listed is None else listed_as_os(images.listed)  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        module.os = theirs  # type: ignore[attr-defined]
+
+
+class MainSuite(Suite):
     generation = "main"
 
     def emim_class(self) -> type[LightningModule]:
         return EMIM
-
-    def registry(self) -> dict[str, Any]:
-        return METHODS
 
     def optimizer_makers(self) -> dict[str, Callable[..., Any]]:
         return dict(BaseMethod._OPTIMIZERS)
@@ -83,11 +94,12 @@ class CurrentSuite(Suite):
         # The base class gives a small crop features and no embedding; the others never look at it.
         return self.methods()[method].multicrop_forward is not BaseMethod.multicrop_forward
 
-    def complete(self, cfg: DictConfig) -> DictConfig:
-        from solo.args.pretrain import parse_cfg
+    def _complete(self, cfg: DictConfig, images: RunImages) -> DictConfig:
+        from solo.args import pretrain
 
-        cfg = count_classes(parse_cfg(open_copy(cfg)))
-        method = self.methods()[cfg.method]
+        with _listing(pretrain, images):
+            cfg = pretrain.parse_cfg(cfg)
+        method = self.method(cfg.method)
         if issubclass(method, BaseMomentumMethod) and OmegaConf.select(cfg, "momentum") is None:
             cfg.momentum = {}  # every key has a default, and the section none
         cfg = method.add_and_assert_specific_cfg(cfg)
@@ -96,10 +108,10 @@ class CurrentSuite(Suite):
         if method is not EMIM and (missing := sorted(_names_read_by(method) - set(cfg.method_kwargs))):
             names = ", ".join(f"method_kwargs.{name}" for name in missing)
             raise UsageError(
+                "method_kwargs",
                 f"{cfg.method} needs {names}: solo-learn main has no default for them; its "
-                f"scripts/pretrain/cifar have a config of each method to take them from"
+                f"scripts/pretrain/cifar have a config of each method to take them from",
             )
-        check_method(cfg)
         return cfg
 
     def constructor_kwargs(self, cfg: DictConfig) -> dict[str, Any]:
@@ -126,13 +138,13 @@ class CurrentSuite(Suite):
     def backbone(self, model: Any) -> nn.Module:
         return model.backbone
 
-    def train_loader(self, cfg: DictConfig) -> DataLoader:
+    def train_loader(self, cfg: DictConfig, images: RunImages) -> DataLoader:
         from solo.data import pretrain_dataloader as suite_data
 
         views = [
             suite_data.NCropAugmentation(self.view_transform(cfg, view), view.num_crops) for view in cfg.augmentations
         ]
-        with reading_folders(suite_data, labelled=not cfg.data.no_labels, held_out=HeldOut.recorded(cfg)):
+        with reading_folders(suite_data, images.train):
             dataset = suite_data.prepare_datasets(
                 cfg.data.dataset,
                 suite_data.FullTransformPipeline(views),
@@ -145,6 +157,31 @@ class CurrentSuite(Suite):
             dataset, batch_size=cfg.optimizer.batch_size, num_workers=cfg.data.num_workers
         )
 
+    def _dali_datamodule(self, cfg: DictConfig, listing: Any) -> LightningDataModule:
+        from solo.data import dali_dataloader
+        from solo.data.pretrain_dataloader import FullTransformPipeline, NCropAugmentation
+
+        dali_dataloader.os = listing
+        dali.free_cpu_pipelines_from_cuda()
+        build = dali_dataloader.build_transform_pipeline_dali
+        views = [
+            NCropAugmentation(build(cfg.data.dataset, view, dali_device=cfg.dali.device), view.num_crops)
+            for view in cfg.augmentations
+        ]
+        return dali_dataloader.PretrainDALIDataModule(
+            dataset=cfg.data.dataset,
+            train_data_path=cfg.data.train_path,
+            transforms=FullTransformPipeline(views),
+            num_large_crops=cfg.data.num_large_crops,
+            num_small_crops=cfg.data.num_small_crops,
+            num_workers=max(1, cfg.data.num_workers),  # DALI's threads
+            batch_size=cfg.optimizer.batch_size,
+            no_labels=cfg.data.no_labels,
+            data_fraction=cfg.data.fraction,
+            dali_device=cfg.dali.device,
+            encode_indexes_into_labels=cfg.dali.encode_indexes_into_labels,
+        )
+
     def view_transform(self, cfg: DictConfig, view: DictConfig) -> Callable[[Any], Tensor]:
         from solo.data.pretrain_dataloader import build_transform_pipeline
 
@@ -155,18 +192,18 @@ class CurrentSuite(Suite):
 
         return prepare_transforms(dataset)[1]
 
-    def _prepare_evaluation(self, cfg: DictConfig, val_path: str, transform: Any) -> tuple[Dataset, Dataset]:
-        from solo.data import classification_dataloader as suite_data
+    def evaluation_module(self) -> ModuleType:
+        return importlib.import_module("solo.data.classification_dataloader")
 
-        with reading_folders(suite_data, labelled=not cfg.data.get("no_labels", False)):
-            return suite_data.prepare_datasets(
-                cfg.data.dataset,
-                transform,
-                transform,
-                train_data_path=cfg.data.train_path,
-                val_data_path=val_path,
-                data_format="image_folder" if cfg.data.format == "dali" else cfg.data.format,
-            )
+    def _prepare_evaluation(self, cfg: DictConfig, val_path: str, transform: Any) -> tuple[Dataset, Dataset]:
+        return self.evaluation_module().prepare_datasets(
+            cfg.data.dataset,
+            transform,
+            transform,
+            train_data_path=cfg.data.train_path,
+            val_data_path=val_path,
+            data_format="image_folder" if cfg.data.format == "dali" else cfg.data.format,
+        )
 
     def checkpointer(self, cfg: DictConfig) -> Callback:
         from solo.utils.checkpointer import Checkpointer
@@ -183,7 +220,7 @@ class CurrentSuite(Suite):
             from solo.utils.auto_umap import AutoUMAP
         except ImportError as error:
             raise UsageError(
-                f"auto_umap.enabled needs the umap extra ({error}): pip install 'emim-solo[umap]'"
+                "auto_umap.enabled", f"auto_umap.enabled needs the umap extra ({error}): pip install 'emim-solo[umap]'"
             ) from error
         return AutoUMAP(cfg.name, logdir=Path(cfg.auto_umap.dir) / cfg.method, frequency=cfg.auto_umap.frequency)
 
@@ -193,10 +230,14 @@ class CurrentSuite(Suite):
         return WeightedKNNClassifier(k=k, T=temperature, distance_fx=distance)
 
     def complete_linear(self, cfg: DictConfig) -> DictConfig:
-        from solo.args.linear import parse_cfg
+        from solo.args import linear
         from solo.methods.linear import LinearModel
 
-        return LinearModel.add_and_assert_specific_cfg(count_classes(parse_cfg(open_copy(cfg))))
+        classes = cfg.data.get("num_classes", 1)
+        with _listing(linear, RunImages()):
+            cfg = LinearModel.add_and_assert_specific_cfg(linear.parse_cfg(open_copy(cfg)))
+        cfg.data.num_classes = classes
+        return cfg
 
     def linear_model(self, backbone: nn.Module, cfg: DictConfig) -> LightningModule:
         from solo.methods import linear

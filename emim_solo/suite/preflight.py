@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig, OmegaConf
 
 from emim_solo.ground.errors import UsageError
-from emim_solo.images.folders import reads_folders, training_images
 
 _IMAGES = {"cifar10": 50_000, "cifar100": 50_000, "stl10": 105_000}
 _ALL4ONE_HEADS, _ALL4ONE_NEIGHBOURS = 8, 5  # written in the suite
@@ -24,10 +23,15 @@ class _Run(NamedTuple):
     kwargs: dict[str, Any]
     batch: int
     processes: int
+    images: int
 
 
-def check_method(cfg: DictConfig) -> None:
+def check_method(cfg: DictConfig, images: int | None) -> None:
     """Check a complete config against what its method needs.
+
+    Args:
+        cfg: complete.
+        images: that it trains on; None where they are not listed.
 
     Raises:
         UsageError: every need that is not met, and what to set.
@@ -39,13 +43,14 @@ def check_method(cfg: DictConfig) -> None:
         {str(name): value for name, value in kwargs.items()},
         cfg.optimizer.batch_size,
         len(cfg.devices) * cfg.num_nodes,
+        _images(cfg, images),
     )
     checks = [_momentum, _NEEDS.get(cfg.method, _nothing)]
     if cfg.method != "swav" and "queue_size" in run.kwargs:
         checks.append(_whole_batches_in_queue)
     unmet = [need for check in checks for need in check(run)]
     if unmet:
-        raise UsageError(f"{cfg.method} needs {'; '.join(unmet)}")
+        raise UsageError("method", f"{cfg.method} needs {'; '.join(unmet)}")
 
 
 def _nothing(run: _Run) -> Iterator[str]:
@@ -121,7 +126,7 @@ def _deepclusterv2(run: _Run) -> Iterator[str]:
     if run.cfg.data.format == "dali":
         yield "the index of every image, which DALI does not give: set data.format=image_folder"
         return
-    images = _images(run.cfg)
+    images = run.images
     kept = images // (run.batch * run.processes) * run.batch
     if 0 < kept < max(prototypes):
         yield (
@@ -130,9 +135,9 @@ def _deepclusterv2(run: _Run) -> Iterator[str]:
         )
 
 
-def _images(cfg: DictConfig) -> int:
-    """Training images, counted by name: none is read. 0 where they cannot be counted so (an HDF5 file)."""
-    images = len(training_images(cfg)) if reads_folders(cfg) else _IMAGES.get(cfg.data.dataset, 0)
+def _images(cfg: DictConfig, listed: int | None) -> int:
+    """Number of training images. 0 where it is not known (an HDF5 file)."""
+    images = _IMAGES.get(cfg.data.dataset, 0) if listed is None else listed
     return int(images * cfg.data.fraction) if cfg.data.fraction > 0 else images
 
 

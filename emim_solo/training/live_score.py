@@ -26,101 +26,16 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 from omegaconf import DictConfig, OmegaConf
 
-from emim_solo.checkpoints import opening as checkpoints
+from emim_solo.checkpoints import opening
 from emim_solo.emim.measures import scores
-from emim_solo.evaluation.protocol import FEWEST_IMAGES, Protocol
 from emim_solo.evaluation.score import ScoredViews
 from emim_solo.ground import files
-from emim_solo.ground.errors import UsageError
-from emim_solo.images.folders import HeldOut, check_images, find_images, reads_folders
-from emim_solo.suite import plain
+from emim_solo.training.run import Run
 
 MONITOR = "score_view_information"
 BEST = "best"
-DEFAULTS: dict[str, Any] = {
-    "enabled": False,
-    "protocol": "default",
-    "every_n_epochs": None,
-    "patience": None,
-    "keep_best": False,
-}
 _COST = 20  # one scoring takes less than one in twenty of the forwards since the last one
 _FORWARDS_OF_A_CROP = 3  # one forward, and one backward that costs two
-_HELD_OUT = 10  # one image in ten at most
-
-
-def complete_score(cfg: DictConfig) -> None:
-    """Check the section ``score`` and complete it; one that is not enabled is taken out. Changes ``cfg``.
-
-    Beside the user's keys it then has ``protocol_hash`` and, without ``data.val_path``, ``held_out``: which training
-    images are not trained on (see :class:`HeldOut`). No image is read.
-
-    Args:
-        cfg: of a pretraining, its folders checked, before the suite has completed it.
-
-    Raises:
-        UsageError: an unknown key, a bad value or protocol, or too few images.
-    """
-    given = cfg.pop("score", None)
-    if given is None:
-        return
-    expected = f"expected some of {', '.join(f'score.{key}' for key in DEFAULTS)}"
-    if not isinstance(given, DictConfig):
-        raise UsageError(f"score={given}: {expected}")
-    if unknown := [f"score.{key}" for key in map(str, given) if key not in DEFAULTS]:
-        raise UsageError(f"unknown {', '.join(unknown)}: {expected}")
-    score = DEFAULTS | plain(given)
-    for key in ("enabled", "keep_best"):
-        if not isinstance(score[key], bool):
-            raise UsageError(f"score.{key}={score[key]}: expected True or False")
-    for key in ("every_n_epochs", "patience"):
-        value = score[key]
-        if value is not None and not (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
-            raise UsageError(f"score.{key}={value}: expected a whole number of at least 1, or null")
-    if not score["enabled"]:
-        if idle := [f"score.{key}={score[key]}" for key in ("patience", "keep_best") if score[key]]:
-            raise UsageError(f"{', '.join(idle)} without a score: add score.enabled=True")
-        return
-    if score["keep_best"] and not OmegaConf.select(cfg, "checkpoint.enabled", default=False):
-        raise UsageError("score.keep_best=True keeps a checkpoint: add checkpoint.enabled=True")
-    protocol = Protocol.read(str(score["protocol"]))
-    cfg.score = score | {"protocol_hash": protocol.hash}
-    if (held_out := _to_hold_out(cfg, protocol)) is not None:
-        cfg.score.held_out = held_out
-
-
-def _to_hold_out(cfg: DictConfig, protocol: Protocol) -> dict[str, int] | None:
-    """Which training images to keep from training where there are no others, as :class:`HeldOut` has it."""
-    validated = cfg.data.get("val_path") is not None
-    if not reads_folders(cfg):
-        if validated:
-            return None
-        raise UsageError(
-            "score.enabled=True without data.val_path holds training images out of folders, not of data.dataset="
-            f"{cfg.data.dataset} in this format: set data.val_path (labels are not used)"
-        )
-    labelled = not cfg.data.get("no_labels", False)
-    found = len(find_images(cfg.data.val_path if validated else cfg.data.train_path, labelled=labelled))
-    images = min(protocol.images, found if validated else found // _HELD_OUT)
-    if images < FEWEST_IMAGES:
-        kind = f"{found} validation images" if validated else f"a tenth of {found} training images to hold out"
-        raise UsageError(f"score.enabled=True with {kind}: scores need at least {FEWEST_IMAGES}; add some")
-    return None if validated else {"images": images, "of": found, "seed": protocol.seed}
-
-
-def check_resumed(path: Path, cfg: DictConfig) -> None:
-    """Check that a checkpoint to resume was not trained on the images that are held out now.
-
-    Raises:
-        UsageError: it was.
-    """
-    ours, stored = HeldOut.recorded(cfg), checkpoints.stored_arguments(path)
-    if ours is not None and stored and (theirs := HeldOut.recorded(OmegaConf.create(stored))) != ours:
-        raise UsageError(
-            f"checkpoint '{path}' was trained with {theirs or 'no images'} held out, this run holds out {ours}: its score "
-            "would be of images it was trained on; resume with the same images and score.protocol, set data.val_path, "
-            "or start a new run"
-        )
 
 
 def stopped_early(contents: Mapping[str, Any], cfg: DictConfig) -> bool:
@@ -150,26 +65,20 @@ def is_last_epoch(trainer: Trainer) -> bool:
     return epochs or 0 <= trainer.max_steps <= trainer.global_step or trainer.should_stop
 
 
-def score_callbacks(cfg: DictConfig, model: LightningModule, folder: Path) -> list[Callback]:
+def score_callbacks(run: Run, model: LightningModule) -> list[Callback]:
     """What scores a run while it trains, to come before what saves checkpoints; empty where that is not enabled.
 
     Args:
-        cfg: complete.
+        run: decided.
         model: that will be trained.
-        folder: of the run.
 
     Raises:
-        UsageError: an image cannot be read, or the method has no such features.
+        UsageError: the method has no such features.
     """
-    if not OmegaConf.select(cfg, "score.enabled", default=False):
+    cfg, folder = run.config, run.folder
+    if run.protocol is None or folder is None:
         return []
-    protocol = Protocol.read(str(cfg.score.protocol))
-    if protocol.hash != cfg.score.protocol_hash:
-        raise UsageError(
-            f"score.protocol={cfg.score.protocol} was changed since this config was completed: start again"
-        )
-    views = ScoredViews(cfg, protocol)
-    check_images(views.paths, f"{views.which} images")
+    views = ScoredViews(cfg, run.protocol, run.images)
     with _undisturbed(model):
         views.check_features(model)
     watchers: list[StopOnScore | KeepBest] = []
@@ -289,9 +198,9 @@ class KeepBest(ModelCheckpoint):
 
     def on_scored(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_epoch_end(trainer, pl_module)
-        arguments = self.folder / checkpoints.ARGUMENTS
+        arguments = self.folder / opening.ARGUMENTS
         if trainer.is_global_zero and arguments.is_file():
-            with files.whole(self.folder / BEST / checkpoints.ARGUMENTS) as unfinished:
+            with files.whole(self.folder / BEST / opening.ARGUMENTS) as unfinished:
                 shutil.copyfile(arguments, unfinished)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ import json
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,9 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from emim_solo.ground import compare, configs, files
 from emim_solo.ground.errors import UsageError
+from emim_solo.images.folders import Listings
 from emim_solo.suite import plain
-from emim_solo.training.pretraining import prepare
+from emim_solo.training.run import Run, prepare
 
 SAMPLERS = ("TPESampler", "RandomSampler", "GPSampler")
 PRUNERS = (
@@ -68,6 +69,7 @@ class Search:
     sampler: Any
     pruner: Any
     seed: int
+    listings: Listings = field(default_factory=Listings)
 
     @staticmethod
     def read(config_path: str, config: str, name: str | None, overrides: Sequence[str]) -> Search:
@@ -128,23 +130,25 @@ class Search:
         OmegaConf.update(cfg, "score.enabled", True, force_add=True)
         return cfg
 
-    def complete(self, values: Mapping[str, Any], folder: Path, number: int) -> DictConfig:
-        """The config of a trial, checked and complete, its checkpoints in ``folder``.
+    def complete(self, values: Mapping[str, Any], folder: Path, number: int) -> Run:
+        """The run of a trial, its checkpoints in ``folder``.
 
         Raises:
             UsageError: as :func:`~emim_solo.training.pretraining.prepare`, or more than one device.
         """
-        cfg = prepare(self.compose(values))
-        if cfg.resume_from_checkpoint is not None:
+        cfg = self.compose(values)
+        cfg.name = f"{cfg.name}-trial{number}"
+        kept = {"enabled": True, "dir": str(folder), "frequency": 1, "keep_prev": False}
+        cfg.checkpoint = {**(cfg.get("checkpoint") or {}), **kept}
+        if cfg.get("resume_from_checkpoint") is not None:
             raise UsageError("resume_from_checkpoint: trials start afresh, or go on from their own; leave it out")
-        if len(cfg.devices) * cfg.num_nodes > 1:
+        run = prepare(cfg, self.listings)
+        if run.processes > 1:
             raise UsageError(
-                f"devices={cfg.devices}, num_nodes={cfg.num_nodes}: a trial runs on one device; set devices=1, and "
+                f"devices={run.config.devices}, num_nodes={run.config.num_nodes}: a trial runs on one device; set devices=1, and "
                 "start the command several times on the same folder, with another CUDA_VISIBLE_DEVICES each"
             )
-        cfg.name = f"{cfg.name}-trial{number}"
-        cfg.checkpoint = {**cfg.checkpoint, "enabled": True, "dir": str(folder), "frequency": 1, "keep_prev": False}
-        return cfg
+        return run
 
     def check(self) -> DictConfig:
         """Check every key, and both ends of every range, each with the first values of the others.
@@ -158,7 +162,7 @@ class Search:
         written = self.compose({})
         first = {key: self.ends(key)[0] for key in self.params}
         known = {key: value for key, value in first.items() if _has(written, key)}
-        base = self.complete(known, Path(), 0)
+        base = self.complete(known, Path(), 0).config
         of_trainer = inspect.signature(Trainer.__init__).parameters
         for key in self.params:
             # What optimizer and backbone take is checked by themselves.
@@ -167,7 +171,7 @@ class Search:
                 near = difflib.get_close_matches(key, compare.leaves(plain(base)), n=3, cutoff=0.0)
                 raise UsageError(f"the config has no {key} to search: did you mean {', '.join(near)}?")
         if known != first:
-            base = self.complete(first, Path(), 0)
+            base = self.complete(first, Path(), 0).config
         for key in self.params:
             for value in self.ends(key)[1:]:
                 try:

@@ -191,9 +191,10 @@ class Tuning:
         fields: dict[str, Any] = {"device": "gpu" if torch.cuda.is_available() else "cpu"}
         state, reason, score = TrialState.FAIL, None, math.nan
         try:
-            cfg = self.search.complete(values, self.folder, number)
+            run = self.search.complete(values, self.folder, number)
+            cfg = run.config
             self._count_starts(trial, cfg)
-            row = pretrain(cfg, version=f"trial-{number}", more_callbacks=[Report(trial)])
+            row = pretrain(run, version=f"trial-{number}", more_callbacks=[Report(trial)])
             score = row["metrics"].get(MONITOR, math.nan)
             fields = {key: row[key] for key in ("device", "seconds", "epochs")}
             if math.isfinite(score):
@@ -211,9 +212,6 @@ class Tuning:
         except Stopped:
             trial.set_user_attr(_STARTS, [])  # its user's will, not its fault
             raise
-        finally:
-            if (wandb := sys.modules.get("wandb")) is not None:
-                wandb.finish()  # else the next trial would go on in its run
         scored = self.study.get_trials(deepcopy=False)[trial.number].intermediate_values
         if state != TrialState.COMPLETE:
             score = scored[max(scored)] if scored else math.nan

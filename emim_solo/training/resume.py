@@ -1,0 +1,182 @@
+"""May this be continued, and from which file? Every rule about going on with a run is here.
+
+What a clone's own script asks of EMIM alone is in :meth:`emim_solo.emim.method.EMIMMethod.on_load_checkpoint` and
+:mod:`emim_solo.plugin.auto_resumer`; they compare by :mod:`emim_solo.ground.compare`, as this module does.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
+from omegaconf import DictConfig, OmegaConf
+
+from emim_solo.checkpoints import opening
+from emim_solo.ground import compare
+from emim_solo.ground.errors import UsageError
+from emim_solo.images.folders import HeldOut, check_held_out, differing_images
+from emim_solo.suite.api import plain
+from emim_solo.training.live_score import stopped_early
+from emim_solo.training.run import Run, Start
+
+
+def decide(run: Run, version: str | None = None) -> Run:
+    """The run with its folder and the decision how it starts.
+
+    Args:
+        run: from :func:`emim_solo.training.run.prepare`.
+        version: name of its folder. An existing one is continued from its last checkpoint. None takes
+            ``resume_from_checkpoint``, else what ``auto_resume`` finds, else a new number.
+
+    Raises:
+        UsageError: the checkpoint is not one that this run may go on from, and why.
+    """
+    latest = opening.last_whole(run.base / version) if version else _to_resume(run)
+    if latest is None:
+        return replace(run, folder=_folder(run, version, None))
+    path, contents = latest
+    opening.check_generation(path, contents)
+    stored = opening.stored_arguments(path)
+    same_run = version is not None or (path.parent.parent == run.base and not _differences(stored, run))
+    epochs = contents["epoch"] + 1
+    finished = epochs >= run.config.max_epochs or (same_run and _had_ended(contents, run.config))
+    if finished and not same_run:
+        raise UsageError(
+            "resume.finished",
+            f"checkpoint '{path}' has {epochs} epochs already, max_epochs={run.config.max_epochs} leaves nothing to train: "
+            "raise max_epochs",
+        )
+    if not finished:
+        _check_schedule(path, stored, run)
+        _check_score(path, stored, run)
+    _check_images(path, contents.get(opening.IMAGES, {}), run, same_run=version is not None)
+    start = Start(path, contents, epochs, finished, same_run)
+    return replace(run, folder=_folder(run, version, path), start=start)
+
+
+def _had_ended(contents: Mapping[str, Any], cfg: DictConfig) -> bool:
+    """Whether a run's score, its steps or its time had ended it when a checkpoint was written."""
+    timer = Timer(cfg.get("max_time"))
+    if state := contents.get("callbacks", {}).get(timer.state_key):
+        timer.load_state_dict(state)
+    remaining = timer.time_remaining()
+    steps, most = contents.get("global_step", 0), cfg.get("max_steps", -1)
+    return stopped_early(contents, cfg) or 0 <= most <= steps or (remaining is not None and remaining <= 0)
+
+
+def _to_resume(run: Run) -> tuple[Path, dict[str, Any]] | None:
+    """What ``resume_from_checkpoint`` names, else, with ``auto_resume``, the latest run of this very config.
+
+    The suite's AutoResumer looks at the newest run alone and compares a few settings, the seed not among them.
+    """
+    cfg = run.config
+    if cfg.resume_from_checkpoint is not None:
+        path = Path(cfg.resume_from_checkpoint)
+        return path, opening.load(path)
+    if not cfg.auto_resume.enabled:
+        return None
+    oldest = time.time() - 3600 * cfg.auto_resume.max_hours
+    folders = {path.parent for path in run.base.glob("*/*.ckpt")}
+    changed = {folder: max(path.stat().st_mtime for path in folder.glob("*.ckpt")) for folder in folders}
+    recent = sorted((folder for folder in folders if changed[folder] > oldest), key=changed.__getitem__, reverse=True)
+    others: list[tuple[Path, list[str]]] = []
+    for folder in recent:
+        differing = _differences(opening.stored_arguments(folder / opening.ARGUMENTS), run)
+        if not differing and (latest := opening.last_whole(folder)) is not None:
+            differing = differing_images(latest[1].get(opening.IMAGES, {}), run.images.record)
+            if not differing:
+                return latest
+        others.append((folder, differing))
+    if others:
+        folder, differing = others[0]
+        rank_zero_warn(f"auto_resume: '{folder}' is of other settings: {', '.join(differing)}; a new run starts")
+    return None
+
+
+def _differences(stored: Mapping[str, Any], run: Run) -> list[str]:
+    """What a stored config differs in from that of a run, of what changes results."""
+    ours = plain(run.config)
+    theirs = {key: value for key, value in stored.items() if key in ours or key == "score"}
+    if not (stored.get("score") or {}).get("enabled"):  # then the section is not in ours
+        theirs.pop("score", None)
+    return compare.differences(dict.fromkeys(ours) | theirs, ours, but=compare.NO_RESULT)
+
+
+def _check_schedule(path: Path, stored: Mapping[str, Any], run: Run) -> None:
+    """A resumed run goes on with its checkpoint's optimizer and schedule; what Lightning cannot put into it is refused."""
+    theirs, ours = OmegaConf.create(dict(stored)), run.config
+    for key in ("optimizer.name", "scheduler.name"):
+        before, now = OmegaConf.select(theirs, key), OmegaConf.select(ours, key)
+        if before is not None and before != now:
+            raise UsageError(
+                key,
+                f"checkpoint '{path}' was trained with {key}={before}, this run is {now}: resume with {before}, or start a "
+                "new run",
+            )
+    for section in ("optimizer", "scheduler"):
+        for key, before in (theirs.get(section) or {}).items():
+            now = ours[section].get(key)
+            if key != "batch_size" and before != now:
+                rank_zero_warn(f"resuming goes on with the checkpoint's {section}.{key}={before}, not with {now}")
+
+
+def _check_score(path: Path, stored: Mapping[str, Any], run: Run) -> None:
+    """Scores of one run are of one protocol, or the best of them and the patience would be of unlike numbers."""
+    before, now = (stored.get("score") or {}).get("protocol_hash"), OmegaConf.select(run.config, "score.protocol_hash")
+    if before is not None and now is not None and before != now:
+        raise UsageError(
+            "score.protocol",
+            f"checkpoint '{path}' was scored by protocol {before}, score.protocol={run.config.score.protocol} is {now}: best "
+            "and patience would compare unlike numbers; resume with its protocol, or start a new run",
+        )
+
+
+def _check_images(path: Path, recorded: Mapping[str, Any], run: Run, *, same_run: bool) -> None:
+    """Images that are held out now were not trained on before; other images are refused, or said.
+
+    Args:
+        path: of the checkpoint.
+        recorded: which images it was trained on; one of version 0.2 says nothing.
+        run: that would go on from it.
+        same_run: whether it goes on in a folder of its own, where its rows are compared with others.
+    """
+    ours = HeldOut.recorded(run.config)
+    stored = opening.stored_arguments(path)
+    if ours is not None and stored and (theirs := HeldOut.recorded(OmegaConf.create(stored))) != ours:
+        raise UsageError(
+            "images.held_out",
+            f"checkpoint '{path}' was trained with {theirs or 'no images'} held out, this run holds out {ours}: its score "
+            "would be of images it was trained on; resume with the same images and score.protocol, set data.val_path, "
+            "or start a new run",
+        )
+    check_held_out(recorded, run.images, path)
+    if differing := differing_images(recorded, run.images.record):
+        said = f"checkpoint '{path}' is of other images: {', '.join(differing)}"
+        if same_run:
+            raise UsageError(
+                "images.changed", f"{said}; put the images back as they were, or start a new run elsewhere"
+            )
+        rank_zero_warn(f"{said}; the run goes on with those that are there now")
+
+
+def _folder(run: Run, version: str | None, resumed: Path | None) -> Path:
+    """The run's folder: the named one, that of the checkpoint where it is of this method's, else a new number."""
+    if version is not None:
+        return run.base / version
+    if resumed is not None and resumed.parent.parent == run.base:
+        return resumed.parent
+    if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
+        return run.base / "0"  # only rank zero writes
+    run.base.mkdir(parents=True, exist_ok=True)
+    number = 0
+    while True:
+        try:
+            (run.base / str(number)).mkdir()
+            return run.base / str(number)
+        except FileExistsError:
+            number += 1

@@ -1,0 +1,263 @@
+"""The keys of a pretraining config that are known, with the type and the bounds of each value.
+
+It is solo-learn main's schema, with the keys that are this package's. A config may have other keys: a method, an
+optimizer or a backbone may know them. What their own sections hold (``method_kwargs``, ``backbone.kwargs``,
+``optimizer.kwargs``) is checked by who takes it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, is_dataclass
+from typing import Any, get_args, get_origin, get_type_hints
+
+from emim_solo.ground.settings import setting
+
+MOST_PROCESSES = 4_096
+_MOST_SEED = 2**32 - 1  # of NumPy's generators
+_MOST_CROPS, _MOST_PIXELS, _MOST_WORKERS = 1_000, 10_000, 1_024  # more is a typing error, and would end in memory
+
+PRECISIONS = (
+    16,
+    32,
+    64,
+    *(f"{bits}" for bits in (16, 32, 64)),
+    "bf16",
+    "transformer-engine",
+    "transformer-engine-float16",
+)
+PRECISIONS += ("16-true", "16-mixed", "bf16-true", "bf16-mixed", "32-true", "64-true")
+
+
+@dataclass(kw_only=True)
+class Crop:
+    enabled: bool = True
+    crop_min_scale: float = setting(0.08, above=0, most=1)
+    crop_max_scale: float = setting(1.0, above=0, most=1)
+
+
+@dataclass(kw_only=True)
+class Jitter:
+    prob: float = setting(0.0, least=0, most=1)
+    brightness: float | list[float] = setting(0.0, least=0)
+    contrast: float | list[float] = setting(0.0, least=0)
+    saturation: float | list[float] = setting(0.0, least=0)
+    hue: float | list[float] = setting(0.0, least=-0.5, most=0.5)
+
+
+@dataclass(kw_only=True)
+class Chance:
+    prob: float = setting(0.0, least=0, most=1)
+
+
+@dataclass(kw_only=True)
+class View:
+    """An entry of ``augmentations``."""
+
+    crop_size: int = setting(least=1, most=_MOST_PIXELS)
+    num_crops: int = setting(least=1, most=_MOST_CROPS)
+    rrc: Crop = field(default_factory=Crop)
+    color_jitter: Jitter = field(default_factory=Jitter)
+    grayscale: Chance = field(default_factory=Chance)
+    gaussian_blur: Chance = field(default_factory=Chance)
+    solarization: Chance = field(default_factory=Chance)
+    equalization: Chance = field(default_factory=Chance)
+    horizontal_flip: Chance = field(default_factory=Chance)
+    mean: list[float] | None = None
+    std: list[float] | None = setting(None, above=0)
+
+
+@dataclass(kw_only=True)
+class Data:
+    dataset: str = setting(choices=("custom", "cifar10", "cifar100", "stl10", "imagenet100", "imagenet"))
+    train_path: str = setting()
+    val_path: str | None = None
+    format: str = setting("image_folder", choices=("image_folder", "dali", "h5"))
+    num_workers: int = setting(least=0, most=_MOST_WORKERS)
+    no_labels: bool = False
+    fraction: float = setting(-1.0, most=1)
+    embedded: str | None = None
+
+
+@dataclass(kw_only=True)
+class Backbone:
+    name: str = setting()
+    kwargs: dict[str, Any] | None = None
+    small_image_stem: bool = False
+
+
+@dataclass(kw_only=True)
+class Optimizer:
+    name: str = setting()
+    batch_size: int = setting(least=2)
+    lr: float = setting(least=0)
+    classifier_lr: float = setting(least=0)
+    weight_decay: float = setting(least=0)
+    exclude_bias_n_norm_wd: bool = False
+    kwargs: dict[str, Any] | None = None
+
+
+@dataclass(kw_only=True)
+class Scheduler:
+    name: str = setting()
+    lr_decay_steps: list[int] | None = setting(None, least=1)
+    min_lr: float = setting(0.0, least=0)
+    warmup_start_lr: float = setting(3e-5, least=0)
+    warmup_epochs: float = setting(10.0, least=0)
+    interval: str = setting("step", choices=("step", "epoch"))
+
+
+@dataclass(kw_only=True)
+class CheckpointKeys:
+    enabled: bool = False
+    dir: str = "trained_models"
+    frequency: int = setting(1, least=1)
+    keep_prev: bool = False
+
+
+@dataclass(kw_only=True)
+class AutoResume:
+    enabled: bool = False
+    max_hours: float = setting(36.0, least=0)
+
+
+@dataclass(kw_only=True)
+class Wandb:
+    enabled: bool = False
+    entity: str | None = None
+    project: str | None = "solo-learn"
+    group: str | None = None
+    offline: bool = False
+
+
+@dataclass(kw_only=True)
+class Switch:
+    enabled: bool = False
+
+
+@dataclass(kw_only=True)
+class KNN:
+    enabled: bool = False
+    k: int = setting(20, least=1)
+    distance_func: str = setting("euclidean", choices=("cosine", "euclidean"))
+
+
+@dataclass(kw_only=True)
+class UMAP:
+    enabled: bool = False
+    dir: str = "auto_umap"
+    frequency: int = setting(1, least=1)
+
+
+@dataclass(kw_only=True)
+class Momentum:
+    base_tau: float = setting(0.99, least=0, most=1)
+    final_tau: float = setting(1.0, least=0, most=1)
+    classifier: bool = False
+
+
+@dataclass(kw_only=True)
+class Dali:
+    device: str = setting("gpu", choices=("cpu", "gpu"))
+    encode_indexes_into_labels: bool = False
+
+
+@dataclass(kw_only=True)
+class Performance:
+    disable_channel_last: bool = False
+
+
+@dataclass(kw_only=True)
+class Score:
+    """The score without labels while a run trains."""
+
+    enabled: bool = False
+    protocol: str = "default"
+    every_n_epochs: int | None = setting(None, least=1)
+    patience: int | None = setting(None, least=1)
+    keep_best: bool = False
+
+
+@dataclass(kw_only=True)
+class TrainerOptions:
+    """Of Lightning's Trainer, those that a config may have beside the run's own; the Trainer takes them as they are."""
+
+    accelerator: str = setting("auto", choices=("auto", "cpu", "gpu", "cuda", "mps", "tpu"))
+    strategy: str | None = None
+    precision: str | int | None = setting(None, choices=PRECISIONS)
+    sync_batchnorm: bool = False
+    max_time: str | dict[str, int] | None = None
+    min_epochs: int | None = setting(None, least=1)
+    max_steps: int = setting(-1, least=-1)
+    min_steps: int | None = setting(None, least=1)
+    limit_train_batches: int | float | None = setting(None, above=0)
+    limit_val_batches: int | float | None = setting(None, least=0)
+    limit_test_batches: int | float | None = setting(None, least=0)
+    limit_predict_batches: int | float | None = setting(None, least=0)
+    overfit_batches: int | float = setting(0.0, least=0)
+    val_check_interval: int | float | None = setting(None, above=0)
+    check_val_every_n_epoch: int | None = setting(1, least=1)
+    num_sanity_val_steps: int | None = setting(None, least=-1)
+    log_every_n_steps: int | None = setting(None, least=0)
+    enable_progress_bar: bool | None = None
+    enable_model_summary: bool | None = None
+    accumulate_grad_batches: int = setting(1, least=1)
+    gradient_clip_val: int | float | None = setting(None, least=0)
+    gradient_clip_algorithm: str | None = setting(None, choices=("norm", "value"))
+    deterministic: bool | str | None = setting(None, choices=("warn",))
+    benchmark: bool | None = None
+    inference_mode: bool = True
+    use_distributed_sampler: bool = True
+    profiler: str | None = setting(None, choices=("simple", "advanced", "pytorch", "xla"))
+    detect_anomaly: bool = False
+    enable_autolog_hparams: bool = True
+
+
+REFUSED = {
+    "barebones": "it turns off what a run is made of: leave it out",
+    "callbacks": "callbacks are Python objects: pass them to emim_solo.pretraining.pretrain",
+    "default_root_dir": "a run lies in checkpoint.dir: set that",
+    "enable_checkpointing": "set checkpoint.enabled",
+    "fast_dev_run": "it saves nothing: set max_epochs=1 +limit_train_batches=1 +limit_val_batches=1",
+    "logger": "set wandb.enabled=True or tensorboard.enabled=True; metrics.csv is always written",
+    "model_registry": "checkpoints go to checkpoint.dir alone: leave it out",
+    "plugins": "plugins are Python objects: leave it out",
+    "reload_dataloaders_every_n_epochs": "the loader is seeded for each epoch: leave it out",
+}
+"""Options of the Trainer that a config cannot have, and what to do instead."""
+
+
+@dataclass(kw_only=True)
+class Config(TrainerOptions):
+    """All keys of a pretraining config that are known."""
+
+    name: str = ""
+    method: str = ""
+    seed: int = setting(5, least=0, most=_MOST_SEED)
+    max_epochs: int = setting(100, least=1)
+    num_nodes: int = setting(1, least=1, most=MOST_PROCESSES)
+    backbone: Backbone | None = None
+    method_kwargs: dict[str, Any] | None = None
+    momentum: Momentum | None = None
+    data: Data | None = None
+    dali: Dali | None = None
+    augmentations: list[View] = setting([])
+    optimizer: Optimizer | None = None
+    scheduler: Scheduler | None = None
+    checkpoint: CheckpointKeys | None = None
+    auto_resume: AutoResume | None = None
+    resume_from_checkpoint: str | None = None
+    knn_eval: KNN | None = None
+    auto_umap: UMAP | None = None
+    wandb: Wandb | None = None
+    tensorboard: Switch | None = None
+    performance: Performance | None = None
+    score: Score | None = None
+    debug_augmentations: bool = False
+
+
+SECTIONS = tuple(
+    name
+    for name, hint in get_type_hints(Config).items()
+    if any(is_dataclass(option) or get_origin(option) is dict for option in get_args(hint)) and name != "max_time"
+)
+"""Keys whose values are settings by name."""
