@@ -1,11 +1,13 @@
-"""Forward and backward of EMIM's losses beside the suite's own Barlow Twins and VICReg losses, on the same tensors.
+"""Forward and backward of EMIM's losses beside those of the suite (solo-learn) and of lightly, on the same tensors.
 
-    python benchmarks/objective_speed.py [--threads 1] [--repeats 5] [--sizes 256x128 256x2048] [--output speed.json]
+    python benchmarks/objective_speed.py [--threads 1] [--rounds 1] [--sizes 2x256x128 20x100x1024] [--output speed.json]
 
-All losses take turns within every repeat, so that a busy machine slows them alike; the figure is the median, on a GPU
-between two events of its own clock. Peak memory is what a first call adds to the process (CPU, each in a fork of its
-own) or to the allocator (CUDA). The default sizes take some ten minutes on one core, nearly all of it in the suite's
-losses at width 8192 and in factorisations of 4096 x 4096. Where there is a GPU, a section of it follows.
+A size is K x N x d: views, samples, dimensions. All losses of a size take turns, and in a round each has each place of a
+turn once, so that neither a busy machine nor the order favours one. The figure is the median over the turns: of the
+processor's time, which other processes change less than the clock's, on a GPU between two events of its own clock. Peak
+memory is what a first call adds to the process (CPU, each in a fork of its own) or to the allocator (CUDA). The default
+sizes take some fifteen minutes on one core, most of it in Barlow Twins and VICReg at width 8192. Where there is a GPU, a
+section of it follows. lightly is a development dependency.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import os
 import platform
 import resource
 import statistics
@@ -24,41 +27,86 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightly.loss import BarlowTwinsLoss, EMPSSLLoss, FroSSLLoss, LeJEPALoss, MMCRLoss
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from emim_solo.emim.objective import emim_loss_func, mutual_information
 from emim_solo.suite import load_suite
 
-Loss = Callable[[Tensor, Tensor], Tensor]
-OURS: dict[str, Loss] = {
-    "emim (default: bound)": emim_loss_func,
+Loss = Callable[..., Tensor]
+Size = tuple[int, int, int]
+OURS = "emim (default: bound)"
+TWO_VIEWS: dict[str, Loss] = {
     "emim objective=exact": partial(emim_loss_func, objective="exact"),
     "mutual_information": mutual_information,
 }
 
 
-def losses() -> dict[str, Loss]:
-    load_suite()  # makes solo-learn 1.0.2 importable on today's torch
-    from solo.losses import barlow_loss_func, vicreg_loss_func
-
-    return {"barlow (suite)": barlow_loss_func, "vicreg (suite)": vicreg_loss_func, **OURS}
+def frossl(*views: Tensor) -> Tensor:
+    return FroSSLLoss()(list(views))
 
 
-def embeddings(size: tuple[int, int], device: str) -> tuple[Tensor, Tensor]:
-    """Two correlated views, leaves that ask for gradients."""
+def emp_ssl(*views: Tensor) -> Tensor:
+    return EMPSSLLoss()(list(views))
+
+
+def lejepa(*views: Tensor) -> Tensor:
+    z, large = torch.stack(views), min(2, len(views) - 1)  # it asks for a small view
+    return LEJEPA(local_proj=z[large:], global_proj=z[:large])
+
+
+def mmcr(*views: Tensor) -> Tensor:
+    z, half = normalize(torch.stack(views, 1), dim=-1), len(views) // 2
+    return MMCRLoss()(z[:, :half], z[:, half:])
+
+
+def mmcr_by_values(*views: Tensor) -> Tensor:
+    """MMCR without its term of weight 0.005 and without the singular vectors that lightly computes beside the values."""
+    return -torch.linalg.matrix_norm(normalize(torch.stack(views), dim=-1).mean(0), ord="nuc")
+
+
+LEJEPA = LeJEPALoss()
+MANY_VIEWS: dict[str, Loss] = {
+    "frossl (lightly)": frossl,
+    "mmcr (lightly)": mmcr,
+    "mmcr, values alone": mmcr_by_values,
+    "lejepa (lightly)": lejepa,
+    "emp-ssl (lightly)": emp_ssl,
+}
+
+
+def losses(views: int, samples: int) -> dict[str, Loss]:
+    """Those of K views where samples are few, as such a loss is used; the others are for two."""
+    found: dict[str, Loss] = {OURS: emim_loss_func}
+    if samples <= 100:
+        found |= MANY_VIEWS
+    if views == 2:
+        load_suite()  # makes solo-learn 1.0.2 importable on today's torch
+        from solo.losses import barlow_loss_func, vicreg_loss_func
+
+        suite = {"barlow (suite)": barlow_loss_func, "vicreg (suite)": vicreg_loss_func}
+        found |= {**suite, "barlow (lightly)": BarlowTwinsLoss(), **TWO_VIEWS}
+    return found
+
+
+def embeddings(size: Size, device: str) -> list[Tensor]:
+    """Correlated views, leaves that ask for gradients."""
     torch.manual_seed(0)
-    source, noise = torch.randn(2, *size, device=device)
-    return source.requires_grad_(), (source.detach() + noise).requires_grad_()
+    views, *shape = size
+    source = torch.randn(shape, device=device)
+    return [(source + torch.randn(shape, device=device)).requires_grad_() for _ in range(views)]
 
 
-def seconds(loss: Loss, z1: Tensor, z2: Tensor, calls: int = 1) -> float:
+def seconds(loss: Loss, views: list[Tensor], calls: int = 1) -> float:
     """Of one forward and backward pass, the mean over `calls`."""
 
     def step() -> None:
-        z1.grad = z2.grad = None
-        loss(z1, z2).backward()
+        for view in views:
+            view.grad = None
+        loss(*views).backward()
 
-    if z1.is_cuda:
+    if views[0].is_cuda:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
         for _ in range(calls):
@@ -66,24 +114,26 @@ def seconds(loss: Loss, z1: Tensor, z2: Tensor, calls: int = 1) -> float:
         end.record()
         end.synchronize()
         return start.elapsed_time(end) / 1e3 / calls
-    begin = time.perf_counter()
+    begin = time.process_time()
     for _ in range(calls):
         step()
-    return (time.perf_counter() - begin) / calls
+    return (time.process_time() - begin) / calls
 
 
-def median_seconds(all_losses: dict[str, Loss], size: tuple[int, int], device: str, repeats: int) -> dict[str, Any]:
-    z1, z2 = embeddings(size, device)
+def median_seconds(all_losses: dict[str, Loss], size: Size, device: str, rounds: int) -> dict[str, Any]:
+    views = embeddings(size, device)
     # The first call warms up; a short one is repeated until the clock can tell.
-    calls = {name: max(1, int(0.05 / seconds(loss, z1, z2))) for name, loss in all_losses.items()}
+    calls = {name: max(1, int(0.05 / seconds(loss, views))) for name, loss in all_losses.items()}
     times: dict[str, list[float]] = {name: [] for name in all_losses}
-    for _ in range(repeats):
-        for name, loss in all_losses.items():
-            times[name].append(seconds(loss, z1, z2, calls[name]))
+    names = list(all_losses)
+    for turn in range(rounds * len(names)):
+        first = turn % len(names)  # each is at each place
+        for name in names[first:] + names[:first]:
+            times[name].append(seconds(all_losses[name], views, calls[name]))
     return {name: {"seconds": statistics.median(t), "all_seconds": t} for name, t in times.items()}
 
 
-def peak_mib(loss: Loss, size: tuple[int, int], device: str) -> float:
+def peak_mib(loss: Loss, size: Size, device: str) -> float:
     """Memory in MiB that one forward and backward pass needs beyond its inputs."""
     if device == "cuda":
         return added_mib(loss, size, device)
@@ -92,46 +142,45 @@ def peak_mib(loss: Loss, size: tuple[int, int], device: str) -> float:
         return pool.apply(added_mib, (loss, size, device))
 
 
-def added_mib(loss: Loss, size: tuple[int, int], device: str) -> float:
-    seconds(loss, *embeddings((8, 4), device))  # libraries allocate their buffers on first use
-    z1, z2 = embeddings(size, device)
+def added_mib(loss: Loss, size: Size, device: str) -> float:
+    seconds(loss, embeddings((size[0], 8, 4), device))  # libraries allocate their buffers on first use
+    views = embeddings(size, device)
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        seconds(loss, z1, z2)
+        seconds(loss, views)
         return (torch.cuda.max_memory_allocated() - before) / 2**20
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    seconds(loss, z1, z2)
+    seconds(loss, views)
     added = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     return added / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def parse_size(text: str) -> tuple[int, int]:
-    samples, _, dimension = text.partition("x")
-    return int(samples), int(dimension)
+def parse_size(text: str) -> Size:
+    views, samples, dimension = map(int, text.split("x"))
+    return views, samples, dimension
 
 
 def section(device: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     """Prints a device's table and returns its rows."""
-    all_losses = losses()
+    all_losses = {size: losses(*size[:2]) for size in args.sizes}
     # Memory first: threads that a timing has started do not survive a fork.
-    peaks = {size: {name: peak_mib(f, size, device) for name, f in all_losses.items()} for size in args.sizes}
+    peaks = {size: {name: peak_mib(f, size, device) for name, f in all_losses[size].items()} for size in args.sizes}
     on_cpu = f"{platform.processor() or platform.machine()}, {args.threads} thread(s)"
     processor = torch.cuda.get_device_name() if device == "cuda" else on_cpu
-    print(f"torch {torch.__version__}, {processor}, float32, median of {args.repeats}")
-    print(f"{'N x d':>12}  {'loss':<22}{'ms':>10}{'x barlow':>10}{'x vicreg':>10}{'peak MiB':>10}  x: times faster")
+    print(f"torch {torch.__version__}, {processor}, float32, medians")
+    print(f"{'K x N x d':>16}  {'loss':<22}{'ms':>10}{'x emim':>8}{'peak MiB':>10}  x: times EMIM's default")
     rows = []
     for size in args.sizes:
-        measured = median_seconds(all_losses, size, device, args.repeats)
-        barlow, vicreg = (measured[f"{name} (suite)"]["seconds"] for name in ("barlow", "vicreg"))
+        measured = median_seconds(all_losses[size], size, device, args.rounds)
         for name, row in measured.items():
             taken, peak = row["seconds"], peaks[size][name]
             print(
-                f"{size[0]:>5} x {size[1]:<4}  {name:<22}{taken * 1e3:>10.2f}{barlow / taken:>10.1f}"
-                f"{vicreg / taken:>10.1f}{peak:>10.1f}",
+                f"{' x '.join(map(str, size)):>16}  {name:<22}{taken * 1e3:>10.2f}"
+                f"{taken / measured[OURS]['seconds']:>8.2f}{peak:>10.1f}",
                 flush=True,
             )
-            at = {"processor": processor, "samples": size[0], "dimension": size[1]}
+            at = {"processor": processor, "views": size[0], "samples": size[1], "dimension": size[2]}
             rows.append({**at, "loss": name, "peak_mib": peak, **row})
     return rows
 
@@ -139,11 +188,12 @@ def section(device: str, args: argparse.Namespace) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=1, help="of as many turns as there are losses")
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     parser.add_argument("--devices", choices=("cpu", "cuda"), nargs="+", default=devices, help="all there are")
-    default_sizes = [(256, 128), (256, 2048), (1024, 2048), (256, 8192), (4096, 2048)]
-    parser.add_argument("--sizes", type=parse_size, nargs="+", default=default_sizes, metavar="NxD")
+    of_two = [(256, 128), (256, 2048), (1024, 2048), (256, 8192), (4096, 2048)]
+    default_sizes = [(views, 100, 1024) for views in (2, 8, 20)] + [(2, *size) for size in of_two]
+    parser.add_argument("--sizes", type=parse_size, nargs="+", default=default_sizes, metavar="KxNxD")
     parser.add_argument("--output", type=Path, help="JSON of the raw figures")
     args = parser.parse_args()
 
@@ -151,7 +201,7 @@ def main() -> None:
     rows = [row for device in args.devices for row in section(device, args)]
     if args.output:
         args.output.write_text(
-            json.dumps({"torch": torch.__version__, "repeats": args.repeats, "rows": rows}, indent=1)
+            json.dumps({"torch": torch.__version__, "load_average": os.getloadavg()[0], "rows": rows}, indent=1) + "\n"
         )
 
 

@@ -18,6 +18,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from itertools import combinations, pairwise
 from multiprocessing import get_context
 from pathlib import Path
@@ -427,8 +428,9 @@ def main() -> None:
     ]
     for part in ("train", "test"):
         images_of(arguments.data / part)
-    with get_context("spawn").Pool(arguments.jobs, maxtasksperchild=20) as pool, arguments.rows.open("a") as file:
-        for rows in pool.imap_unordered(run, jobs, chunksize=1):
+    several = get_context("spawn").Pool(arguments.jobs, maxtasksperchild=20) if arguments.jobs > 1 else nullcontext()
+    with several as pool, arguments.rows.open("a") as file:
+        for rows in map(run, jobs) if pool is None else pool.imap_unordered(run, jobs, chunksize=1):
             for row in rows:
                 if (row["settings"], row["seed"], row["split"]) in done:
                     continue

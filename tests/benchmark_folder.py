@@ -70,12 +70,12 @@ def write_rows(
             diagnostics = {"loss_share": seconds / 2, "step_seconds": 0.8}
             for part, scale in (("backbone", 3.0), ("projector", 1.0)):
                 diagnostics |= {
-                    f"{part}_mi": scale * mi + rng.random(),
-                    f"{part}_mi_null": scale * 6 + rng.random(),
-                    f"{part}_effective_rank": 40 * scale + rng.random(),
+                    f"{part}_pair_information": scale * (mi - 6) + rng.random(),
+                    f"{part}_pair_information_null": scale * 6 + rng.random(),
+                    f"{part}_rankme": 40 * scale + rng.random(),
                     f"{part}_alignment": 0.3,
                     f"{part}_uniformity": -2.5,
-                    f"{part}_spectrum_decay": 1.1,
+                    f"{part}_alpha_req": 1.1,
                     f"{part}_spread": 0.9,
                     f"{part}_collapsed": float(name == collapsed and seed == 1),
                 }

@@ -9,7 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +20,7 @@ import torch
 
 from emim_solo.results import rows
 from emim_solo.suite import load_suite
+from emim_solo.suite.plugins import GROUP, methods_of_other_packages
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PAGE = (REPOSITORY / "docs" / "add-a-method.md").read_text()
@@ -129,24 +130,106 @@ def test_its_loss_is_the_papers(loss: Callable[..., Any]) -> None:
         assert loss(method, torch.from_numpy(views)).item() == pytest.approx(expected, rel=1e-12)
 
 
-def test_what_cannot_be_had_is_warned_of_and_the_rest_goes_on(tmp_path: Path) -> None:
-    """A package that fails when imported, and one that takes a name of the suite's."""
-    (tmp_path / "fails.py").write_text("raise RuntimeError('no such driver')\n")
-    (tmp_path / "taken.py").write_text("class BYOL: pass\n")
-    (tmp_path / "other.py").write_text("class Other: pass\n")
-    for name, method in (("fails", "fails:Method"), ("taken", "taken:BYOL"), ("other", "other:Other")):
+# -- packages that are wrong --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def methods_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., dict[str, Any]]]:
+    """``methods_of({"package": ("name", "module:Class", "source of the module")})``: what the suite then has, and what it says."""
+    suite = load_suite()
+    before = dict(suite.METHODS)
+
+    def install(packages: dict[str, tuple[str, str, str]]) -> dict[str, Any]:
+        for package, (name, value, source) in packages.items():
+            info = tmp_path / f"{package}-0.dist-info"
+            info.mkdir()
+            (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 0\n")
+            (info / "entry_points.txt").write_text(f"[{GROUP}]\n{name} = {value}\n")
+            (tmp_path / f"{value.partition(':')[0]}.py").write_text(source)
+        monkeypatch.syspath_prepend(tmp_path)
+        methods_of_other_packages.cache_clear()
+        return suite.methods()
+
+    yield install
+    methods_of_other_packages.cache_clear()
+    suite.METHODS.clear()
+    suite.METHODS.update(before)
+
+
+METHOD = "from solo.methods.barlow_twins import BarlowTwins\nclass Method(BarlowTwins): pass\n"
+WRONG = {
+    "raises": ("plugin.import", "raise RuntimeError('no such\\ndriver')", "RuntimeError: no such driver"),
+    "exits": ("plugin.import", "import sys\nsys.exit(3)", "SystemExit: 3"),
+    "raises_its_own": ("plugin.import", "class Odd(BaseException): pass\nraise Odd", "Odd"),
+    "has_no_such_class": ("plugin.import", "", "AttributeError"),
+    "is_no_python": ("plugin.import", "def", "SyntaxError"),
+    "function": ("plugin.class", "def Method(): pass", "expected a subclass of solo.methods.base.BaseMethod"),
+    "other_class": ("plugin.class", "class Method: pass", "expected a subclass of solo.methods.base.BaseMethod"),
+    "module": ("plugin.class", "import sys as Method", "expected a subclass of solo.methods.base.BaseMethod"),
+    "object": ("plugin.class", METHOD + "Method = 3", "3: expected a subclass of solo.methods.base.BaseMethod"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_no_method_is_warned_of_refused_when_asked_for_and_the_rest_goes_on(
+    name: str, methods_of: Callable[..., dict[str, Any]], refused: Callable[..., Any]
+) -> None:
+    key, source, said = WRONG[name]
+    value = f"plugin_{name}:Method"
+    with pytest.warns(UserWarning, match=f"'{name}' is not available: {value} of package odd .*{re.escape(said)}"):
+        methods = methods_of({"odd": (name, value, source), "good": ("good", f"good_{name}:Method", METHOD)})
+    assert name not in methods
+    assert methods["good"].__name__ == "Method"
+    assert methods["emim"] is load_suite().emim_class()
+    with refused(key, f"method '{name}' is not available", "package odd", said):
+        load_suite().method(name)
+
+
+def test_of_two_methods_of_one_name_none_is_taken(
+    methods_of: Callable[..., dict[str, Any]], refused: Callable[..., Any]
+) -> None:
+    with pytest.warns(UserWarning, match="'twice' is not available: .*mod_one:Method.*mod_two:Method"):
+        methods = methods_of({name: ("twice", f"mod_{name}:Method", METHOD) for name in ("one", "two")})
+    assert "twice" not in methods
+    assert not {"mod_one", "mod_two"} & sys.modules.keys(), "nothing of them is run"
+    with refused("plugin.twice", "package one", "package two", "uninstall"):
+        load_suite().method("twice")
+
+
+def test_one_method_that_two_packages_name_is_that_method(methods_of: Callable[..., dict[str, Any]]) -> None:
+    methods = methods_of(dict.fromkeys(("three", "four"), ("shared", "mod_shared:Method", METHOD)))
+    assert methods["shared"].__module__ == "mod_shared"
+
+
+@pytest.mark.parametrize("name", ["byol", "emim", "base"])
+def test_a_name_of_the_suite_stays_the_suites(name: str, methods_of: Callable[..., dict[str, Any]]) -> None:
+    suite = load_suite()
+    before = suite.METHODS[name]
+    with pytest.warns(
+        UserWarning, match=f"method '{name}' of mod_{name} is left out: there is one of that name already"
+    ):
+        methods_of({"taken": (name, f"mod_{name}:Method", METHOD)})
+    assert suite.METHODS[name] is before
+
+
+def test_an_unknown_method_is_refused_with_those_that_there_are(refused: Callable[..., Any]) -> None:
+    with refused("method", "'byool'", "byol", "emim"):
+        load_suite().method("byool")
+
+
+def test_a_script_of_the_suite_goes_on_beside_a_package_that_exits(tmp_path: Path) -> None:
+    """A process of its own: the methods are added in the middle of ``import solo``."""
+    (tmp_path / "exits.py").write_text("import sys\nsys.exit(3)\n")
+    (tmp_path / "good.py").write_text(METHOD)
+    for name in ("exits", "good"):
         info = tmp_path / f"{name}-0.dist-info"
         info.mkdir()
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 0\n")
-        called = {"taken": "byol"}.get(name, name)
-        (info / "entry_points.txt").write_text(f"[emim_solo.methods]\n{called} = {method}\n")
+        (info / "entry_points.txt").write_text(f"[{GROUP}]\n{name} = {name}:Method\n")
     (tmp_path / "script.py").write_text(
-        "import sys\nfrom solo.methods import METHODS\nfrom solo.methods.byol import BYOL\n"
-        "from emim_solo.suite import load_suite\n"
-        "assert METHODS['byol'] is load_suite().methods()['byol'] is BYOL, METHODS\n"
-        "assert METHODS['other'].__module__ == 'other' and 'fails' not in METHODS and 'emim' in METHODS\n"
+        "from solo.methods import METHODS\n"
+        "assert METHODS['good'].__module__ == 'good' and 'exits' not in METHODS and 'emim' in METHODS\n"
     )
     done = run("-m", "emim_solo", "script.py", cwd=tmp_path, path=tmp_path)
     assert done.returncode == 0, done.stderr
-    for expected in ("'fails' is not available", "RuntimeError: no such driver", "method 'byol' of taken is left out"):
-        assert done.stderr.count(expected) == 1, done.stderr
+    assert done.stderr.count("method 'exits' is not available: exits:Method of package exits") == 1, done.stderr

@@ -12,22 +12,16 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from sklearn import datasets
-from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
+from torchvision import models
 
 from emim_solo.benchmark.plan import make_plan
 from emim_solo.checkpoints.opening import Checkpoint, open_checkpoint
 from emim_solo.evaluation import commands
 from emim_solo.evaluation import features as stored
-from emim_solo.evaluation.features import (
-    Features,
-    Split,
-    extract_features,
-    extract_views,
-    pieces,
-)
+from emim_solo.evaluation.features import Features, Split, extract_features, pieces
 from emim_solo.evaluation.knn import knn, knn_accuracies
-from emim_solo.evaluation.linear import _batches, _Known, _linear_config, _moments, linear, logistic
+from emim_solo.evaluation.linear import _batches, _Known, _linear_config, _moments, complete_settings, linear, logistic
 from emim_solo.ground.errors import UsageError
 from emim_solo.results import rows
 from emim_solo.suite import load_suite
@@ -96,18 +90,6 @@ def test_features_come_back_from_disk(features, tmp_path):
     assert torch.equal(found.val.projector, features.val.projector)
     assert found.classes == features.classes
     assert [path.name for path in (tmp_path / "features").iterdir()] == ["run.pt"]
-
-
-def test_views_are_two_augmentations_of_the_same_images(checkpoint):
-    views = extract_views(checkpoint, limit=40, seed=3)
-    first, second = views["backbone"]
-    assert first.shape == second.shape == (40, 512)
-    assert not torch.equal(first, second)
-    nearest = torch.cdist(F.normalize(first), F.normalize(second)).argmin(dim=1)
-    chance = 1 / 40
-    assert (nearest == torch.arange(40)).float().mean() > 4 * chance, "pairs are not of the same image"
-    torch.testing.assert_close(extract_views(checkpoint, limit=40, seed=3)["projector"], views["projector"])
-    assert not torch.equal(extract_views(checkpoint, limit=40, seed=4)["backbone"][0], first)
 
 
 # -- k-NN --------------------------------------------------------------------------------------------------------
@@ -238,7 +220,7 @@ def test_the_linear_evaluations_warm_up_is_as_long_as_asked_for(features, quiet)
         "optimizer": {"lr": 0.4, "batch_size": 256},
         "scheduler": {"name": "warmup_cosine", "warmup_epochs": 2, "warmup_start_lr": 0.0, "interval": "epoch"},
     }
-    complete = load_suite().complete_linear(_linear_config(quiet, settings))
+    complete = load_suite().complete_linear(_linear_config(quiet, complete_settings(settings)))
     model = load_suite().linear_model(_Known(features.train.backbone, standardise=True), complete)
     (optimizer,), (schedule,) = model.configure_optimizers()
     schedule = schedule["scheduler"] if isinstance(schedule, dict) else schedule
@@ -288,6 +270,15 @@ def test_large_features_lie_on_disk_in_half_precision(checkpoint, features, larg
     assert {path.suffix for path in checkpoint.folder.iterdir()} == {".ckpt", ".json", ".csv"}, "nothing is left behind"
 
 
+def test_large_features_of_foreign_weights_lie_on_the_disk_of_their_file(few_digits, large, tmp_path):
+    torch.save(models.resnet18().state_dict(), tmp_path / "w.pth")
+    images = [f"data.{split}_path={few_digits / split}" for split in ("train", "val")]
+    changes = [*images, "augmentations.0.crop_size=32", "data.num_workers=0"]
+    found = extract_features(open_checkpoint(f"torchvision:resnet18@{tmp_path / 'w.pth'}", changes))
+    assert isinstance(found.train.backbone.numpy().base, np.memmap)
+    assert [path.name for path in tmp_path.iterdir()] == ["w.pth"]
+
+
 def test_large_features_come_back_from_disk(checkpoint, features, large, tmp_path):
     made = extract_features(checkpoint)
     made.save(tmp_path / "run.pt")
@@ -303,6 +294,19 @@ def test_features_that_half_precision_would_change_stay_in_single(factor, tmp_pa
     store = stored._Rows(tmp_path)
     for batch in rows.split(64):
         store.append(batch)
+    assert torch.equal(store.matrix(), rows)
+
+
+@pytest.mark.parametrize("later", [70_000.0, 1e-9, 1000.3])
+def test_a_later_class_that_half_precision_would_change_takes_all_to_single(later, tmp_path, large):
+    """The first images are well inside float16, as one class of a folder is before another."""
+    rows = torch.randn(800, 512)
+    rows[:, 0] = 0
+    rows[500:, 0] = later * torch.linspace(1, 1.0001, 300)
+    store = stored._Rows(tmp_path)
+    for batch in rows.split(64):
+        store.append(batch)
+        assert store.dtype == (torch.float16 if store.written <= 448 else torch.float32)
     assert torch.equal(store.matrix(), rows)
 
 
@@ -369,11 +373,57 @@ def test_knn_command_appends_a_row_beside_the_pretrainings(checkpoint, capsys):
 
 
 @pytest.mark.parametrize(
-    ("setting", "expected"), [("optimizer.lr=oops", "a number of at least 0"), ("scheduler.name=slow", "warmup_cosine")]
+    "setting",
+    [
+        *("optimizer.lr=oops", "optimizer.lr=null", "optimizer.lr=-1", "optimizer.lr=.inf", "optimizer.lr=???"),
+        *("optimizer.batch_size=0", "optimizer.batch_size=1.5", "optimizer.batch_size=99999999999999999999"),
+        *(
+            "max_epochs=True",
+            "max_epochs=null",
+            "standardise=1",
+            "optimizer.name=null",
+            "optimizer=[1]",
+            "scheduler=text",
+        ),
+        *(
+            "scheduler.interval=never",
+            "scheduler.lr_decay_steps.0=0",
+            "scheduler.step=3",
+            "epochs=3",
+            "optimizer.lr=${x}",
+        ),
+    ],
 )
-def test_linear_command_refuses_bad_values_before_features_are_computed(setting, expected, checkpoint):
-    with pytest.raises(UsageError, match=f"{setting}: expected .*{expected}"):
+def test_linear_command_refuses_bad_values_before_features_are_computed(setting, checkpoint, refused, monkeypatch):
+    monkeypatch.setattr(commands, "extract_features", lambda *_: pytest.fail("features were computed"))
+    key = setting.partition("=")[0]
+    if key.endswith(".0"):
+        setting = "scheduler.lr_decay_steps=[0]"
+    with refused(key, key):
         commands.linear_main([str(checkpoint.folder), setting])
+
+
+def test_names_that_the_suite_does_not_have_are_refused_before_features_are_computed():
+    for setting in (
+        {"optimizer": {"name": "text"}},
+        {"scheduler": {"name": "slow"}},
+        {"scheduler": {"lr_decay_steps": None}},
+    ):
+        with pytest.raises(UsageError, match="expected"):
+            complete_settings(setting)
+
+
+@pytest.mark.parametrize("seed", ["-1", "1.5", "x", "99999999999999999999", "4294967296"])
+def test_seeds_that_some_library_does_not_take_are_refused(seed, checkpoint, refused):
+    for command in (commands.linear_main, commands.umap_main):
+        with refused("--seed", seed, "at most 4294967295"):
+            command([str(checkpoint.folder), "--seed", seed])
+
+
+def test_neighbours_and_temperatures_that_are_none_are_refused(checkpoint, refused):
+    for arguments, key in ((["-k", "0"], "knn.ks.0"), (["--temperature", "nan"], "knn.temperature")):
+        with refused(key, "expected"):
+            commands.knn_main([str(checkpoint.folder), *arguments])
 
 
 def test_linear_command_takes_the_suites_keys(checkpoint):
@@ -387,7 +437,7 @@ def test_linear_command_takes_the_suites_keys(checkpoint):
 def test_umap_command_leaves_pictures_of_one_run_and_of_many(checkpoint, tmp_path):
     commands.umap_main([str(checkpoint.folder), "--output", str(tmp_path), "--limit", "30"])
     made = {path.name for path in tmp_path.iterdir()}
-    assert {"val.png", "val.pdf", "val.csv", "train.png", "emim-val.png", "emim-train.pdf"} <= made
+    assert {"val.png", "val.pdf", "val.csv", "train.png", "train.pdf"} <= made
     with pytest.raises(UsageError, match="named twice"):
         commands.umap_main([str(checkpoint.folder)] * 2)
 

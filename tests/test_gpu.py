@@ -15,8 +15,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from emim_solo.checkpoints.opening import last_checkpoint
+from emim_solo.emim.measures import scores
 from emim_solo.emim.objective import emim_loss_func, mutual_information, random_directions
-from emim_solo.emim.scores import scores
 from emim_solo.evaluation.knn import knn_accuracies
 from emim_solo.suite import dali, load_suite
 from emim_solo.training.pretraining import prepare, pretrain
@@ -27,7 +27,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU: make test-gpu, where there is one"),
 ]
 MakeCfg = Callable[..., DictConfig]
-WITHOUT_EIGENVALUES: list[dict[str, Any]] = [
+KINDS: list[dict[str, Any]] = [
     {},
     {"objective": "exact"},
     {"marginal": "exact", "residual": "exact", "weight": 1.0},
@@ -50,7 +50,7 @@ def on(device: str, kwargs: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("kwargs", [*WITHOUT_EIGENVALUES, {"series_order": 4}], ids=lambda kwargs: "-".join(kwargs))
+@pytest.mark.parametrize("kwargs", KINDS, ids=lambda kwargs: "-".join(kwargs))
 def test_losses_and_gradients_are_those_of_the_cpu(kwargs: dict[str, Any], size: tuple[int, int]) -> None:
     found = {}
     for device in ("cpu", "cuda"):
@@ -71,7 +71,7 @@ def test_scores_and_neighbours_are_those_of_the_cpu() -> None:
     assert knn_accuracies(*parts, ks=[5], device="cuda") == pytest.approx(knn_accuracies(*parts, ks=[5]), abs=1.1)
 
 
-@pytest.mark.parametrize("kwargs", WITHOUT_EIGENVALUES, ids=lambda kwargs: "-".join(kwargs))
+@pytest.mark.parametrize("kwargs", KINDS, ids=lambda kwargs: "-".join(kwargs))
 def test_no_loss_waits_for_the_gpu(kwargs: dict[str, Any]) -> None:
     views, options = leaves(256, 48, "cuda"), on("cuda", kwargs)
     emim_loss_func(*views, **options).backward()  # libraries are set up in the first call

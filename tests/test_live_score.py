@@ -16,7 +16,7 @@ from lightning.pytorch import LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 
 from emim_solo.checkpoints.opening import by_epoch, last_checkpoint, load, open_checkpoint
-from emim_solo.emim.scores import NAMES
+from emim_solo.emim.measures import NAMES
 from emim_solo.evaluation.score import Protocol, ScoredViews, score_checkpoint, score_main
 from emim_solo.images.folders import HeldOut, find_images
 from emim_solo.results import rows

@@ -15,9 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from emim_solo.emim.diagnostics import diagnose
+from emim_solo.emim.measures import diagnose, scores
 from emim_solo.emim.objective import emim_loss_func, mutual_information, null_mutual_information, random_directions
-from emim_solo.emim.scores import scores
 
 WORLD = 2
 SIZES = {"N over 2d": (24, 5), "N under 2d": (12, 8), "2N under d": (6, 20)}
@@ -34,7 +33,6 @@ FUNCTIONS = {
     "gaussian": lambda z1, z2: emim_loss_func(
         z1, z2, gaussian_weight=5.0, directions=random_directions(z1.shape[1], 4, seed=1)
     ),
-    "series 4": partial(emim_loss_func, series_order=4),
     **{f"mi {form}": partial(mutual_information, form=form) for form in ("primal", "dual", "pooled")},
     "mi centred": partial(mutual_information, standardise=False),
     "null": null_mutual_information,
@@ -63,13 +61,6 @@ def value_and_gradients(network: nn.Module, function, z1: Tensor, z2: Tensor) ->
     value = function(*network(torch.cat((z1, z2))).chunk(2))
     value.backward()
     return [value.detach(), z1.grad, z2.grad, *(p.grad.clone() for p in network.parameters())]
-
-
-def gradient_of_penalty(function, z1: Tensor, z2: Tensor, scale: float = 1) -> Tensor:
-    """Of the summed squares of the gradient in z1, by z1: a second derivative."""
-    z1 = z1.clone().requires_grad_()
-    (grad,) = torch.autograd.grad(function(z1, z2), z1, create_graph=True)
-    return torch.autograd.grad((scale * grad).square().sum(), z1)[0]
 
 
 def refusals(rank: int) -> dict[str, str]:
@@ -125,7 +116,6 @@ def work(rank: int, folder: str) -> None:
             network = nn.parallel.DistributedDataParallel(model(size[1]))
             for function_name, function in FUNCTIONS.items():
                 results[name, function_name] = value_and_gradients(network, function, z1, z2)
-            results[name, "second"] = [gradient_of_penalty(FUNCTIONS[f], z1, z2) for f in ("default", "exact")]
         one_sample_each = torch.eye(2, 3)[[rank]]
         results["one sample each"] = mutual_information(one_sample_each, one_sample_each)
         results["refusals"] = refusals(rank)
@@ -170,16 +160,6 @@ def test_two_processes_give_the_loss_and_gradient_of_one(two_processes, size, fu
         for mine, its in zip(parameters, expected[3:], strict=True):
             assert its.norm() > 1e-6
             close(mine, its)
-
-
-@pytest.mark.parametrize("size", SIZES)
-def test_two_processes_give_the_second_derivative_of_one(two_processes, size):
-    for number, function in enumerate(("default", "exact")):
-        # A process's gradient is scaled by their number, see above: the penalty is of that.
-        expected = gradient_of_penalty(FUNCTIONS[function], *inputs(SIZES[size]), scale=WORLD)
-        for rank, results in enumerate(two_processes):
-            mine = results[size, "second"][number]
-            torch.testing.assert_close(mine, expected.chunk(WORLD)[rank], rtol=1e-6, atol=1e-12)
 
 
 def test_the_suites_barlow_twins_has_a_share_of_the_gradient(two_processes):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
+import runpy
 import sys
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,17 +17,27 @@ from scipy import stats
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESEARCH = REPOSITORY / "research"
 RESULTS = REPOSITORY / "docs" / "results" / "cifar10-lab"
+Script = Callable[..., str]
 
 
-def script(name: str, *arguments: object) -> str:
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", str(RESEARCH / name), *map(str, arguments)], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs a script of research/ in this process, as Python would run it; returns what it prints."""
+
+    def run(name: str, *arguments: object) -> str:
+        path = RESEARCH / name
+        monkeypatch.setattr(sys, "argv", [str(path), *map(str, arguments)])
+        monkeypatch.setattr(sys, "path", [str(path.parent), str(RESEARCH), *sys.path])
+        capsys.readouterr()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            runpy.run_path(str(path), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
 
 
-def test_the_laboratory_trains_scores_and_goes_on_where_it_was(digits: Path, tmp_path: Path) -> None:
+def test_the_laboratory_trains_scores_and_goes_on_where_it_was(digits: Path, tmp_path: Path, script: Script) -> None:
     data, rows, trials = tmp_path / "data", tmp_path / "rows.jsonl", tmp_path / "trials.yaml"
     data.mkdir()
     (data / "train").symlink_to(digits / "train")
@@ -49,19 +61,7 @@ def test_the_laboratory_trains_scores_and_goes_on_where_it_was(digits: Path, tmp
 
 @pytest.mark.parametrize("path", sorted((RESEARCH / "trials").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_committed_row_is_of_a_trial_with_those_settings(path: Path) -> None:
-    trials = json.loads(
-        subprocess.run(
-            [
-                *(sys.executable, "-W", "ignore", "-c"),
-                "import json, sys, pathlib, lab; print(json.dumps(lab.trials_of(pathlib.Path(sys.argv[1]))))",
-                str(path),
-            ],
-            cwd=RESEARCH,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-    )
+    trials = runpy.run_path(str(RESEARCH / "lab.py"))["trials_of"](path)
     rows = [json.loads(line) for line in (RESULTS / f"{path.stem}.jsonl").read_text().splitlines()]
     assert {row["trial"] for row in rows} == trials.keys()
     for row in rows:
@@ -79,7 +79,9 @@ def test_every_committed_row_is_of_a_trial_with_those_settings(path: Path) -> No
         ("ablation.md", ("ablation.jsonl", "--split", "val", "--unlabelled", "--against", "default")),
     ],
 )
-def test_committed_tables_are_made_from_the_committed_rows(table: str, arguments: tuple[str, ...]) -> None:
+def test_committed_tables_are_made_from_the_committed_rows(
+    table: str, arguments: tuple[str, ...], script: Script
+) -> None:
     assert (RESULTS / table).read_text() == script("table.py", RESULTS / arguments[0], *arguments[1:])
 
 
@@ -87,11 +89,11 @@ LABEL_FREE = REPOSITORY / "docs" / "results" / "label-free"
 
 
 @pytest.mark.parametrize("name", ["cifar10", "digits"])
-def test_tables_of_the_score_are_made_from_the_committed_rows(name: str) -> None:
+def test_tables_of_the_score_are_made_from_the_committed_rows(name: str, script: Script) -> None:
     assert (LABEL_FREE / f"{name}.md").read_text() == script("label_free/table.py", LABEL_FREE / f"{name}.jsonl")
 
 
-def test_runs_of_the_score_are_the_recipes_that_were_drawn() -> None:
+def test_runs_of_the_score_are_the_recipes_that_were_drawn(script: Script) -> None:
     drawn = script("label_free/draw.py")
     assert drawn == (RESEARCH / "label_free" / "trials.yaml").read_text()
     rows = list(map(json.loads, (LABEL_FREE / "cifar10.jsonl").read_text().splitlines()))
@@ -120,13 +122,19 @@ def test_the_measures_of_the_score_are_scipys() -> None:
     rng = np.random.default_rng(0)
     scores, quality = rng.integers(0, 5, 30).astype(float), rng.normal(size=30)
     assert table.spearman(scores, quality) == pytest.approx(stats.spearmanr(scores, quality).statistic)
+    assert table.kendall(scores, quality) == pytest.approx(stats.kendalltau(scores, quality).statistic)
+    several = np.stack([scores, quality]), np.stack([quality, quality])
+    assert table.spearman(*several) == pytest.approx([table.spearman(scores, quality), 1])
+    assert table.kendall(*several) == pytest.approx([table.kendall(scores, quality), 1])
     assert table.regret(np.array([1.0, 3.0, 3.0]), np.array([9.0, 4.0, 6.0])) == 4, "the mean of the two best-scored"
     methods = np.array(["a"] * 15 + ["b"] * 15)
     both = [stats.spearmanr(scores[methods == m], quality[methods == m]).statistic for m in "ab"]
     assert table.within(table.spearman)(scores, quality, methods) == pytest.approx(np.mean(both))
 
 
-def test_held_out_images_are_whole_classes_shares_and_in_one_part_only(digits: Path, tmp_path: Path) -> None:
+def test_held_out_images_are_whole_classes_shares_and_in_one_part_only(
+    digits: Path, tmp_path: Path, script: Script
+) -> None:
     script("hold_out.py", digits / "train", tmp_path / "split")
     parts = {
         name: {path.relative_to(tmp_path / "split" / name) for path in (tmp_path / "split" / name).glob("*/*")}
@@ -143,7 +151,7 @@ def test_held_out_images_are_whole_classes_shares_and_in_one_part_only(digits: P
         )
 
 
-def test_the_picture_of_the_rivals_has_both_protocols(tmp_path: Path) -> None:
+def test_the_picture_of_the_rivals_has_both_protocols(tmp_path: Path, script: Script) -> None:
     script("picture.py", RESULTS / "rivals_test.jsonl", tmp_path / "rivals.svg")
     drawn = (tmp_path / "rivals.svg").read_text()
     for words in ("two views and two small crops", "vicreg_pairs", "barlow_twins"):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from emim_solo.ground import compare
-from emim_solo.ground.errors import UsageError
 from emim_solo.results import rows
+from emim_solo.results.tables import collect, differences, headline, to_markdown
 
 CONFIG = {"name": "run", "method": "emim", "seed": 3, "data": {"dataset": "custom"}, "optimizer": {"lr": 0.1}}
 SUITE = {"generation": "main", "version": "1.0.6"}
@@ -46,9 +49,86 @@ def test_hash_is_of_what_a_run_computes(tmp_path: Path) -> None:
     assert compare.config_hash(dict(reversed(CONFIG.items()))) == first
 
 
-def test_missing_file_and_older_schema(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no results"):
+def test_missing_file_and_older_schema(tmp_path: Path, refused: Any) -> None:
+    with refused("rows.missing", "no results"):
         rows.read(tmp_path / "rows.jsonl")
     (tmp_path / "rows.jsonl").write_text(json.dumps({"schema": 0}) + "\n")
-    with pytest.raises(UsageError, match=r"rows.jsonl:1: row of schema 0, expected 1"):
+    with refused("rows.schema", "rows.jsonl:1: row of schema 0", "1 to 2"):
         rows.read(tmp_path / "rows.jsonl")
+
+
+def test_each_line_is_parsed_once_whoever_appends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed, loads = [], json.loads
+    monkeypatch.setattr(rows.json, "loads", lambda line: parsed.append(line) or loads(line))
+    path = tmp_path / "rows.jsonl"
+    kept = rows.Rows(path)
+    asked = "run", 3, compare.config_hash(CONFIG)
+    assert kept.newest(*asked) == {} and kept.all() == []
+    first, second, third = (
+        rows.new_row("knn", config=CONFIG, suite=SUITE, metrics={"top1": n}) for n in (1.0, 2.0, 3.0)
+    )
+    kept.append(first)
+    assert kept.newest(*asked) == {"knn": first}
+    with open(path, "a") as file:  # another job, in the middle of its row
+        file.write(json.dumps(second)[:50])
+    with pytest.warns(UserWarning, match="jsonl:2: passed over"):
+        assert kept.newest(*asked) == {"knn": first}
+    with open(path, "a") as file:
+        file.write(json.dumps(second)[50:] + "\n")
+    assert kept.newest(*asked) == {"knn": second} == kept.newest(*asked)
+    rows.append(path, third | {"seed": 4})
+    assert kept.newest("run", 4, asked[2])["knn"]["metrics"] == {"top1": 3.0}
+    assert kept.newest(*asked) == {"knn": second}
+    assert len(parsed) == 4 and kept.all() == rows.read(path)
+    path.unlink()
+    assert kept.all() == [] and kept.newest(*asked) == {}
+
+
+# -- rows of before ------------------------------------------------------------------------------------------------
+
+RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
+COMMITTED = sorted(path.relative_to(RESULTS).as_posix() for path in RESULTS.rglob("*.jsonl"))
+
+
+@pytest.mark.parametrize("name", COMMITTED)
+def test_every_committed_file_is_read(name: str) -> None:
+    """Rows of the package by it; those of research/ have no schema, and are its scripts'."""
+    lines = [json.loads(line) for line in (RESULTS / name).read_text().splitlines()]
+    if "schema" not in lines[0]:
+        assert all({"trial", "settings"} <= line.keys() or line["stage"] == "score" for line in lines)
+        return
+    found = rows.read(RESULTS / name)
+    assert len(found) == len(lines)
+    for row, line in zip(found, lines, strict=True):
+        assert row["schema"] == rows.SCHEMA
+        old, new = line["metrics"], row["metrics"]
+        if row["stage"] != "diagnostics":
+            assert json.dumps(row) == json.dumps(line | {"schema": rows.SCHEMA})  # NaN is not NaN
+            continue
+        assert not [key for key in new if re.search(r"_(mi|mi_null|effective_rank|spectrum_decay)$", key)]
+        for part in {key.partition("_")[0] for key in old if key.endswith("_mi")}:
+            expected = {
+                "rankme": old[f"{part}_effective_rank"],
+                "alpha_req": old[f"{part}_spectrum_decay"],
+                "pair_information_null": old[f"{part}_mi_null"],
+                "pair_information": old[f"{part}_mi"] - old[f"{part}_mi_null"],
+            }
+            for key, value in expected.items():
+                assert new[f"{part}_{key}"] == pytest.approx(value, rel=0, abs=0, nan_ok=True)
+        assert len(new) == len(old)
+
+
+def test_values_that_were_none_or_nan_stay_so(tmp_path: Path) -> None:
+    row = rows.new_row("diagnostics", config=CONFIG, suite=SUITE, metrics={})
+    old = row | {"schema": 1, "metrics": {"projector_mi": None, "projector_mi_null": math.nan, "backbone_mi": 1.5}}
+    rows.append(tmp_path / "rows.jsonl", old)
+    (found,) = rows.read(tmp_path / "rows.jsonl")
+    assert found["metrics"]["projector_pair_information"] is None
+    assert math.isnan(found["metrics"]["projector_pair_information_null"])
+
+
+@pytest.mark.parametrize("name", sorted(path.parent.name for path in RESULTS.glob("*/table.md")))
+def test_committed_tables_are_made_from_their_rows(name: str) -> None:
+    results = collect(rows.read(RESULTS / name / "rows.jsonl"))
+    assert (RESULTS / name / "table.md").read_text() == to_markdown(headline(results))
+    assert (RESULTS / name / "differences.md").read_text() == to_markdown(differences(results))

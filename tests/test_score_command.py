@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
+import os
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from PIL import Image
 
 from emim_solo.benchmark.plan import make_plan
 from emim_solo.checkpoints.opening import Checkpoint, open_checkpoint
-from emim_solo.emim.scores import NAMES, scores
+from emim_solo.emim.measures import NAMES, scores
+from emim_solo.evaluation.commands import knn_main
 from emim_solo.evaluation.features import extract_features
 from emim_solo.evaluation.knn import knn
-from emim_solo.evaluation.score import Protocol, score_checkpoint, score_main, view_features
+from emim_solo.evaluation.protocol import Protocol
+from emim_solo.evaluation.score import ScoredViews, score_checkpoint, score_main, see
+from emim_solo.ground import compare, configs
 from emim_solo.ground.errors import UsageError
 from emim_solo.results import rows
+from emim_solo.results.tables import NO_DECAY
 from emim_solo.suite import load_suite
 from emim_solo.training.pretraining import pretrain
 
@@ -68,7 +76,7 @@ def untrained(run: Checkpoint, folder: Path) -> Path:
 
 
 def features_of(run: Checkpoint, protocol: Protocol) -> torch.Tensor:
-    return view_features(run.model(), run.cfg, protocol)[0]
+    return see(run, protocol).parts[protocol.features]
 
 
 # -- the protocol ------------------------------------------------------------------------------------------------
@@ -99,42 +107,104 @@ def test_without_augmentation_views_are_the_images_of_evaluation(run):
 
 def test_scoring_leaves_the_random_state_alone(run):
     """While training, it must not change what is trained."""
-    model, protocol = run.model(), Protocol.read("digits", QUICK)
+    model, views = run.model(), ScoredViews(run.cfg, Protocol.read("digits", QUICK))
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    view_features(model, run.cfg, protocol)
+    views.features(model)
     assert torch.equal(torch.rand(3), expected)
 
 
 @pytest.mark.parametrize(
-    ("change", "expected"),
+    ("change", "key"),
     [
-        ("views=1", "at least 2"),
-        ("views=2.5", "whole number"),
-        ("images=3", "at least 4"),
-        ("noise_variance=0", "above 0"),
-        ("features=head", "backbone or projector"),
-        ("augmentation.blur.prob=1", "augmentation.blur is unknown"),
-        ("augmentation.rrc.crop_min_scale=2", "crop_min_scale <= crop_max_scale"),
-        ("seed=-1", "seed=-1: expected a whole number"),
-        ("augmentation=none", "unknown or missing"),
+        ("views=1", "views"),
+        ("views=2.5", "views"),
+        ("views=1000000", "views"),
+        ("images=3", "images"),
+        ("noise_variance=0", "noise_variance"),
+        ("features=head", "features"),
+        ("augmentation.blur.prob=1", "augmentation.blur"),
+        ("augmentation.rrc.crop_min_scale=2", "augmentation.rrc.crop_min_scale"),
+        ("augmentation.rrc.crop_max_scale=0.1", "augmentation.rrc"),
+        ("augmentation.grayscale.prob=1.5", "augmentation.grayscale.prob"),
+        ("augmentation.color_jitter.hue=0.6", "augmentation.color_jitter.hue"),
+        ("seed=-1", "seed"),
+        ("seed=99999999999999999999", "seed"),
+        ("augmentation=none", "augmentation"),
+        ("splits=${views}", "splits"),
+        ("splits=${nothing}", "splits"),
     ],
 )
-def test_bad_protocols_are_refused(change, expected):
-    with pytest.raises(UsageError, match=expected):
+def test_bad_protocols_are_refused(change, key, refused):
+    if key == "splits" and "views" in change:
+        assert Protocol.read("default", [change]).splits == 8
+        return
+    with refused(f"protocol.{key}", key.rpartition(".")[2]):
         Protocol.read("default", [change])
 
 
-def test_protocol_files(tmp_path):
+VALUES = [
+    None,
+    "",
+    "text",
+    -1,
+    0.5,
+    math.inf,
+    math.nan,
+    True,
+    [1],
+    {"a": 1},
+    "x" * 300,
+    10**20,
+    "../../x",
+    "???",
+    "${x}",
+]
+
+
+def test_every_key_of_a_protocol_is_kept_or_refused_in_one_line():
+    """Each value is one that the key does not take, or the protocol can be read again from what it became."""
+    whole = OmegaConf.load(configs.root() / "score" / "default.yaml")
+    keys = [*compare.leaves(OmegaConf.to_container(whole)), "augmentation", "augmentation.rrc", "more", "more.still"]
+    taken, refusals = 0, []
+    for key, value in itertools.product(keys, VALUES):
+        changed = whole.copy()
+        try:
+            OmegaConf.update(changed, key, value, merge=False, force_add=True)
+        except OmegaConfBaseException:
+            continue
+        try:
+            protocol = Protocol.of(changed)
+        except UsageError as error:
+            refusals.append(error)
+        else:
+            assert Protocol.of(asdict(protocol)) == protocol
+            taken += 1
+    assert 10 < taken < 60 < len(refusals)
+    assert all(error.key.startswith("protocol") and "\n" not in str(error) for error in refusals)
+    for other in (None, "text", [1], 3):
+        with pytest.raises(UsageError):
+            Protocol.of(other)
+
+
+def test_protocol_files(tmp_path, refused):
     with pytest.raises(UsageError, match="shipped one: default, digits"):
         Protocol.read("nowhere")
-    (tmp_path / "mine.yaml").write_text("images: [")
-    with pytest.raises(UsageError, match="no YAML"):
-        Protocol.read(str(tmp_path / "mine.yaml"))
+    for text in ("images: [", "- 1", "", "text"):
+        (tmp_path / "mine.yaml").write_text(text)
+        with refused("protocol", "mine.yaml"):
+            Protocol.read(str(tmp_path / "mine.yaml"))
     default = Protocol.read("default")
     assert Protocol.read("default", ["noise_variance=0.1", "augmentation.grayscale.prob=0.2"]).hash == default.hash
     assert Protocol.read("default", ["noise_variance=1"]).hash != default.hash
+
+
+def test_hashes_of_the_shipped_protocols_are_those_in_rows_of_before():
+    assert {name: Protocol.read(name).hash for name in configs.protocols()} == {
+        "default": "47ad64d92658",
+        "digits": "c50398233e3c",
+    }
 
 
 # -- one checkpoint ----------------------------------------------------------------------------------------------
@@ -155,10 +225,10 @@ def test_without_labels_or_validation_images(run, few_digits, tmp_path):
     protocol = Protocol.read("digits", QUICK)
     alone = score_checkpoint(changed(run, data__val_path=None), protocol)
     unlabelled = changed(run, data__no_labels=True)
-    of_heap = view_features(run.model(), unlabelled.cfg, protocol)
+    of_heap = see(unlabelled, protocol)
     assert alone["of"] == "training" and "knn_acc1" not in alone["metrics"]
-    torch.testing.assert_close(of_heap[0], features_of(run, protocol))
-    assert of_heap[1] == "validation"
+    torch.testing.assert_close(of_heap.parts["backbone"], features_of(run, protocol))
+    assert of_heap.of == "validation"
     one_class = tmp_path / "val" / "0"
     shutil.copytree(few_digits / "val" / "0", one_class)
     with pytest.warns(UserWarning, match="no 20-NN beside the score"):
@@ -166,19 +236,19 @@ def test_without_labels_or_validation_images(run, few_digits, tmp_path):
     assert row["images"] == 6 and "knn_acc1" not in row["metrics"]
 
 
-def test_too_few_images_are_refused(run, tmp_path):
+def test_too_few_images_are_refused(run, tmp_path, refused):
     for number in range(3):
         (tmp_path / "heap").mkdir(exist_ok=True)
         Image.new("RGB", (32, 32), (number, 0, 0)).save(tmp_path / "heap" / f"{number}.png")
     few = changed(run, data__no_labels=True, data__val_path=str(tmp_path / "heap"))
-    with pytest.raises(UsageError, match="3 validation images: scores need at least 4"):
+    with refused("data.val_path", "3 validation images", "at least 4"):
         features_of(few, Protocol.read("digits", QUICK))
 
 
 # -- the command -------------------------------------------------------------------------------------------------
 
 
-def test_command_ranks_runs_and_keeps_to_one_protocol(run, copy, capsys):
+def test_command_ranks_runs_and_keeps_to_one_protocol(run, copy, refused, capsys):
     broken = shutil.copytree(copy, copy.parent / "1")
     for path in broken.glob("*.ckpt"):
         contents = torch.load(path, weights_only=True)
@@ -198,7 +268,7 @@ def test_command_ranks_runs_and_keeps_to_one_protocol(run, copy, capsys):
     file = copy.parent.parent / "rows.jsonl"
     found = rows.read(file)
     assert [(row["stage"], row["width"]) for row in found] == [("score", 512), ("score", 512), ("score", 192)]
-    with pytest.raises(UsageError, match=r"views \(3 there, 2 here\)"):
+    with refused("protocol", "views (3 there, 2 here)"):
         score_main([str(copy), "--protocol", "digits", *QUICK, "views=2"])
     assert len(rows.read(file)) == 3
     score_main([str(copy), "--no-knn", "--another-protocol", "--protocol", "digits", *QUICK, "views=2"])
@@ -220,3 +290,41 @@ def test_epochs_are_scored_and_drawn_and_json_is_all_that_is_printed(copy, tmp_p
         "view-information.png",
     ]
     assert (tmp_path / "out" / "view-information.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_rows_of_a_folder_that_cannot_be_written_go_where_they_are_told_to(copy, tmp_path, refused, capsys):
+    broken = copy.parent.parent / "rows.jsonl"
+    broken.unlink(missing_ok=True)
+    broken.parent.chmod(0o500)
+    try:
+        if not os.access(broken.parent, os.W_OK):
+            with refused("--rows", "--rows PLACE"):
+                score_main([str(copy), "--no-knn", "--protocol", "digits", *QUICK])
+        for place, file in (
+            (tmp_path / "a", tmp_path / "a" / "rows.jsonl"),
+            (tmp_path / "b.jsonl", tmp_path / "b.jsonl"),
+        ):
+            score_main([str(copy), "--no-knn", "--protocol", "digits", *QUICK, "--rows", str(place)])
+            assert [row["stage"] for row in rows.read(file)] == ["score"]
+        knn_main([str(copy), "-k", "1", "--rows", str(tmp_path / "a")])
+        assert [row["stage"] for row in rows.read(tmp_path / "a" / "rows.jsonl")] == ["score", "knn"]
+        assert not broken.exists()
+    finally:
+        broken.parent.chmod(0o700)
+
+
+def test_few_images_have_no_alpha_req_and_the_table_says_why(copy, capsys):
+    score_main([str(copy), "--no-knn", "--protocol", "digits", *QUICK, "images=6"])
+    assert NO_DECAY in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_model_in_another_precision_has_the_features_of_its_checkpoint(run, dtype):
+    """As it is while a run trains in precision=bf16-true, and once the checkpoint of that run is opened."""
+    views = ScoredViews(run.cfg, Protocol.read("digits", QUICK))
+    training = run.model().to(dtype)
+    opened = run.model()
+    opened.load_state_dict(training.state_dict())
+    before = {name: tensor.clone() for name, tensor in training.state_dict().items()}
+    assert torch.equal(views.features(training), views.features(opened))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in training.state_dict().items())

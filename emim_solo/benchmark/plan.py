@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from emim_solo import suite
 from emim_solo.evaluation.knn import DISTANCES, KS, TEMPERATURE
 from emim_solo.evaluation.linear import complete_settings
-from emim_solo.evaluation.score import Protocol
+from emim_solo.evaluation.protocol import Protocol
 from emim_solo.ground import compare, configs, files
 from emim_solo.ground.errors import UsageError
 from emim_solo.ground.settings import read, setting
@@ -155,7 +155,7 @@ def make_plan(cfg: DictConfig) -> Plan:
         linear = complete_settings(benchmark.linear)
     except UsageError as error:
         raise UsageError(f"linear.{error.key}", f"linear: {error}") from error
-    score = asdict(Protocol.read(benchmark.score.protocol)) if benchmark.score.enabled else {}
+    protocol = asdict(Protocol.read(benchmark.score.protocol))
     entries: list[Entry] = []
     listings = Listings()
     by_name: dict[str, Mapping[str, Any]] = {}
@@ -177,6 +177,8 @@ def make_plan(cfg: DictConfig) -> Plan:
                 entries.append(Entry(name, seed, composed, run, compare.config_hash(by_name[name])))
     _check_terms(by_name, benchmark.deviations or {})
     stages = {name: asdict(getattr(benchmark, name)) for name in ("knn", "diagnostics", "umap")}
+    stages["diagnostics"]["protocol"] = protocol
+    score = protocol if benchmark.score.enabled else {}
     return Plan(Path(benchmark.dir), entries, {**stages, "linear": linear, "score": score})
 
 

@@ -13,7 +13,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +27,18 @@ from tqdm import tqdm
 from emim_solo.benchmark.cost import Cost, measure
 from emim_solo.benchmark.plan import Entry, Plan, make_plan
 from emim_solo.checkpoints.opening import Checkpoint, open_checkpoint
-from emim_solo.emim.diagnostics import diagnose, spectrum
+from emim_solo.emim.measures import diagnose, spectrum
 from emim_solo.evaluation.commands import evaluation_row
-from emim_solo.evaluation.features import Features, device_of, extract_features, extract_views
+from emim_solo.evaluation.features import Features, device_of, extract_features
 from emim_solo.evaluation.knn import knn
 from emim_solo.evaluation.linear import linear, logistic
-from emim_solo.evaluation.score import Protocol, score_checkpoint
+from emim_solo.evaluation.protocol import Protocol
+from emim_solo.evaluation.score import SeenViews, score_checkpoint, see
 from emim_solo.evaluation.umap import make_pictures
 from emim_solo.ground import files
 from emim_solo.ground.errors import UsageError
 from emim_solo.ground.stopping import Stopped
+from emim_solo.images.folders import differing_images
 from emim_solo.report.page import ROWS, spectrum_file, write_report
 from emim_solo.results import rows
 from emim_solo.results.tables import differences, evaluation_stages, headline, to_text
@@ -78,6 +81,7 @@ class Runner:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.rows_file = plan.folder / ROWS
+        self.rows = rows.Rows(self.rows_file)
         self.problems: list[str] = []
         self.seconds: dict[str, list[float]] = {}
         self.forecast: dict[str, float] = {}
@@ -85,23 +89,32 @@ class Runner:
         self.made = 0
         self.start = time.perf_counter()
         files.writable_folder(plan.folder, "dir")
+        self._check_images()
         waiting = [
             stage for run in plan.runs for stage in ("pretrain", *self._stages(run)) if not self._is_done(run, stage)
         ]
         waiting += [] if self._pictures_done() else ["umap"]
         self.waiting = waiting
 
+    def _check_images(self) -> None:
+        """Rows, checkpoints and features that are there are of the images that are there now."""
+        for run in self.plan.runs:
+            there = self._rows_of(run).get("pretrain", {}).get("images", {})
+            if differing := differing_images(there, run.run.images.record):
+                raise UsageError(
+                    "images.changed",
+                    f"'{self.rows_file}' has {run.title} of other images: {', '.join(differing)}; put the images back as they "
+                    "were, or take another dir",
+                )
+
     # -- what is there ------------------------------------------------------------------------------------------
 
     def _stages(self, run: Entry) -> tuple[str, ...]:
         return evaluation_stages(run.cfg, scored=bool(self.plan.settings["score"]))
 
-    def _rows_of(self, run: Entry) -> dict[str, Mapping[str, Any]]:
+    def _rows_of(self, run: Entry) -> Mapping[str, Mapping[str, Any]]:
         """Newest row of each stage of a run, with this config."""
-        if not self.rows_file.is_file():
-            return {}
-        own = (row for row in rows.read(self.rows_file) if (row["name"], row["seed"]) == (run.name, run.seed))
-        return {row["stage"]: row for row in own if row["config_hash"] == run.config_hash}
+        return self.rows.newest(run.name, run.seed, run.config_hash)
 
     def _is_done(self, run: Entry, stage: str) -> bool:
         found = self._rows_of(run)
@@ -173,7 +186,7 @@ class Runner:
         start = time.perf_counter()
         row = work()
         if row is not None:
-            rows.append(self.rows_file, row)
+            self.rows.append(row)
         self._finished(stage, time.perf_counter() - start)
 
     def _announce(self, title: str) -> None:
@@ -277,15 +290,22 @@ class Runner:
             "knn": lambda: knn(features, **self.plan.settings["knn"], device=device),
             "logistic": lambda: logistic(features, device=device),
             "linear": lambda: linear(features, run.cfg, self.plan.settings["linear"], seed=run.seed),
-            "diagnostics": lambda: self._diagnose(run),
         }
-        work = {stage: partial(self._row, run, stage, evaluate) for stage, evaluate in evaluations.items()}
-        work["score"] = partial(self._score, run)  # makes its row itself
+        work: dict[str, Callable[[], dict[str, Any]]] = {
+            stage: partial(self._row, run, stage, evaluate) for stage, evaluate in evaluations.items()
+        }
+        seen = cache(lambda: see(self._checkpoint(run), self._protocol()))  # once for both
+        work |= {"diagnostics": lambda: self._diagnosed(run, seen()), "score": lambda: self._score(run, seen())}
         for stage in stages:
             self._stage(run, stage, work[stage])
 
-    def _score(self, run: Entry) -> dict[str, Any]:
-        return score_checkpoint(self._checkpoint(run), Protocol(**self.plan.settings["score"]), neighbours=False)
+    def _protocol(self) -> Protocol:
+        """Of score and diagnostics, which take the first two views: without a score no more than these are made."""
+        protocol = Protocol.of(self.plan.settings["diagnostics"]["protocol"])
+        return protocol if self.plan.settings["score"] else replace(protocol, views=2)
+
+    def _score(self, run: Entry, seen: SeenViews) -> dict[str, Any]:
+        return score_checkpoint(self._checkpoint(run), self._protocol(), neighbours=False, seen=seen)
 
     def _row(self, run: Entry, stage: str, evaluate: Callable[[], Mapping[str, float]]) -> dict[str, Any]:
         start = time.perf_counter()
@@ -294,14 +314,20 @@ class Runner:
         epochs = self._rows_of(run)["pretrain"]["epochs"]  # fewer than planned where score.patience ended it
         return evaluation_row(stage, run.cfg, self._folder(run), metrics, seconds, self._settings(run, stage), epochs)
 
-    def _diagnose(self, run: Entry) -> dict[str, float]:
+    def _diagnosed(self, run: Entry, seen: SeenViews) -> dict[str, Any]:
+        images = min(self.plan.settings["diagnostics"]["images"], *map(len, seen.parts.values()))
+        row = self._row(run, "diagnostics", partial(self._diagnose, run, seen, images))
+        return row | {"protocol": self._protocol().hash, "images": images, "of": seen.of}
+
+    def _diagnose(self, run: Entry, seen: SeenViews, images: int) -> dict[str, float]:
         """Diagnostics of both parts; their spectra go to a file, rows hold numbers only."""
-        settings = self.plan.settings["diagnostics"]
-        views = extract_views(self._checkpoint(run), limit=settings["images"], seed=run.seed)
+        protocol = self._protocol()
         metrics: dict[str, float] = {}
         spectra: dict[str, list[float]] = {}
-        for part, (first, second) in views.items():
-            metrics |= {f"{part}_{name}": value for name, value in diagnose(first, second).items()}
+        for part, features in seen.parts.items():
+            first, second = features[:images, 0], features[:images, 1]
+            found = diagnose(first, second, noise_variance=protocol.noise_variance, seed=protocol.seed)
+            metrics |= {f"{part}_{name}": value for name, value in found.items()}
             if torch.isfinite(first).all():
                 spectra[part] = [float(f"{value:.5g}") for value in spectrum(first)]
         path = spectrum_file(self.plan.folder, run.name, run.seed)
@@ -348,7 +374,7 @@ class Runner:
             self.problems.append(f"umap: {error}")
             return
         for run in runs:
-            rows.append(self.rows_file, self._row(run, "umap", partial(metrics.__getitem__, run.name)))
+            self.rows.append(self._row(run, "umap", partial(metrics.__getitem__, run.name)))
         self._finished("umap", time.perf_counter() - start)
 
     def any_row(self) -> bool:

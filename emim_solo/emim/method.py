@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 from torch import Tensor, nn
 
-from emim_solo.emim.diagnostics import collapsed, non_gaussianity
+from emim_solo.emim.measures import collapsed, non_gaussianity
 from emim_solo.emim.objective import (
     emim_loss_func,
     entropies,
@@ -24,61 +24,64 @@ from emim_solo.emim.objective import (
 )
 from emim_solo.ground import compare
 from emim_solo.ground.errors import UsageError
+from emim_solo.ground.settings import read, setting
 
-PROJECTOR_DEFAULTS: dict[str, Any] = {"proj_hidden_dim": 2048, "proj_output_dim": 2048}
-OBJECTIVE_DEFAULTS: dict[str, Any] = {
-    "objective": "bound",
-    "marginal": "series",
-    "series_order": 2,
-    "residual": "isotropic",
-    "weight": 4.0,
-    "noise_variance": 0.1,
-    "gaussian_weight": 0.0,
-}
-DEFAULTS = PROJECTOR_DEFAULTS | OBJECTIVE_DEFAULTS
+_WIDEST = 32_768  # a hidden layer of it has 4 GB of weights
+
+
+@dataclass(frozen=True)
+class MethodSettings:
+    """EMIM's ``method_kwargs``: widths of the projector, and what :func:`emim_loss_func` takes."""
+
+    proj_hidden_dim: int = setting(2048, least=1, most=_WIDEST)
+    proj_output_dim: int = setting(2048, least=1, most=_WIDEST)
+    objective: str = "bound"
+    marginal: str = "series"
+    series_order: int = 2
+    residual: str = "isotropic"
+    weight: float = 4.0
+    noise_variance: float = 0.1
+    gaussian_weight: float = 0.0
+
+
+DEFAULTS = asdict(MethodSettings())
+PROJECTOR_DEFAULTS = {name: value for name, value in DEFAULTS.items() if name.startswith("proj_")}
+OBJECTIVE_DEFAULTS = {name: value for name, value in DEFAULTS.items() if name not in PROJECTOR_DEFAULTS}
 _SETTINGS = "emim_solo"  # key in a checkpoint
 _NOT_TO_CHANGE = ("method_kwargs", "seed", "backbone", "optimizer.name")  # in the middle of a run
 _DIRECTIONS = 16  # of a step along which embeddings are held to a Gaussian: others in the next, so that few are enough
 _IMAGES_TO_JUDGE_COLLAPSE = 256  # of the epoch's last batch; an SVD of them takes a tenth of a second
 
 
-def complete_method_kwargs(given: Mapping[str, Any], names_of_other_methods: set[str]) -> dict[str, Any]:
+def complete_method_kwargs(method_kwargs: Mapping[str, Any], names_of_other_methods: set[str]) -> dict[str, Any]:
     """EMIM's ``method_kwargs`` with defaults filled in, checked before anything is trained.
 
     Names that belong to another method of the suite are dropped, so that ``method=emim`` works as an override on
     any method's config. Every other unknown name is taken for a typo.
 
     Args:
-        given: ``method_kwargs`` as the user wrote them.
+        method_kwargs: as the user wrote them.
         names_of_other_methods: every name that some other method of the suite reads from ``method_kwargs``.
 
     Raises:
         UsageError: an unknown name, or a value that the projector or the objective cannot take.
     """
-    foreign = [name for name in given if name not in DEFAULTS and name in names_of_other_methods]
-    if foreign:
+    others = [name for name in method_kwargs if name not in DEFAULTS and name in names_of_other_methods]
+    if others:
         # A warning, for a line of the log is lost: the suite's configs turn Hydra's logging off, and with it that of
         # every library loaded before.
-        rank_zero_warn(f"EMIM ignores method_kwargs of other methods: {', '.join(foreign)}")
-    for name in given:
-        if name not in DEFAULTS and name not in foreign:
-            nearest = difflib.get_close_matches(name, DEFAULTS, n=1, cutoff=0.0)[0]
-            raise UsageError(
-                f"method_kwargs.{name} is not a setting of EMIM: did you mean '{nearest}'? Known: {', '.join(DEFAULTS)}"
-            )
-    completed = DEFAULTS | {name: value for name, value in given.items() if name in DEFAULTS}
-    for name in PROJECTOR_DEFAULTS:
-        width = completed[name]
-        if not isinstance(width, int) or isinstance(width, bool) or width < 1:
-            raise UsageError(f"method_kwargs.{name} must be a positive whole number, got {width!r}")
+        rank_zero_warn(f"EMIM ignores method_kwargs of other methods: {', '.join(others)}")
+    settings = {name: value for name, value in method_kwargs.items() if name not in others}
+    read(MethodSettings, settings, "method_kwargs")
+    settings = DEFAULTS | settings
     probe = torch.eye(4, dtype=torch.float64)
     try:  # the objective checks its own settings: ask it once, on the smallest batch there is
-        settings = {name: completed[name] for name in OBJECTIVE_DEFAULTS}
-        emim_loss_func(probe, probe.roll(1, 0), **settings, directions=random_directions(4, 1, seed=0))
+        objective_kwargs = {name: settings[name] for name in OBJECTIVE_DEFAULTS}
+        emim_loss_func(probe, probe.roll(1, 0), **objective_kwargs, directions=random_directions(4, 1, seed=0))
     except (TypeError, ValueError) as error:
-        raise UsageError(f"method_kwargs of EMIM: {error}") from error
-    _warn_of_collapse(completed)
-    return completed
+        raise UsageError("method_kwargs", f"method_kwargs of EMIM: {error}") from error
+    _warn_of_collapse(settings)
+    return settings
 
 
 def _warn_of_collapse(settings: Mapping[str, Any]) -> None:
@@ -109,7 +112,7 @@ class EMIMMethod(LightningModule):
     small-sample bias is in both; of all views the loss's two terms, ``train_entropy`` H(Z) and
     ``train_residual_entropy`` H(Z|Z'); of this process's first view how far it is from Gaussian, ``train_non_gaussianity``,
     beside its null: at the null the MI is a lower bound of the true one. At the end of an epoch collapsed embeddings are warned of, by the rule of
-    :func:`emim_solo.emim.diagnostics.collapsed`.
+    :func:`emim_solo.emim.measures.collapsed`.
     """
 
     features_dim: int
@@ -122,7 +125,8 @@ class EMIMMethod(LightningModule):
     def add_emim(self, method_kwargs: Mapping[str, Any]) -> None:
         """Build the projector and keep the objective's settings; ``method_kwargs`` are complete."""
         if self.num_large_crops < 2:
-            raise UsageError(f"EMIM takes 2 large crops or more, augmentations give {self.num_large_crops}")
+            large = self.num_large_crops
+            raise UsageError("augmentations", f"EMIM takes 2 large crops or more, augmentations give {large}")
         hidden, output = method_kwargs["proj_hidden_dim"], method_kwargs["proj_output_dim"]
         self.method_settings = {name: method_kwargs[name] for name in DEFAULTS}
         self.objective_kwargs = {name: method_kwargs[name] for name in OBJECTIVE_DEFAULTS}
@@ -236,11 +240,12 @@ class EMIMMethod(LightningModule):
         here = self.run_settings()
         there = checkpoint.get(_SETTINGS, here)
         there = {**there, "method_kwargs": DEFAULTS | there["method_kwargs"]}  # of before a setting was there
-        differing = compare.differences(there, here)
+        differing = compare.differences(there, here, but=compare.NO_RESULT)
         if others := [each for each in differing if each.startswith(_NOT_TO_CHANGE)]:
             raise UsageError(
+                "resume_from_checkpoint",
                 f"checkpoint '{self._trainer.ckpt_path}' is of other settings: {', '.join(others)}; "
-                "resume it with its own, or start afresh without resume_from_checkpoint"
+                "resume it with its own, or start afresh without resume_from_checkpoint",
             )
         if differing:
             rank_zero_warn(

@@ -18,6 +18,7 @@ The plug-in MI of N samples of INDEPENDENT d-dimensional embeddings is about d^2
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from itertools import combinations
@@ -79,8 +80,9 @@ def mutual_information(
         ValueError: shapes differ, over the processes too; not N x d; N < 2; a bad option.
         TypeError: an input is not of floating dtype.
         FloatingPointError: an input holds NaN or Inf, or a covariance cannot be factorised in float64 either. On a
-            GPU, where a check would make every step wait, and in torch.compile and torch.func, the result and its
-            gradient are NaN instead, for what float32 cannot factorise too.
+            GPU, where a check would make every step wait, and in torch.compile, the result and its gradient are NaN
+            instead, for what float32 cannot factorise too.
+        RuntimeError: a second derivative is asked for (create_graph=True), or a transform of torch.func.
     """
     _check_choice("form", form, FORMS)
     _check_noise_variance(noise_variance)
@@ -106,8 +108,8 @@ def null_mutual_information(
     _check_choice("form", form, FORMS)
     _check_noise_variance(noise_variance)
     with _full_precision(z1):
-        first, second = _views((z1, z2), standardise, gather).unbind(1)
-        views = torch.stack((first, second.roll(1, 0)), dim=1)
+        first, second = _views((z1, z2), standardise, gather)
+        views = torch.stack((first, second.roll(1, 0)))
         return _with_retry(lambda x: _mutual_information(x, form, noise_variance), views)
 
 
@@ -155,10 +157,9 @@ def emim_loss_func(
         z2: N x d embeddings of the second view, paired by row.
         more: N x d embeddings of further views (multi-crop), paired by row.
         objective: "bound" or "exact".
-        marginal: H(Z) = 1/2 log det(C + eI): "exact", or the "series" about a multiple of I.
-        series_order: terms of the series, >= 2. Order 2 needs no factorisation and is concave everywhere.
-            Higher orders cost an eigenvalue computation, more than "exact" does: they have the gradient of the
-            series about a multiple of I that keeps it convergent, and the value of "exact".
+        marginal: H(Z) = 1/2 log det(C + eI): "exact", or the first two terms of its "series" about (1 + e) I, which
+            need no factorisation and are concave everywhere.
+        series_order: 2, the terms of that series; more converge near I alone and cost more than "exact".
         residual: H(Z|Z'): "exact" 1/2 [log det(C+S+eI) + log det(C-S+eI) - log det(C+eI)],
             "diagonal" 1/2 sum_i log 2(v_i + e), "isotropic" d/2 log 2(v + e), with v_i the diagonal of C-
             and v its mean.
@@ -178,8 +179,7 @@ def emim_loss_func(
     _check_choice("marginal", marginal, MARGINALS)
     _check_choice("residual", residual, RESIDUALS)
     _check_noise_variance(noise_variance)
-    if not isinstance(series_order, int) or isinstance(series_order, bool) or series_order < 2:
-        raise ValueError(f"series_order must be an integer of at least 2, got {series_order!r}")
+    _check_series_order(series_order)
     _check_weight("weight", weight)
     _check_weight("gaussian_weight", gaussian_weight)
     if gaussian_weight and directions is None:
@@ -187,12 +187,12 @@ def emim_loss_func(
 
     def loss(views: Tensor) -> Tensor:
         if objective == "exact":
-            pairs = combinations(range(views.shape[1]), 2)
-            informations = [_mutual_information(views[:, pair], "auto", noise_variance) for pair in pairs]
+            pairs = combinations(range(len(views)), 2)
+            informations = [_mutual_information(views[list(pair)], "auto", noise_variance) for pair in pairs]
             negative = -torch.stack(informations).mean()
         else:
-            entropy = _marginal_entropy(views, marginal, series_order, noise_variance)
-            negative = weight * _residual_entropy(views, residual, noise_variance) - entropy
+            entropy, residual_entropy = _entropies(views, marginal, residual, noise_variance)
+            negative = weight * residual_entropy - entropy
         return negative / views.shape[-1]
 
     with _full_precision(z1):
@@ -222,11 +222,11 @@ def entropies(
     """
     _check_choice("marginal", marginal, MARGINALS)
     _check_choice("residual", residual, RESIDUALS)
+    _check_series_order(series_order)
     _check_noise_variance(noise_variance)
 
     def terms(views: Tensor) -> Tensor:
-        entropy = _marginal_entropy(views, marginal, series_order, noise_variance)
-        return torch.stack((entropy, _residual_entropy(views, residual, noise_variance)))
+        return torch.stack(_entropies(views, marginal, residual, noise_variance))
 
     with _full_precision(z1):
         entropy, residual_entropy = _with_retry(terms, _views((z1, z2, *more), standardise=True)).unbind()
@@ -253,8 +253,8 @@ def epps_pulley(samples: Tensor) -> Tensor:
     70, 1983, with their weight.
     """
     centred = samples - samples.mean(0)
-    # A variance that is rounding alone is none: the square root of it would have a gradient without end.
     variance = centred.square().mean(0)
+    # Of a constant column rounding may leave a tiny variance. Its rsqrt, and the gradient of that, would be huge.
     tiny = (16 * torch.finfo(samples.dtype).eps) ** 2
     x = centred * (variance + tiny).rsqrt()
     step, nodes = 0.3, 22  # up to t = 6.3, where the weight is 2e-9 of what it is at 0
@@ -271,12 +271,12 @@ def random_directions(dimension: int, count: int, *, seed: int, device: torch.de
     return normalize(torch.randn(dimension, count, generator=generator, device=device), dim=0)
 
 
-# --- the terms, of `views`: N x K x d, centred ------------------------------------------------------
+# --- the terms, of `views`: K x N x d, centred ------------------------------------------------------
 
 
 def _mutual_information(views: Tensor, form: str, noise_variance: float) -> Tensor:
     """MI in nats of two centred views."""
-    samples, _, dimension = views.shape
+    _, samples, dimension = views.shape
     if form == "pooled":
         marginal = _log_det(views.flatten(0, 1), noise_variance)
         return marginal - _joint_log_det(views, noise_variance) / 2
@@ -285,75 +285,51 @@ def _mutual_information(views: Tensor, form: str, noise_variance: float) -> Tens
     scale = 1 / (samples * noise_variance)
     if form == "dual":
         # det(I + AB) = det(I + BA), and the joint embedding's Gram matrix is the sum of the two.
-        grams = gram(views.transpose(0, 1)) * scale
+        grams = gram(views) * scale
         first, second, joint = log_det(_plus_identity(torch.cat((grams, grams.sum(0, keepdim=True)))))
     else:
-        moments = _plus_identity(gram(views.flatten(1).mT) * scale)
+        moments = _plus_identity(gram(torch.cat(views.unbind(), dim=1).mT) * scale)
         first = log_det(moments[:dimension, :dimension])
         second = log_det(moments[dimension:, dimension:])
         joint = log_det(moments)
     return (first + second - joint) / 2
 
 
-def _marginal_entropy(views: Tensor, marginal: str, order: int, noise_variance: float) -> Tensor:
-    """H(Z) of the pooled views in nats, without its constant d/2 log(2 pi e)."""
-    pooled = views.flatten(0, 1)
-    if marginal == "series":
-        return _series_log_det(pooled, noise_variance, order) / 2
-    return (pooled.shape[1] * math.log(noise_variance) + _log_det(pooled, noise_variance)) / 2
+def _entropies(views: Tensor, marginal: str, residual: str, noise_variance: float) -> tuple[Tensor, Tensor]:
+    """H(Z) of the pooled views and H(Z|Z') of exchangeable ones, or their bounds, without d/2 log(2 pi e) of either."""
+    count, samples, dimension = views.shape
+    deviation, scatter = _Deviation.apply(views)
+    products, scale = len(deviation), 1 + noise_variance
+    zeros = dimension - products  # eigenvalues of C, where the products are those of samples
+    if "exact" in (marginal, residual):  # log det(C + eI)
+        whole = log_det(_plus_identity(deviation / scale))
+        whole = whole + products * math.log(scale) + zeros * math.log(noise_variance)
+    if marginal == "exact":
+        entropy = whole / 2
+    else:  # d log s + log det(I + X), of which tr X - tr X^2 / 2 is taken: s = 1 + e, X = (C - I) / s
+        first = deviation.detach().trace() - zeros  # standardisation holds it
+        second = torch.linalg.vector_norm(deviation).square() + zeros
+        entropy = (dimension * math.log(scale) + first / scale - second / (2 * scale**2)) / 2
 
-
-def _residual_entropy(views: Tensor, residual: str, noise_variance: float) -> Tensor:
-    """H(Z|Z') of exchangeable views in nats, or a bound from above, without the same constant."""
-    dimension = views.shape[-1]
+    variances = scatter / (samples * (count - 1))  # their expectation is the diagonal of C - S
     if residual == "isotropic":
-        return dimension / 2 * torch.log(2 * (_variance_of_differences(views, "mean") + noise_variance))
-    if residual == "diagonal":
-        return torch.log(2 * (_variance_of_differences(views, "none").mean(0) + noise_variance)).sum() / 2
-    conditional = _joint_log_det(views, noise_variance) - _log_det(views.flatten(0, 1), noise_variance)
-    return (dimension * math.log(noise_variance) + conditional) / 2
-
-
-def _variance_of_differences(views: Tensor, reduction: Literal["none", "mean"]) -> Tensor:
-    """Variance among the views of each sample and feature, N x d, or its mean; its mean over samples is diag(C - S)."""
-    if views.shape[1] == 2:  # the same number, twice as fast
-        return mse_loss(views[:, 0], views[:, 1], reduction=reduction) / 2
-    variance = views.var(1)
-    return variance.mean() if reduction == "mean" else variance
+        residual_entropy = dimension / 2 * torch.log(2 * (variances.mean() + noise_variance))
+    elif residual == "diagonal":
+        residual_entropy = torch.log(2 * (variances + noise_variance)).sum() / 2
+    else:
+        joint = 2 * dimension * math.log(noise_variance) + _joint_log_det(views, noise_variance)
+        residual_entropy = (joint - whole) / 2
+    return entropy, residual_entropy
 
 
 def _log_det(embeddings: Tensor, noise_variance: float) -> Tensor:
     """log det(I + C/e), C = X^T X / n of n x d centred embeddings, through the smaller of C and X X^T."""
-    samples, dimension = embeddings.shape
-    smaller = embeddings if samples < dimension else embeddings.mT
-    return log_det(_plus_identity(gram(smaller) / (samples * noise_variance)))
+    smaller = embeddings if _wide(embeddings) else embeddings.mT
+    return log_det(_plus_identity(gram(smaller) / (len(embeddings) * noise_variance)))
 
 
-def _series_log_det(embeddings: Tensor, noise_variance: float, order: int) -> Tensor:
-    """log det(C + eI) truncated: d log s + sum_{k=1..order} (-1)^(k+1) tr(X^k)/k, C + eI = s(I + X).
-
-    C = X^T X / n of n x d centred embeddings has the eigenvalues of X X^T / n and zeros, so the traces are
-    taken through the smaller of the two; order 2 is O(n d min(n, d)).
-
-    s = 1 + e is the identity's own scale. Order 2 is concave in every eigenvalue x of X whatever their
-    size. Above it the series is of use only for |x| < 1, so s is raised, where it must be, until the largest
-    x is 1/2: for -1 < x <= 1/2 every truncation is increasing and concave, and the series converges. With s
-    so moving from batch to batch the truncated value would even fall as the entropy rises; the eigenvalues
-    are at hand, so above order 2 the value is the exact one and the gradient that of the series at fixed s.
-    """
-    samples, dimension = embeddings.shape
-    smaller = embeddings if samples < dimension else embeddings.mT
-    moments = gram(smaller) / samples
-    zeros = dimension - moments.shape[-1]
-    if order > 2:
-        log_det_of_moments: Tensor = _SeriesLogDet.apply(moments, noise_variance, order)[0]
-        return log_det_of_moments + zeros * math.log(noise_variance)
-    scale = 1 + noise_variance
-    at_zero = noise_variance / scale - 1
-    deviation = moments / scale + at_zero * torch.eye(len(moments), dtype=moments.dtype, device=moments.device)
-    first = deviation.trace() + zeros * at_zero
-    second = (deviation * deviation).sum() + zeros * at_zero**2  # square() would take more memory in its backward pass
-    return dimension * math.log(scale) + first - second / 2
+def _wide(embeddings: Tensor) -> bool:
+    return embeddings.shape[0] < embeddings.shape[1]
 
 
 def _joint_log_det(views: Tensor, noise_variance: float) -> Tensor:
@@ -362,7 +338,7 @@ def _joint_log_det(views: Tensor, noise_variance: float) -> Tensor:
     An orthonormal rotation of the K views gives their scaled mean, of covariance C + (K - 1) S, and K - 1 differences,
     each of covariance C - S; that of the sum of two views, C + S, is a mixture of the two.
     """
-    count = views.shape[1]
+    count = len(views)
     mean, differences = _helmert(views)
     total = mean * math.sqrt(2 / count)
     if count > 2:  # rows are weighted so that the mean over all of them is C + S
@@ -372,14 +348,14 @@ def _joint_log_det(views: Tensor, noise_variance: float) -> Tensor:
 
 
 def _helmert(views: Tensor) -> tuple[Tensor, Tensor]:
-    """The K views of every sample rotated into sqrt(K) times their mean, N x d, and N x (K - 1) x d differences.
+    """The K views of every sample rotated into sqrt(K) times their mean, N x d, and K - 1 differences, (K - 1) x N x d.
 
     Difference j is that of view j + 1 to the mean of those before it, scaled: Helmert's contrasts.
     """
-    count = views.shape[1]
-    total = views.cumsum(1)
-    j = torch.arange(1, count, dtype=views.dtype, device=views.device)[:, None]
-    return total[:, -1] / math.sqrt(count), (total[:, :-1] - j * views[:, 1:]) / (j * (j + 1)).sqrt()
+    count = len(views)
+    total = views.cumsum(0)
+    j = torch.arange(1, count, dtype=views.dtype, device=views.device)[:, None, None]
+    return total[-1] / math.sqrt(count), (total[:-1] - j * views[1:]) / (j * (j + 1)).sqrt()
 
 
 def _with_retry(compute: Callable[[Tensor], Tensor], views: Tensor) -> Tensor:
@@ -399,92 +375,136 @@ def _plus_identity(matrices: Tensor) -> Tensor:
 # --- closed-form gradients --------------------------------------------------------------------------
 
 
+def _first_derivative_only(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """Refuses create_graph=True, whose second derivative would lack what these backward passes compute."""
+
+    @functools.wraps(backward)
+    def checked(ctx: Any, *grads: Tensor) -> Any:
+        if torch.is_grad_enabled() and not _is_compiling():
+            raise RuntimeError("EMIM's objective has no second derivative: call backward without create_graph=True")
+        return backward(ctx, *grads)
+
+    return checked
+
+
+_STRIP = 256  # rows of a product that are computed together
+
+
+def _product(x: Tensor) -> Tensor:
+    """X X^T of (a stack of) matrices; on a CPU the half above the diagonal is computed and mirrored."""
+    size = x.shape[-2]
+    if x.device.type != "cpu" or size <= _STRIP:
+        return x @ x.mT
+    result = x.new_empty(*x.shape[:-1], size)
+    for start in range(0, size, _STRIP):
+        end = start + _STRIP
+        torch.matmul(x[..., start:end, :], x[..., start:, :].mT, out=result[..., start:end, start:])
+        result[..., end:, start:end] = result[..., start:end, end:].mT
+    return result
+
+
 class _Gram(Function):
     """Autograd does two matrix products in the backward pass of X X^T; one is enough."""
 
-    generate_vmap_rule = True
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return _product(x)
 
     @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        return x @ x.mT
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
+    @_first_derivative_only
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
         with _full_precision(x):
             return (grad + grad.mT) @ x
 
 
-class _LogDet(Function):
-    """The inverse, from the factor at hand, is all that the gradient needs.
+class _Deviation(Function):
+    """Of K x N x d views C - I and each feature's scatter within samples; C = X^T X / n of all, or X X^T / n if smaller.
 
-    It is an output, so that autograd knows its derivative too: saved otherwise, second derivatives would miss it.
+    The gradient is that of a symmetric function of C.
     """
 
-    generate_vmap_rule = True
+    @staticmethod
+    def forward(ctx: Any, views: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(views)
+        if len(views) == 2:  # the same numbers without their mean
+            scatter = mse_loss(views[0], views[1], reduction="none").sum(0) / 2
+        else:
+            centre = views.mean(0)
+            scatter = torch.stack([mse_loss(view, centre, reduction="none").sum(0) for view in views]).sum(0)
+        pooled = views.flatten(0, 1)
+        deviation = _product(pooled if _wide(pooled) else pooled.mT).div_(len(pooled))
+        deviation.diagonal().sub_(1)
+        return deviation, scatter
 
     @staticmethod
-    def forward(matrices: Tensor, with_inverse: bool) -> tuple[Tensor, Tensor | None]:
+    @_first_derivative_only
+    def backward(ctx: Any, grad_deviation: Tensor, grad_scatter: Tensor) -> Tensor:
+        (views,) = ctx.saved_tensors
+        pooled, slope = views.flatten(0, 1), 2 * grad_scatter
+        factors = (grad_deviation, pooled) if _wide(pooled) else (pooled, grad_deviation)
+        with _full_precision(views):
+            grad = torch.addmm(pooled, *factors, beta=0, alpha=2 / len(pooled)).view_as(views)
+        # Differences are taken before they are multiplied: in the product with the views they would be rounded as these are.
+        if len(views) == 2:
+            difference = views[0] - views[1]
+            grad[0].addcmul_(difference, slope, value=0.5)
+            grad[1].addcmul_(difference, slope, value=-0.5)
+            return grad
+        centre = views.mean(0)
+        for each, view in zip(grad, views, strict=True):
+            each.addcmul_(view - centre, slope)
+        return grad
+
+
+_SMALLEST_STD = 1e-15
+
+
+class _Standardise(Function):
+    """Batch normalisation of each view into one tensor: torch's own, then stacked, takes its memory twice."""
+
+    @staticmethod
+    def forward(*ctx_and_views: Any) -> tuple[Tensor, Tensor, Tensor]:
+        ctx, *views = ctx_and_views  # named in the signature, torch.compile takes the context of two views for a third
+        scaled = views[0].new_empty(len(views), *views[0].shape)
+        means, inverse_stds = scaled.new_empty(2, len(views), scaled.shape[-1])
+        for view, *out in zip(views, scaled, means, inverse_stds, strict=True):
+            torch.native_batch_norm(view, None, None, None, None, True, 0.0, _SMALLEST_STD**2, out=out)
+        ctx.save_for_backward(means, inverse_stds, *views)
+        ctx.mark_non_differentiable(means, inverse_stds)
+        return scaled, means, inverse_stds
+
+    @staticmethod
+    @_first_derivative_only
+    def backward(ctx: Any, grads: Tensor, *of_statistics: Tensor) -> tuple[Tensor | None, ...]:
+        means, inverse_stds, *views = ctx.saved_tensors
+        return tuple(
+            torch.ops.aten.native_batch_norm_backward(
+                grad, view, None, None, None, mean, inverse_std, True, _SMALLEST_STD**2, [True, False, False]
+            )[0]
+            for grad, view, mean, inverse_std in zip(grads, views, means, inverse_stds, strict=True)
+        )
+
+
+class _LogDet(Function):
+    """The inverse, from the factor at hand, is all that the gradient needs."""
+
+    @staticmethod
+    def forward(ctx: Any, matrices: Tensor) -> Tensor:
         factor, info = torch.linalg.cholesky_ex(matrices)
         if not _can_look(info):
             factor.diagonal(dim1=-2, dim2=-1).masked_fill_((info != 0)[..., None], math.nan)
         elif info.any():
             raise _NotPositiveDefinite
-        inverse = torch.cholesky_inverse(factor) if with_inverse else None
-        return 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1), inverse
+        ctx.save_for_backward(factor)
+        return 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, bool], output: tuple[Tensor, Tensor | None]) -> None:
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(output[1])
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor | None, grad_inverse: Tensor | None) -> tuple[Tensor | None, None]:
-        (inverse,) = ctx.saved_tensors
-        of_value = None if grad is None else grad[..., None, None] * inverse
-        if grad_inverse is None:
-            return of_value, None
-        with _full_precision(inverse):
-            of_inverse = -inverse @ grad_inverse @ inverse
-        return of_inverse if of_value is None else of_value + of_inverse, None
-
-
-class _SeriesLogDet(Function):
-    """log det(M + eI) of a positive semidefinite M, with the gradient of its series about s(M) I at fixed s.
-
-    s is 1 + e, raised where it must be until no eigenvalue of M + eI is above 3/2 s.
-    """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(moments: Tensor, noise_variance: float, order: int) -> tuple[Tensor, Tensor]:
-        spectrum = torch.linalg.eigvalsh(moments).clamp(min=0) + noise_variance
-        return spectrum.log().sum(-1), spectrum[..., -1]
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, float, int], output: tuple[Tensor, Tensor]) -> None:
-        moments, ctx.noise_variance, ctx.order = inputs
-        ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(moments, output[1])
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor, grad_largest: Tensor) -> tuple[Tensor, None, None]:
-        moments, largest = ctx.saved_tensors
-        with _full_precision(moments):
-            if torch.is_grad_enabled():  # a second derivative is asked for, and s moves with M
-                largest = torch.linalg.eigvalsh(moments)[..., -1] + ctx.noise_variance
-            s = (largest / 1.5).clamp(min=1 + ctx.noise_variance)[..., None, None]
-            identity = torch.eye(moments.shape[-1], dtype=moments.dtype, device=moments.device)
-            minus_x = identity - (moments + ctx.noise_variance * identity) / s
-            series = identity + minus_x
-            for _ in range(ctx.order - 2):
-                series = identity + minus_x @ series
-            return grad[..., None, None] * series / s, None, None
+    @_first_derivative_only
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (factor,) = ctx.saved_tensors
+        return grad[..., None, None] * torch.cholesky_inverse(factor)
 
 
 def gram(x: Tensor) -> Tensor:
@@ -500,7 +520,7 @@ def log_det(matrices: Tensor) -> Tensor:
         FloatingPointError: a matrix is not positive definite in its precision; NaN instead where
             `mutual_information` gives NaN.
     """
-    result: Tensor = _LogDet.apply(matrices, torch.is_grad_enabled())[0]
+    result: Tensor = _LogDet.apply(matrices)
     return result
 
 
@@ -516,7 +536,7 @@ class _NotPositiveDefinite(FloatingPointError):
 
 
 def _views(embeddings: Sequence[Tensor], standardise: bool, gather: bool = True) -> Tensor:
-    """Checked, gathered, centred and, if asked for, standardised: N_global x K x d, at least float32."""
+    """Checked, gathered, centred and, if asked for, standardised: K x N_global x d, at least float32."""
     names = [f"z{number}" for number in range(1, len(embeddings) + 1)]
     for name, z in zip(names, embeddings, strict=True):
         if not z.is_floating_point():
@@ -527,84 +547,63 @@ def _views(embeddings: Sequence[Tensor], standardise: bool, gather: bool = True)
     if len(shapes[0]) != 2 or shapes[0][1] == 0:
         raise ValueError(f"embeddings must be N x d with d >= 1, got shape {shapes[0]}")
     dtype = torch.float64 if any(z.dtype == torch.float64 for z in embeddings) else torch.float32
-    views = torch.stack([z.to(dtype) for z in embeddings], dim=1)
+    views = [z.to(dtype) for z in embeddings]
     gathered = gather and _in_several_processes()
     if gathered:
-        views = _gather(views)
-    samples = views.shape[0]
+        views = list(_gather(torch.stack(views)))
+    samples = len(views[0])
     if samples < 2:
         raise ValueError(f"mutual information needs at least 2 samples, got {samples}")
-    flat = views.flatten(1)
     if not standardise:
-        mean = flat.mean(0)
-        if _can_look(mean):
-            _check_finite(mean, views, gathered)
-        return (flat - mean).view_as(views)
+        means = torch.stack([view.mean(0) for view in views])
+        if _can_look(means):
+            _check_finite(means, views, gathered)
+        return torch.stack(views) - means[:, None]
     # Batch normalisation's kernel is the fastest there is, has its gradient, and hands out the statistics.
-    smallest_std = 1e-15
-    scaled, mean, inverse_std = torch.native_batch_norm(flat, None, None, None, None, True, 0.0, smallest_std**2)
-    std = inverse_std.reciprocal()
-    # The mean of a constant feature is rounded, so what centring leaves is no signal, whatever its size.
-    constant = std <= 2 * smallest_std + 16 * torch.finfo(dtype).eps * mean.abs()
-    if _can_look(std):
-        _check_finite(std, views, gathered)
+    scaled, means, inverse_stds = _Standardise.apply(*views)
+    stds = inverse_stds.reciprocal()
+    # Rounding of its mean leaves a constant feature a tiny standard deviation. Standardisation would blow it up.
+    constant = stds <= 2 * _SMALLEST_STD + 16 * torch.finfo(dtype).eps * means.abs()
+    if _can_look(stds):
+        _check_finite(stds, views, gathered)
         if not constant.any():  # spares a pass over the embeddings
-            return scaled.view_as(views)
+            return scaled
     # Batch normalisation makes zeros, not NaN, of a feature whose variance overflows.
-    factor = (~constant).to(dtype).masked_fill(std.isinf(), math.nan)
-    return (scaled * factor).view_as(views)
+    factor = (~constant).to(dtype).masked_fill(stds.isinf(), math.nan)
+    return scaled * factor[:, None]
 
 
-def _check_finite(statistics: Tensor, views: Tensor, gathered: bool) -> None:
+def _check_finite(statistics: Tensor, views: Sequence[Tensor], gathered: bool) -> None:
     # One NaN, Inf or overflow shows in its feature's statistics: no pass over the embeddings is spent on it.
     if statistics.isfinite().all():
         return
     if gathered:
-        _check_changed_together(views)
-    counts = (~views.isfinite()).sum((0, 2)).tolist()
+        _check_changed_together(torch.stack(list(views)))
+    counts = [int((~view.isfinite()).sum()) for view in views]
     found = [f"z{number} holds {count}" for number, count in enumerate(counts, 1) if count]
     if not found:
-        raise FloatingPointError(f"the embeddings are too large for {views.dtype}: their variance overflows")
-    raise FloatingPointError(f"NaN or Inf among {views[:, 0].numel()} values: {' and '.join(found)}")
+        raise FloatingPointError(f"the embeddings are too large for {views[0].dtype}: their variance overflows")
+    raise FloatingPointError(f"NaN or Inf among {views[0].numel()} values: {' and '.join(found)}")
 
 
 class _Gather(Function):
-    """Concatenates the samples of the processes; the gradient is summed over them.
+    """Concatenates the samples, dimension 1, of the processes; the gradient is summed over them.
 
     torch.distributed.nn.functional.all_gather did the same and is deprecated.
     """
 
     @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, x.contiguous())
-        return torch.cat(parts)
+    def forward(ctx: Any, views: Tensor) -> Tensor:
+        parts = [torch.empty_like(views) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, views.contiguous())
+        return torch.cat(parts, dim=1)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        return _SumOwn.apply(grad)
-
-
-class _SumOwn(Function):
-    """This process's samples of a sum over the processes: the transpose of _Gather, and the other way round."""
-
-    @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        total = x.clone(memory_format=torch.contiguous_format)
+    @_first_derivative_only
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        total = grad.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
-        return total.chunk(dist.get_world_size())[dist.get_rank()]
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        return _Gather.apply(grad)
+        return total.chunk(dist.get_world_size(), dim=1)[dist.get_rank()]
 
 
 _agreed_shapes: WeakKeyDictionary[dist.ProcessGroup, dict[int, torch.Size]] = WeakKeyDictionary()  # by number of views
@@ -617,11 +616,11 @@ def _gather(views: Tensor) -> Tensor:
     process that goes on with it finds among its samples.
     """
     agreed_shapes = _agreed_shapes.setdefault(dist.group.WORLD, {})  # type: ignore[arg-type]
-    agreed = agreed_shapes.get(views.shape[1])
+    agreed = agreed_shapes.get(len(views))
     if views.shape != agreed:
         if agreed is not None:
             _check_changed_together(_Gather.apply(views.new_full(agreed, -math.inf)))
-        shape = torch.tensor(views.shape[::2], device=views.device)
+        shape = torch.tensor(views.shape[1:], device=views.device)
         shapes = [torch.empty_like(shape) for _ in range(dist.get_world_size())]
         dist.all_gather(shapes, shape)
         listed = [tuple(s.tolist()) for s in shapes]
@@ -629,13 +628,13 @@ def _gather(views: Tensor) -> Tensor:
             raise ValueError(
                 f"every process must hold a batch of the same shape, got {listed}; drop the last, smaller batch"
             )
-        agreed_shapes[views.shape[1]] = views.shape
+        agreed_shapes[len(views)] = views.shape
     result: Tensor = _Gather.apply(views)
     return result
 
 
 def _check_changed_together(gathered: Tensor) -> None:
-    changed = gathered.view(dist.get_world_size(), -1).isneginf().all(1).tolist()
+    changed = [bool(part.isneginf().all()) for part in gathered.chunk(dist.get_world_size(), dim=1)]
     if any(changed) and not all(changed):
         ranks = [rank for rank, has in enumerate(changed) if has]
         raise ValueError(
@@ -652,12 +651,11 @@ _is_compiling = getattr(torch.compiler, "is_compiling", lambda: False)  # missin
 
 
 def _can_look(values: Tensor) -> bool:
-    """Whether values may decide what is done: a GPU would have to be waited for, torch.compile and torch.func have none.
+    """Whether values may decide what is done: a GPU would have to be waited for, torch.compile has none.
 
     Where they may not, what is wrong makes the result and its gradient NaN.
     """
-    traced = _is_compiling() or torch._C._are_functorch_transforms_active()
-    return values.device.type == "cpu" and not traced
+    return values.device.type == "cpu" and not _is_compiling()
 
 
 def _full_precision(tensor: Tensor) -> torch.autocast:
@@ -671,6 +669,13 @@ def _full_precision(tensor: Tensor) -> torch.autocast:
 def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
         raise ValueError(f"unknown {name} {value!r}; there are {', '.join(known)}")
+
+
+def _check_series_order(order: int) -> None:
+    if type(order) is not int or order != 2:
+        raise ValueError(
+            f"series_order must be 2, got {order!r}; marginal='exact' is the whole series and costs less than a higher order"
+        )
 
 
 def _check_weight(name: str, weight: float) -> None:

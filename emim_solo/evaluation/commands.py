@@ -6,15 +6,18 @@ import argparse
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from emim_solo.checkpoints.opening import EXPECTED, Checkpoint, open_checkpoints
 from emim_solo.evaluation.features import Features, device_of, extract_features
+from emim_solo.evaluation.protocol import LARGEST_SEED
 from emim_solo.ground import files
 from emim_solo.ground.errors import UsageError
+from emim_solo.ground.settings import checked, from_dotlist, read
 from emim_solo.images.folders import why_no_accuracy
 from emim_solo.results import rows
 from emim_solo.suite import load_suite, plain
@@ -46,15 +49,48 @@ def evaluation_row(
     )
 
 
-def folders_parser(command: str, description: str) -> argparse.ArgumentParser:
-    """The parser of a command on checkpoints; :func:`split` takes ``key=value`` out of the arguments before."""
+def folders_parser(command: str, description: str, *, rows: bool = True) -> argparse.ArgumentParser:
+    """The parser of a command on checkpoints; :func:`split` takes ``key=value`` out of the arguments before.
+
+    ``rows`` says whether the command writes any.
+    """
     parser = argparse.ArgumentParser(
         prog=f"emim-solo {command}",
         description=description,
         epilog="data.train_path=DIR data.val_path=DIR augmentations.0.crop_size=N after the checkpoints: evaluated on these",
     )
     parser.add_argument("folders", nargs="+", metavar="CHECKPOINT", help=EXPECTED)
+    if rows:
+        text = "folder of the rows.jsonl, or a .jsonl file, that rows are appended to; by default that of each run"
+        parser.add_argument("--rows", type=Path, metavar="PLACE", help=text)
     return parser
+
+
+def rows_file(checkpoint: Checkpoint, place: Path | None) -> Path:
+    """The file for the rows of a checkpoint, in a folder that takes files: its run's own, or ``--rows PLACE``.
+
+    Raises:
+        UsageError: the folder cannot be written.
+    """
+    file = checkpoint.rows_file
+    if place is not None:
+        place = place.expanduser()
+        file = place if place.suffix == ".jsonl" else place / "rows.jsonl"
+    try:
+        files.writable_folder(file.parent, "rows")
+    except UsageError as error:
+        raise UsageError("--rows", f"{error}, with --rows PLACE") from error
+    return file
+
+
+def whole_number(text: str) -> int:
+    """A seed from the command line.
+
+    Raises:
+        UsageError: it is none that every library takes: a whole number from 0 to 2^32 - 1.
+    """
+    value = int(text) if text.strip().isdecimal() and len(text) < 20 else -1
+    return int(checked(value if value >= 0 else text, int, "--seed", {"least": 0, "most": LARGEST_SEED}))
 
 
 def split(arguments: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
@@ -71,24 +107,24 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
 
 def _each(
     stage: str,
-    folders: Sequence[str],
+    given: argparse.Namespace,
     changes: Sequence[str],
     evaluate: Callable[[Checkpoint, Features], Mapping[str, float]],
     settings: Mapping[str, Any],
 ) -> None:
     """Evaluate checkpoints one after the other; the row of each stands beside that of its pretraining."""
-    checkpoints = open_checkpoints(folders, changes)
+    checkpoints = open_checkpoints(given.folders, changes)
+    places = [rows_file(checkpoint, given.rows) for checkpoint in checkpoints]
     for checkpoint in checkpoints:
-        files.writable_folder(checkpoint.rows_file.parent, "the folder of the rows")
         if reason := why_no_accuracy(checkpoint.cfg.data):
             raise UsageError(
+                "data.no_labels",
                 f"'{checkpoint.folder}' was trained on {reason}: an accuracy would say nothing; 'emim-solo umap' shows "
-                "its features"
+                "its features",
             )
-    for checkpoint in checkpoints:
+    for checkpoint, place in zip(checkpoints, places, strict=True):
         start = time.perf_counter()
-        metrics = evaluate(checkpoint, extract_features(checkpoint))
-        place = checkpoint.rows_file
+        metrics = evaluate(checkpoint, extract_features(checkpoint, place.parent))
         seconds = time.perf_counter() - start
         row = evaluation_row(
             stage, checkpoint.cfg, checkpoint.folder, metrics, seconds, settings, epochs=checkpoint.epochs
@@ -102,7 +138,7 @@ def _each(
 
 def knn_main(arguments: Sequence[str]) -> None:
     """``emim-solo knn FOLDER ...``."""
-    from emim_solo.evaluation.knn import DISTANCES, KS, TEMPERATURE, knn
+    from emim_solo.evaluation.knn import DISTANCES, KS, TEMPERATURE, KnnSettings, knn
 
     parser = folders_parser(
         "knn", "Offline k-NN accuracy, the suite's WeightedKNNClassifier's, of backbone and projector."
@@ -112,16 +148,13 @@ def knn_main(arguments: Sequence[str]) -> None:
     parser.add_argument("--temperature", type=float, default=TEMPERATURE, help="of cosine")
     flags, no_setting, changes = split(arguments)
     given = parser.parse_args([*no_setting, *flags])
-    if min(given.k) < 1 or not given.temperature > 0:
-        raise UsageError(
-            f"-k {given.k} --temperature {given.temperature}: expected whole numbers from 1 on, and above 0"
-        )
-    settings: dict[str, Any] = {"ks": given.k, "distances": given.distance, "temperature": given.temperature}
+    values = {"ks": given.k, "distances": given.distance, "temperature": given.temperature}
+    settings = asdict(read(KnnSettings, values, "knn"))
 
     def evaluate(checkpoint: Checkpoint, features: Features) -> Mapping[str, float]:
         return knn(features, **settings, device=device_of(checkpoint.cfg))
 
-    _each("knn", given.folders, changes, evaluate, settings)
+    _each("knn", given, changes, evaluate, settings)
 
 
 def linear_main(arguments: Sequence[str]) -> None:
@@ -132,36 +165,35 @@ def linear_main(arguments: Sequence[str]) -> None:
         "linear",
         "Offline linear evaluation by the suite's LinearModel on frozen features, beside a logistic regression.",
     )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=whole_number, default=0)
     parser.epilog = f"{parser.epilog}; max_epochs, optimizer.lr, scheduler.name and so on, as in scripts/linear"
-    flags, given_settings, changes = split(arguments)
+    flags, of_linear, changes = split(arguments)
     given = parser.parse_args(flags)
-    settings = complete_settings(OmegaConf.from_dotlist(given_settings))
+    settings = complete_settings(from_dotlist(of_linear))
 
     def evaluate(checkpoint: Checkpoint, features: Features) -> Mapping[str, float]:
         regression = {"logistic_acc1": logistic(features, device=device_of(checkpoint.cfg))["backbone_acc1"]}
         return linear(features, checkpoint.cfg, settings, seed=given.seed) | regression
 
-    _each("linear", given.folders, changes, evaluate, {**settings, "seed": given.seed})
+    _each("linear", given, changes, evaluate, {**settings, "seed": given.seed})
 
 
 def umap_main(arguments: Sequence[str]) -> None:
     """``emim-solo umap FOLDER ...``."""
     from emim_solo.evaluation.umap import check_installed, make_pictures
 
-    parser = folders_parser("umap", "UMAP of each checkpoint by the suite, and of all of them in one aligned layout.")
+    parser = folders_parser("umap", "UMAP of all checkpoints in one aligned layout.", rows=False)
     parser.add_argument("--output", type=Path, default=Path("umap"), help="folder for the pictures")
     parser.add_argument("--limit", type=int, default=2000, help="number of images at most in each picture")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=whole_number, default=0)
     flags, no_setting, changes = split(arguments)
     given = parser.parse_args([*no_setting, *flags])
     check_installed()
-    if given.limit < 1 or given.seed < 0:
-        raise UsageError(f"--limit {given.limit} --seed {given.seed}: expected at least 1 and 0")
+    checked(given.limit, int, "--limit", {"least": 1})
     checkpoints = open_checkpoints(given.folders, changes)
     names = distinct_names(checkpoints)
     output = files.writable_folder(given.output.expanduser(), "--output")
-    features = dict(zip(names, map(extract_features, checkpoints), strict=True))
+    features = {name: extract_features(run, output) for name, run in zip(names, checkpoints, strict=True)}
     metrics = make_pictures(
         features, checkpoints[0].cfg, checkpoints[0].images, output, seed=given.seed, limit=given.limit
     )
@@ -174,7 +206,7 @@ def distinct_names(checkpoints: Sequence[Checkpoint]) -> list[str]:
     """Names of the runs; where they repeat, with as many of their folders as tell them apart."""
     places = [checkpoint.folder.resolve().parts for checkpoint in checkpoints]
     if len(set(places)) < len(places):
-        raise UsageError("the same checkpoint is named twice: give each folder once")
+        raise UsageError("checkpoint.twice", "the same checkpoint is named twice: give each folder once")
     names = [files.as_name(str(checkpoint.cfg.name)) for checkpoint in checkpoints]  # the suite's own may be paths
     for depth in range(1, max(map(len, places)) + 1):
         distinct = [

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningModule, seed_everything
+from lightning.pytorch import LightningModule
 from omegaconf import DictConfig
 from torch import Tensor
+from torch.func import functional_call
 from tqdm import tqdm
 
 from emim_solo.checkpoints.opening import Checkpoint
+from emim_solo.evaluation.protocol import PARTS
 from emim_solo.ground.errors import UsageError
 from emim_solo.ground.files import whole
 from emim_solo.suite import load_suite
-
-PARTS = ("backbone", "projector")
 
 IN_MEMORY = 2**29
 """Bytes of one matrix of features in float32 up to which it is kept and used whole. A larger one lies in a file, in
@@ -71,7 +71,10 @@ class Features:
             UsageError: there are none, or no labels.
         """
         if self.val is None or not self.classes:
-            raise UsageError("accuracies need validation images with labels: expected data.val_path with class folders")
+            raise UsageError(
+                "data.val_path",
+                "accuracies need validation images with labels: expected data.val_path with class folders",
+            )
         return self.val
 
     def save(self, path: Path) -> None:
@@ -94,7 +97,9 @@ class Features:
             val = None if content["val"] is None else Split(**content["val"])
             return Features(Split(**content["train"]), val, content["classes"])
         except Exception as error:  # torch.load raises many types on a file that is not whole
-            raise UsageError(f"features '{path}' are damaged ({type(error).__name__}): remove the file") from error
+            raise UsageError(
+                "features.damaged", f"features '{path}' are damaged ({type(error).__name__}): remove the file"
+            ) from error
 
 
 def is_whole(matrix: Tensor) -> bool:
@@ -130,8 +135,11 @@ class _Rows:
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
         self.batches: list[Tensor] = []
-        self.count = 0
+        self.count = self.written = 0
         self.file: Any = None
+        self.dtype = torch.float16
+        self.mean: Any = 0.0  # of each feature over the rows that are written
+        self.squares: Any = 0.0  # sum of squared distances from it
 
     def append(self, batch: Tensor) -> None:
         self.batches.append(batch.float().cpu())
@@ -142,27 +150,46 @@ class _Rows:
     def _write(self) -> None:
         if self.file is None:
             self.file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115 - open as long as the matrix
-            self.width = self.batches[0].shape[1]
-            self.dtype = torch.float16 if self._fits_half() else torch.float32
         for batch in self.batches:
-            # Not through the mapping: writing there to a full disk ends the process without a word.
-            self.file.write(batch.to(self.dtype).contiguous().numpy())
+            if self.dtype == torch.float16 and not self._fits_half(batch):
+                self._widen()
+            self._put(batch)
+            self.written += len(batch)
         self.batches.clear()
 
-    def _fits_half(self) -> bool:
-        """Whether float16 changes each feature by little of its spread over the images: neither too large, nor too small,
-        nor far from zero for its spread. Whatever passes float16's range later counts as not finite."""
-        sample = torch.cat(self.batches[:: len(self.batches) // 16 + 1])
-        spread, error = sample.std(dim=0), (sample.half().float() - sample).square().mean(dim=0).sqrt()
+    def _widen(self) -> None:
+        """Go on in float32, in another file that begins with what was written in float16."""
+        written = pieces(self._matrix()) if self.written else []
+        self.dtype, self.file = torch.float32, tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115 - as above
+        for piece in written:
+            self._put(piece)
+
+    def _put(self, batch: Tensor) -> None:
+        # Not through the mapping: writing there to a full disk ends the process without a word.
+        self.file.write(batch.to(self.dtype).contiguous().numpy())
+
+    def _fits_half(self, batch: Tensor) -> bool:
+        """Whether float16 changes each feature of a batch by little of its spread over the images up to now: neither too
+        large, nor too small, nor far from zero for its spread."""
+        exact = batch.double()
+        share = len(batch) / (self.written + len(batch))
+        between = exact.mean(dim=0) - self.mean
+        self.squares += (exact - exact.mean(dim=0)).square().sum(dim=0) + between.square() * share * self.written
+        self.mean += between * share
+        spread = (self.squares / (self.written + len(batch))).sqrt()
+        error = (batch.half().double() - exact).square().mean(dim=0).sqrt()
         return bool(((error <= _ROUNDING * spread) | (spread == 0)).all())
+
+    def _matrix(self) -> Tensor:
+        self.file.flush()
+        width, kind = len(self.mean), np.float16 if self.dtype == torch.float16 else np.float32
+        return torch.from_numpy(np.memmap(self.file, dtype=kind, mode="c", shape=(self.written, width)))
 
     def matrix(self) -> Tensor | None:
         """``(N, d)``, or None without batches."""
         if self.file is None:
             return torch.cat(self.batches) if self.batches else None
-        self.file.flush()
-        kind = np.float16 if self.dtype == torch.float16 else np.float32
-        return torch.from_numpy(np.memmap(self.file, dtype=kind, mode="c", shape=(self.count, self.width)))
+        return self._matrix()
 
 
 @torch.no_grad()
@@ -179,12 +206,17 @@ def extract(model: LightningModule, loader: Iterable[Any], title: str | None, *,
         OSError: the disk of ``folder`` is full.
     """
     model.eval()
-    # half, while a run trains in precision=bf16-true; none in ONNX
-    precision = next((parameter.dtype for parameter in model.parameters()), torch.float32)
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    if any(tensor.is_floating_point() and tensor.dtype != torch.float32 for _, tensor in tensors):
+        # A run in precision=bf16-true: in float32 it has the features that its checkpoint will have.
+        single = {name: tensor.float() for name, tensor in tensors if tensor.is_floating_point()}
+        show: Any = partial(functional_call, model, single)
+    else:
+        show = model
     backbone, projector = _Rows(folder), _Rows(folder)
     labels: list[Tensor] = []
     for images, targets in tqdm(loader, desc=title, unit="batch", leave=False, disable=title is None):
-        out = model(images.to(model.device, precision, non_blocking=True))
+        out = show(images.to(model.device, torch.float32, non_blocking=True))
         backbone.append(out["feats"])
         if "z" in out:
             projector.append(out["z"])
@@ -194,9 +226,18 @@ def extract(model: LightningModule, loader: Iterable[Any], title: str | None, *,
     return Split(matrix, projector.matrix(), torch.cat(labels))
 
 
-def extract_features(checkpoint: Checkpoint) -> Features:
-    """Features of all images of a run, as the suite shows them in evaluation; large ones on the disk of its folder."""
-    cfg, folder = checkpoint.cfg, checkpoint.folder
+def extract_features(checkpoint: Checkpoint, folder: Path | None = None) -> Features:
+    """Features of all images of a run, as the suite shows them in evaluation.
+
+    Args:
+        checkpoint: of the run.
+        folder: on whose disk large ones go; None for that of the run's rows.
+
+    Raises:
+        UsageError: other classes for validation than for training.
+        OSError: the disk is full.
+    """
+    cfg, folder = checkpoint.cfg, folder or checkpoint.rows_file.parent
     model = checkpoint.model().to(device_of(cfg))
     checkpoint.images.check_classes()
     train, val = load_suite().evaluation_loaders(cfg, checkpoint.images)
@@ -205,37 +246,6 @@ def extract_features(checkpoint: Checkpoint) -> Features:
         None if val is None else extract(model, val, f"{cfg.name}: validation images", folder=folder),
         [] if cfg.data.get("no_labels", False) else class_names(train.dataset, cfg.data.num_classes or 0),
     )
-
-
-@torch.no_grad()
-def extract_views(checkpoint: Checkpoint, *, limit: int, seed: int) -> dict[str, tuple[Tensor, Tensor]]:
-    """Features of two augmented views of the same training images.
-
-    Args:
-        checkpoint: of the run.
-        limit: number of images at most.
-        seed: of the order and of the augmentations.
-
-    Returns:
-        By part (backbone, projector): the two views, ``(N, d)`` each.
-    """
-    model = checkpoint.model().to(device_of(checkpoint.cfg))
-    seed_everything(seed, workers=True, verbose=False)
-    loader = load_suite().train_loader(checkpoint.cfg, checkpoint.images)
-    batches = max(1, math.ceil(min(limit, len(loader.dataset)) / loader.batch_size))  # type: ignore[arg-type, operator]
-    found: dict[str, list[tuple[Tensor, Tensor]]] = {}
-    progress = tqdm(
-        loader, desc=f"{checkpoint.cfg.name}: views", unit="batch", leave=False, total=min(batches, len(loader))
-    )
-    for (_, views, *_), _ in zip(progress, range(batches), strict=False):
-        outs = [model(view.to(model.device, non_blocking=True)) for view in views[:2]]
-        for part, key in zip(PARTS, ("feats", "z"), strict=True):
-            if key in outs[0]:
-                found.setdefault(part, []).append((outs[0][key].float().cpu(), outs[1][key].float().cpu()))
-    return {
-        part: (torch.cat([one for one, _ in pairs])[:limit], torch.cat([other for _, other in pairs])[:limit])
-        for part, pairs in found.items()
-    }
 
 
 def class_names(dataset: Any, number: int) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 
 from emim_solo.evaluation.features import Features, all_finite, pieces
 from emim_solo.ground.errors import UsageError
+from emim_solo.ground.settings import setting
 
 KS = (1, 5, 20, 200)
 DISTANCES = ("cosine", "euclidean")
@@ -24,6 +26,15 @@ TEMPERATURE = 0.07
 _SIMILARITIES = 5_000_000  # at a time, as the suite's max_distance_matrix_size
 _EPSILON = 1e-5  # the suite's, added to Euclidean distances
 _VOTES = 2**24  # images x neighbours x classes at a time
+
+
+@dataclass(frozen=True)
+class KnnSettings:
+    """Of the k-NN evaluation: numbers of neighbours, distances, and the temperature of cosine."""
+
+    ks: list[int] = setting(list(KS), least=1)
+    distances: list[str] = setting(list(DISTANCES), choices=DISTANCES)
+    temperature: float = setting(TEMPERATURE, above=0)
 
 
 def knn_accuracies(
@@ -60,13 +71,15 @@ def knn_accuracies(
     smallest = min(ks, default=1)
     if distance not in DISTANCES or smallest < 1:
         raise UsageError(
-            f"k-NN with k={smallest}, distance={distance}: expected k >= 1 and one of {', '.join(DISTANCES)}"
+            "knn",
+            f"k-NN with k={smallest}, distance={distance}: expected k >= 1 and one of {', '.join(DISTANCES)}",
         )
     classes = len(val_labels.unique())  # the suite counts them so, and would index past them
     if not set(train_labels.unique().tolist()) <= set(range(classes)):
         raise UsageError(
+            "data.val_path",
             f"training images have {len(train_labels.unique())} classes, validation images {classes}: "
-            "expected validation images of every class; add some"
+            "expected validation images of every class; add some",
         )
     if not all_finite(train, val):
         return dict.fromkeys(ks, math.nan)

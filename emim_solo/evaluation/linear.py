@@ -6,12 +6,12 @@ is trained is the suite's own LinearModel by a Lightning Trainer, with the suite
 
 from __future__ import annotations
 
-import difflib
 import logging
 import math
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -22,59 +22,75 @@ from torch.nn import functional as F
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, TensorDataset
 
 from emim_solo.evaluation.features import Features, Split, all_finite, device_of, is_whole, pieces
-from emim_solo.ground.errors import UsageError
+from emim_solo.ground.settings import read, setting
 from emim_solo.suite import load_suite, plain
-
-DEFAULTS: dict[str, Any] = {
-    "standardise": True,
-    "max_epochs": 100,
-    "optimizer": {"name": "sgd", "batch_size": 256, "lr": 0.3, "weight_decay": 1e-2},
-    "scheduler": {"name": "step", "lr_decay_steps": [60, 80]},
-}
-"""As solo-learn's scripts/linear/imagenet-100/vicreg.yaml, on features standardised over the training images and with a
-weight decay, without which 1,437 images are learnt by heart: on the digits it brings the classifier from 2.2 to within
-0.6 points of the logistic regression. A linear classifier loses nothing by that, and SGD gains much: features after a
-ReLU have a mean several times their spread, which makes the problem ill-conditioned. ``standardise: False`` is the
-suite's protocol."""
 
 LOGISTIC_ITERATIONS = 300
 
 
-_SETTINGS = {
-    "standardise",
-    "max_epochs",
-    *(f"optimizer.{key}" for key in ("name", "batch_size", "lr", "weight_decay", "kwargs")),
-    *(
-        f"scheduler.{key}"
-        for key in ("name", "lr_decay_steps", "min_lr", "warmup_start_lr", "warmup_epochs", "interval")
-    ),
-}
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """As solo-learn's ``optimizer``; what is None is solo-learn's own default."""
+
+    name: str = "sgd"
+    batch_size: int = setting(256, least=1, most=2**31 - 1)
+    lr: float = setting(0.3, least=0)
+    weight_decay: float = setting(1e-2, least=0)
+    kwargs: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class SchedulerSettings:
+    """As solo-learn's ``scheduler``; what is None is solo-learn's own default."""
+
+    name: str = "step"
+    lr_decay_steps: list[int] | None = setting([60, 80], least=1)
+    min_lr: float | None = setting(None, least=0)
+    warmup_start_lr: float | None = setting(None, least=0)
+    warmup_epochs: float | None = setting(None, least=0)
+    interval: str | None = setting(None, choices=("step", "epoch"))
+
+
+@dataclass(frozen=True)
+class LinearSettings:
+    """Of linear evaluation, in solo-learn's schema.
+
+    As solo-learn's scripts/linear/imagenet-100/vicreg.yaml, on features standardised over the training images and with a
+    weight decay, without which 1,437 images are learnt by heart: on the digits it brings the classifier from 2.2 to
+    within 0.6 points of the logistic regression. A linear classifier loses nothing by that, and SGD gains much: features
+    after a ReLU have a mean several times their spread, which makes the problem ill-conditioned. ``standardise: False``
+    is solo-learn's protocol.
+    """
+
+    standardise: bool = True
+    max_epochs: int = setting(100, least=1)
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    scheduler: SchedulerSettings = field(default_factory=SchedulerSettings)
+
+
+def _without_none(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: _without_none(value) if isinstance(value, Mapping) else value
+        for key, value in settings.items()
+        if value is not None
+    }
+
+
+DEFAULTS = _without_none(asdict(LinearSettings()))
 
 
 def complete_settings(given: Any) -> dict[str, Any]:
     """Settings over :data:`DEFAULTS`, checked before any features are computed.
 
     Args:
-        given: in solo-learn's schema of linear evaluation, as a config or a mapping.
+        given: of :class:`LinearSettings`, as a config or a mapping; None for the defaults.
 
     Raises:
         UsageError: an unknown key, or a value that the suite's LinearModel cannot take.
     """
-    merged = OmegaConf.merge(DEFAULTS, given or {})
-    assert isinstance(merged, DictConfig)
-    sections = ("optimizer", "scheduler")
-    if broken := [section for section in sections if not isinstance(merged[section], DictConfig)]:
-        raise UsageError(f"{broken[0]}={merged[broken[0]]}: expected its settings, as in {broken[0]}.name=sgd")
-    keys = [str(key) for key in merged if key not in sections]
-    keys += [f"{section}.{key}" for section in sections for key in merged[section]]
-    if unknown := [key for key in keys if key not in _SETTINGS]:
-        nearest = difflib.get_close_matches(unknown[0], _SETTINGS, n=1, cutoff=0.0)[0]
-        raise UsageError(
-            f"{unknown[0]} is no setting of linear evaluation: did you mean '{nearest}'? "
-            f"Known: {', '.join(sorted(_SETTINGS))}"
-        )
-    load_suite().check_values(merged, linear=True)
-    return plain(merged)
+    settings = OmegaConf.create(_without_none(asdict(read(LinearSettings, {} if given is None else given))))
+    load_suite().check_values(settings, linear=True)
+    return plain(settings)
 
 
 class _Known(nn.Module):
@@ -132,7 +148,7 @@ def linear(features: Features, cfg: DictConfig, settings: Any = None, *, seed: i
     if not all_finite(train.backbone, val.backbone):
         return dict.fromkeys(("acc1", "acc5", "train_acc1"), math.nan)
     suite = load_suite()
-    complete = suite.complete_linear(_linear_config(cfg, settings))
+    complete = suite.complete_linear(_linear_config(cfg, complete_settings(settings)))
     seed_everything(seed, workers=True, verbose=False)
     batch = complete.optimizer.batch_size
     train_loader, val_loader = _batches(train, batch, torch.Generator().manual_seed(seed)), _batches(val, batch)
@@ -165,28 +181,21 @@ def quiet_trainer(**kwargs: Any) -> Trainer:
         lines.setLevel(level)
 
 
-def _linear_config(cfg: DictConfig, settings: Any) -> DictConfig:
-    """The schema of linear evaluation, filled from the pretraining's config and the settings."""
-    data = OmegaConf.to_container(cfg.data, resolve=True)
-    assert isinstance(data, dict)
+def _linear_config(cfg: DictConfig, settings: Mapping[str, Any]) -> DictConfig:
+    """The schema of linear evaluation, filled from the pretraining's config and complete settings."""
+    data = plain(cfg.data)
+    keys = ("dataset", "train_path", "val_path", "num_workers", "no_labels", "num_classes")
     base = {
         "name": f"{cfg.name}-linear",
         "pretrain_method": cfg.method,
         "pretrained_feature_extractor": "features.ckpt",  # asked for by the schema, not read: the features are known
         "backbone": {"name": "resnet18"},  # neither
-        "data": {
-            key: data[key]
-            for key in ("dataset", "train_path", "val_path", "format", "num_workers", "no_labels", "num_classes")
-            if key in data
-        },
+        "data": {key: data[key] for key in keys if key in data} | {"format": "image_folder"},
         "devices": [0],
         "performance": {"disable_channel_last": True},  # features have no channels
         "finetune": False,
     }
-    base["data"]["format"] = "image_folder"
-    merged = OmegaConf.merge(base, DEFAULTS, settings or {})
-    assert isinstance(merged, DictConfig)
-    return merged
+    return OmegaConf.create(base | dict(settings))
 
 
 def logistic(features: Features, *, device: torch.device | str = "cpu") -> dict[str, float]:

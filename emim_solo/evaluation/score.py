@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.seed import isolate_rng
 from omegaconf import DictConfig, OmegaConf
@@ -26,18 +25,18 @@ from torch.utils.data import DataLoader, Dataset
 
 from emim_solo.checkpoints import opening as checkpoints
 from emim_solo.checkpoints.opening import Checkpoint, DamagedCheckpoint, open_checkpoints
-from emim_solo.emim.scores import half_widths, scores
-from emim_solo.evaluation.commands import distinct_names, evaluation_row, folders_parser, split
-from emim_solo.evaluation.features import PARTS, Split, device_of, extract, extract_features
+from emim_solo.emim.measures import half_widths, scores
+from emim_solo.evaluation.commands import distinct_names, evaluation_row, folders_parser, rows_file, split
+from emim_solo.evaluation.features import device_of, extract, extract_features
 from emim_solo.evaluation.knn import knn
-from emim_solo.ground import compare, configs, files
+from emim_solo.evaluation.protocol import FEWEST_IMAGES, Protocol
+from emim_solo.ground import compare, files
 from emim_solo.ground.errors import UsageError
 from emim_solo.images.folders import RunImages, why_no_accuracy
 from emim_solo.results import rows
-from emim_solo.results.tables import SCORES, Cell, Table, to_text
+from emim_solo.results.tables import NO_DECAY, SCORES, Cell, Table, no_decay, to_text
 from emim_solo.suite import load_suite
 
-FEWEST_IMAGES = 4
 NEIGHBOURS = 20
 _COLUMNS = {
     **{
@@ -46,95 +45,6 @@ _COLUMNS = {
     },
     "knn_acc1": f"{NEIGHBOURS}-NN (%)",
 }
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """How representations are scored: the same for all that are compared, whatever they were trained with.
-
-    Attributes:
-        images: number of images at most.
-        views: of each image.
-        features: ``backbone`` or ``projector``.
-        noise_variance: e of the informations.
-        delta: of LiDAR.
-        splits: of the images into halves, for the intervals.
-        seed: of the images, views, nulls and splits.
-        augmentation: of the views, an entry of ``augmentations`` less what follows the run's images: crop size, mean, std.
-    """
-
-    images: int
-    views: int
-    features: str
-    noise_variance: float
-    delta: float
-    splits: int
-    seed: int
-    augmentation: Mapping[str, Any]
-
-    @property
-    def hash(self) -> str:
-        """Twelve digits that tell protocols apart."""
-        return compare.config_hash(asdict(self))
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Those of :func:`emim_solo.emim.scores.scores`."""
-        return {"noise_variance": self.noise_variance, "delta": self.delta, "seed": self.seed}
-
-    @staticmethod
-    def read(name: str, changes: Sequence[str] = ()) -> Protocol:
-        """A protocol from a YAML file.
-
-        Args:
-            name: of the file, or of a shipped one (``default``, ``digits``).
-            changes: ``key=value`` each.
-
-        Raises:
-            UsageError: no such file, or a key or value that no protocol has.
-        """
-        path = configs.file_or_shipped(name, "score", "protocol")
-        try:
-            changed = OmegaConf.merge(OmegaConf.create(files.read_text(path)), OmegaConf.from_dotlist(list(changes)))
-        except (yaml.YAMLError, ValueError) as error:
-            raise UsageError(f"protocol '{path}' is no YAML of keys and values ({error})") from error
-        example = yaml.safe_load(files.read_text(configs.root() / "score" / "default.yaml"))
-        protocol = Protocol(**_like(OmegaConf.to_container(changed), example, ""))
-        crop = protocol.augmentation["rrc"]
-        for right, message in (
-            (protocol.images >= FEWEST_IMAGES, f"images={protocol.images}: expected at least {FEWEST_IMAGES}"),
-            (protocol.views >= 2, f"views={protocol.views}: expected at least 2 of each image"),
-            (protocol.features in PARTS, f"features={protocol.features}: expected {' or '.join(PARTS)}"),
-            (protocol.noise_variance > 0, f"noise_variance={protocol.noise_variance}: expected above 0"),
-            (protocol.delta > 0, f"delta={protocol.delta}: expected above 0"),
-            (protocol.splits > 0, f"splits={protocol.splits}: expected at least 1"),
-            (
-                0 < crop["crop_min_scale"] <= crop["crop_max_scale"] <= 1,
-                "augmentation.rrc: expected 0 < crop_min_scale <= crop_max_scale <= 1",
-            ),
-            (
-                protocol.augmentation["color_jitter"]["hue"] <= 0.5,
-                "augmentation.color_jitter.hue: expected at most 0.5",
-            ),
-        ):
-            if not right:
-                raise UsageError(f"protocol: {message}")
-        return protocol
-
-
-def _like(given: Any, example: Any, key: str) -> Any:
-    """What was given, if it has the keys and the kinds of values that the example has."""
-    if isinstance(example, dict):
-        found = set(given) if isinstance(given, dict) else set()
-        if odd := sorted(map(str, found ^ set(example))):
-            raise UsageError(f"protocol: {key}{odd[0]} is unknown or missing: expected {', '.join(example)}")
-        return {name: _like(given[name], value, f"{key}{name}.") for name, value in example.items()}
-    kind = type(example)
-    number = isinstance(given, int | float) and not isinstance(given, bool) and 0 <= given < math.inf
-    if not (number and given == kind(given) if kind in (int, float) else isinstance(given, kind)):
-        expected = {int: "a whole number of at least 0", float: "a number of at least 0"}.get(kind, kind.__name__)
-        raise UsageError(f"protocol: {key[:-1]}={given}: expected {expected}")
-    return kind(given)
 
 
 # -- one checkpoint ----------------------------------------------------------------------------------------------
@@ -189,7 +99,7 @@ class ScoredViews:
     def __init__(self, cfg: DictConfig, protocol: Protocol, images: RunImages) -> None:
         suite = load_suite()
         of_run = {key: cfg.augmentations[0][key] for key in ("crop_size", "mean", "std") if key in cfg.augmentations[0]}
-        view = OmegaConf.create({**protocol.augmentation, **of_run, "num_crops": protocol.views})
+        view = OmegaConf.create({**asdict(protocol.augmentation), **of_run, "num_crops": protocol.views})
         show = partial(_several, suite.view_transform(cfg, view), protocol.views)
         train, val = suite.evaluation_datasets(cfg, images, show)
         dataset: Any = train if val is None else val
@@ -197,7 +107,8 @@ class ScoredViews:
         own = images.held if self.which == "held-out" else range(len(dataset))
         if len(own) < FEWEST_IMAGES:
             raise UsageError(
-                f"{cfg.name} has {len(own)} {self.which} images: scores need at least {FEWEST_IMAGES}; add some"
+                "data.val_path" if val is not None else "data.train_path",
+                f"{cfg.name} has {len(own)} {self.which} images: scores need at least {FEWEST_IMAGES}; add some",
             )
         order = np.random.default_rng(protocol.seed).permutation(len(own))[: protocol.images]
         self.chosen = [own[place] for place in order]
@@ -210,67 +121,104 @@ class ScoredViews:
             generator=torch.Generator(),  # a loader draws its workers' seed, from the one that trains if it has no own
         )
 
-    def features(self, model: LightningModule, title: str | None = None) -> Tensor:
-        """Features ``(N, q, d)`` in float32 on the CPU.
+    def parts(self, model: LightningModule, title: str | None = None) -> dict[str, Tensor]:
+        """Features of backbone and projector by name, as far as the method has them: ``(N, q, d)``, float32, on the CPU.
 
         Args:
             model: of any method of the suite, on its device; it is left in evaluation mode.
             title: of the progress bar; None for none.
+        """
+        found = extract(model, self._loader, title).parts()
+        return {part: features.unflatten(0, (-1, self.protocol.views)) for part, features in found.items()}
+
+    def features(self, model: LightningModule, title: str | None = None) -> Tensor:
+        """The part that the protocol scores, see :meth:`parts`.
 
         Raises:
             UsageError: the method has no such features.
         """
-        return self._part(extract(model, self._loader, title)).unflatten(0, (-1, self.protocol.views))
+        return _scored(self.parts(model, title), self.protocol, self.cfg)
 
     def check_features(self, model: LightningModule) -> None:
         """Raise what :meth:`features` would, before work is done; the model is left in evaluation mode."""
         size = self.cfg.augmentations[0].crop_size
-        self._part(extract(model, [(torch.zeros(2, 3, size, size), torch.zeros(2))], None))
-
-    def _part(self, found: Split) -> Tensor:
-        features = found.parts().get(self.protocol.features)
-        if features is None:
-            raise UsageError(f"{self.cfg.method} has no {self.protocol.features} to score: take features=backbone")
-        return features
+        found = extract(model, [(torch.zeros(2, 3, size, size), torch.zeros(2))], None)
+        _scored(found.parts(), self.protocol, self.cfg)
 
 
-def view_features(checkpoint: Checkpoint, protocol: Protocol) -> tuple[Tensor, str]:
-    """:meth:`ScoredViews.features` of a checkpoint, and of which images they are."""
+def _scored(parts: Mapping[str, Tensor], protocol: Protocol, cfg: DictConfig) -> Tensor:
+    if protocol.features not in parts:
+        raise UsageError(
+            "protocol.features", f"{cfg.method} has no {protocol.features} to score: take features=backbone"
+        )
+    return parts[protocol.features]
+
+
+@dataclass(frozen=True)
+class SeenViews:
+    """A protocol's views as a trained model sees them.
+
+    Attributes:
+        parts: features ``(N, q, d)`` of backbone and projector by name.
+        of: which images they are of, see :class:`ScoredViews`.
+    """
+
+    parts: Mapping[str, Tensor]
+    of: str
+
+
+def see(checkpoint: Checkpoint, protocol: Protocol) -> SeenViews:
+    """Show a protocol's views to a checkpoint's model.
+
+    Raises:
+        UsageError: as :class:`ScoredViews`, or the checkpoint does not fit.
+    """
     cfg = checkpoint.cfg
-    views, model = ScoredViews(cfg, protocol, checkpoint.images), checkpoint.model().to(device_of(cfg))
-    return views.features(model, f"{cfg.name}: views"), views.which
+    views = ScoredViews(cfg, protocol, checkpoint.images)
+    return SeenViews(views.parts(checkpoint.model().to(device_of(cfg)), f"{cfg.name}: views"), views.which)
 
 
-def score_checkpoint(checkpoint: Checkpoint, protocol: Protocol, *, neighbours: bool = True) -> dict[str, Any]:
+def score_checkpoint(
+    checkpoint: Checkpoint,
+    protocol: Protocol,
+    *,
+    neighbours: bool = True,
+    seen: SeenViews | None = None,
+    folder: Path | None = None,
+) -> dict[str, Any]:
     """Score one checkpoint.
 
     Args:
         checkpoint: of any method of the suite.
         protocol: how.
         neighbours: where there are labels, set 20-NN accuracy (cosine) on features of the images as they are beside it.
+        seen: :func:`see` of these two, where that is known already.
+        folder: on whose disk large features of the 20-NN go; None for that of the run's rows.
 
     Returns:
-        A row of stage ``score``. Its metrics are those of :func:`emim_solo.emim.scores.scores`, ``<name>_half_width`` of their
+        A row of stage ``score``. Its metrics are those of :func:`emim_solo.emim.measures.scores`, ``<name>_half_width`` of their
         95 % intervals and, with labels, ``knn_acc1``.
 
     Raises:
-        UsageError: as :func:`view_features`, or the checkpoint does not fit.
+        UsageError: the method has no such features, or as :func:`see`.
     """
     start, cfg = time.perf_counter(), checkpoint.cfg
-    features, which = view_features(checkpoint, protocol)
+    seen = seen or see(checkpoint, protocol)
+    features = _scored(seen.parts, protocol, cfg)
     metrics = scores(features, **protocol.settings)
     widths = half_widths(features, splits=protocol.splits, **protocol.settings)
     metrics |= {f"{name}_half_width": width for name, width in widths.items() if not name.endswith("_null")}
     if neighbours and why_no_accuracy(cfg.data) is None:
         try:
-            found = knn(extract_features(checkpoint), ks=[NEIGHBOURS], distances=["cosine"], device=device_of(cfg))
+            found = knn(
+                extract_features(checkpoint, folder), ks=[NEIGHBOURS], distances=["cosine"], device=device_of(cfg)
+            )
             metrics["knn_acc1"] = found[f"{protocol.features}_cosine_k{NEIGHBOURS}"]
         except UsageError as error:  # a score needs no labels, so wrong ones must not stop it
             warnings.warn(f"{cfg.name}: no {NEIGHBOURS}-NN beside the score: {error}", stacklevel=2)
     seconds = time.perf_counter() - start
     row = evaluation_row("score", cfg, checkpoint.folder, metrics, seconds, asdict(protocol), epochs=checkpoint.epochs)
-    shape = {"images": len(features), "of": which, "width": features.shape[2]}
-    return row | {"protocol": protocol.hash, **shape}
+    return row | {"protocol": protocol.hash, "images": len(features), "of": seen.of, "width": features.shape[2]}
 
 
 # -- the command -------------------------------------------------------------------------------------------------
@@ -294,24 +242,23 @@ def score_main(arguments: Sequence[str]) -> None:
         print(f"protocol {protocol.hash}: {json.dumps(asdict(protocol))}")
         runs = open_checkpoints(given.folders, changes)
         names = distinct_names(runs)
-        for run in runs:
-            files.writable_folder(run.rows_file.parent, "the folder of the rows")
-            if not given.another_protocol:
-                _check_earlier(run.rows_file, protocol)
+        places = [rows_file(run, given.rows) for run in runs]
+        for place in () if given.another_protocol else places:
+            _check_earlier(place, protocol)
         if given.epochs:
             files.writable_folder(given.output.expanduser(), "--output")
         scored = []
-        for name, run in zip(names, runs, strict=True):
+        for name, run, place in zip(names, runs, places, strict=True):
             for checkpoint in _each_epoch(run) if given.epochs else [run]:
-                row = score_checkpoint(checkpoint, protocol, neighbours=not given.no_knn)
-                rows.append(run.rows_file, row)
+                row = score_checkpoint(checkpoint, protocol, neighbours=not given.no_knn, folder=place.parent)
+                rows.append(place, row)
                 scored.append((name, row))
         ranked = sorted(scored, key=lambda pair: np.nan_to_num(-pair[1]["metrics"]["view_information"], nan=np.inf))
         print(_table(ranked))
         if given.epochs:
             draw_curves(scored, given.output.expanduser() / "view-information")
             print(f"curve (PNG, PDF) in '{given.output}'")
-        print(f"rows in {', '.join(sorted({str(run.rows_file) for run in runs}))}")
+        print(f"rows in {', '.join(sorted({str(place) for place in places}))}")
     if given.json:
         document = {"protocol_hash": protocol.hash, "protocol": asdict(protocol)}
         json.dump(
@@ -333,8 +280,9 @@ def _check_earlier(file: Path, protocol: Protocol) -> None:
     ours = asdict(protocol)
     if earlier and ours not in earlier:
         raise UsageError(
+            "protocol",
             f"'{file}' has rows of another protocol: {', '.join(compare.differences(earlier[-1], ours))}; "
-            "take theirs, or go on with --another-protocol: scores of different protocols are not to be compared"
+            "take theirs, or go on with --another-protocol: scores of different protocols are not to be compared",
         )
 
 
@@ -356,7 +304,8 @@ def _table(ranked: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
     for place, (name, row) in enumerate(ranked, start=1):
         about = (name, str(row["epochs"]), str(row["width"]), f"{row['images']} {row['of']}")
         lines.append((str(place), [Cell(text) for text in (*about, *(_cell(row["metrics"], key) for key in columns))]))
-    return to_text(Table(["", "run", "epochs", "width", "images", *columns.values()], lines, [], []))
+    notes = [NO_DECAY] if any(no_decay(row["metrics"]) for _, row in ranked) else []
+    return to_text(Table(["", "run", "epochs", "width", "images", *columns.values()], lines, notes))
 
 
 def _cell(metrics: Mapping[str, float], key: str) -> str:

@@ -1,4 +1,4 @@
-"""UMAP pictures of features: the suite's own for one method, and one aligned layout for all methods.
+"""UMAP pictures of features: one aligned layout for all methods.
 
 In an aligned layout (AlignedUMAP: McInnes, umap-learn) the same image keeps its place from panel to panel as far as
 the methods agree on its neighbours, so that a difference between panels is a difference between methods, not the
@@ -28,10 +28,10 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig
 from torch import Tensor
 
-from emim_solo.evaluation.features import Features, all_finite
+from emim_solo.evaluation.features import Features
 from emim_solo.evaluation.thumbnails import write_sprite_sheet
 from emim_solo.ground.errors import UsageError
-from emim_solo.ground.files import PICTURES, beside, whole, write_figure, write_text
+from emim_solo.ground.files import beside, whole, write_figure, write_text
 from emim_solo.images.folders import RunImages
 from emim_solo.results.palette import DISTINCT_STYLES, PALETTE, class_styles
 from emim_solo.suite import load_suite
@@ -84,7 +84,8 @@ def aligned_layout(features: Mapping[str, Tensor], labels: Tensor, *, seed: int)
     images = len(labels)
     if images < _FEWEST_IMAGES:
         raise UsageError(
-            f"{images} images are too few for a UMAP layout, expected at least {_FEWEST_IMAGES}: use more images"
+            "umap",
+            f"{images} images are too few for a UMAP layout, expected at least {_FEWEST_IMAGES}: use more images",
         )
     arrays = {name: matrix.float().cpu().numpy() for name, matrix in features.items()}
     sound = {name: matrix for name, matrix in arrays.items() if np.isfinite(matrix).all()}
@@ -253,58 +254,6 @@ def _or_none(value: float) -> float | None:
     return round(value, 4) if math.isfinite(value) else None
 
 
-def suite_picture(
-    features: Tensor, labels: Tensor, class_names: Sequence[str], stem: Path, *, seed: int
-) -> Panel | None:
-    """One method's picture as the suite draws it, as ``stem``.png and ``stem``.pdf.
-
-    The suite's OfflineUMAP where this generation has it (main) and there are up to a hundred classes, of which it
-    makes a legend. Otherwise umap-learn with the same settings, drawn as :func:`draw` draws.
-
-    Args:
-        features: ``(N, d)``, finite.
-        labels: ``(N,)``.
-        class_names: by label.
-        stem: path without suffix.
-        seed: of the layout.
-
-    Returns:
-        The panel that was drawn, or None where the suite drew it, which keeps its coordinates to itself.
-    """
-    matplotlib.use("Agg")
-    try:
-        from solo.utils.auto_umap import OfflineUMAP
-    except ImportError:  # 1.0.2 has only a callback for the time of training
-        OfflineUMAP = None
-    if OfflineUMAP is None or not 0 < len(class_names) <= DISTINCT_STYLES:
-        panels = aligned_layout({stem.name: features}, labels, seed=seed)
-        draw(panels, labels, class_names, stem)
-        return panels[stem.name]
-    from torch import nn
-    from torch.utils.data import DataLoader, TensorDataset
-
-    loader = DataLoader(TensorDataset(features, labels), batch_size=1024)
-    for suffix in PICTURES:
-        with _seeded(seed), whole(beside(stem, suffix)) as unfinished:
-            OfflineUMAP().plot("cpu", nn.Identity(), loader, str(unfinished))
-    return None
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """OfflineUMAP takes no seed: it draws from NumPy's global state, and is repeatable on one thread only."""
-    import numba
-
-    state, threads = np.random.get_state(), numba.get_num_threads()
-    np.random.seed(seed)
-    numba.set_num_threads(1)
-    try:
-        yield
-    finally:
-        np.random.set_state(state)
-        numba.set_num_threads(threads)
-
-
 @contextmanager
 def _torchs_threads_kept() -> Iterator[None]:
     """Numba sets the number of threads of the whole process: what torch trains in it later would be rounded otherwise."""
@@ -318,7 +267,7 @@ def _torchs_threads_kept() -> Iterator[None]:
 def check_installed() -> None:
     """Raises UsageError where umap-learn, an extra, is missing."""
     if importlib.util.find_spec("umap") is None:
-        raise UsageError("UMAP pictures need umap-learn: pip install 'emim-solo[umap]'")
+        raise UsageError("umap", "UMAP pictures need umap-learn: pip install 'emim-solo[umap]'")
 
 
 @_torchs_threads_kept()
@@ -332,14 +281,13 @@ def make_pictures(
     limit: int,
     run_seed: int | None = None,
 ) -> dict[str, dict[str, float]]:
-    """All pictures of several methods: each by the suite, all aligned, with coordinates and thumbnails.
+    """Pictures of several methods in aligned layouts, with coordinates and thumbnails.
 
     Args:
         features: by method, of the same images.
         cfg: completed config of one of the runs.
         images: of that run.
-        folder: gets ``<method>-<split>.{png,pdf}`` and ``<split>.{png,pdf,csv,json,webp}`` for val, if
-            there are validation images, and train.
+        folder: gets ``<split>.{png,pdf,csv,json,webp}`` for val, if there are validation images, and train.
         seed: of the layouts and of the choice of images.
         limit: number of images at most in each picture.
         run_seed: seed that the runs were trained with, if it is one.
@@ -361,12 +309,11 @@ def make_pictures(
         classes = next(iter(features.values())).classes
         labels = next(iter(own.values())).labels
         if any(not torch.equal(labels, other.labels) for other in own.values()):
-            raise UsageError("the runs were not trained on the same images: expected one dataset; picture them apart")
+            raise UsageError(
+                "umap", "the runs were not trained on the same images: expected one dataset; picture them apart"
+            )
         chosen = subset(len(labels), limit, seed)
         shown = labels[chosen]
-        for name, found in own.items():
-            if all_finite(found.backbone):
-                suite_picture(found.backbone[chosen].float(), shown, classes, folder / f"{name}-{split}", seed=seed)
         panels = aligned_layout({name: found.backbone[chosen] for name, found in own.items()}, shown, seed=seed)
         draw(panels, shown, classes, folder / split, title=f"{split} images, {len(chosen)} of {len(labels)}")
         columns = write_sprite_sheet(dataset, chosen.tolist(), folder / f"{split}.webp")

@@ -14,7 +14,7 @@ MOVED = {
     "architectures": "checkpoints.architectures",
     "configs": "ground.configs",
     "data": "images.folders",
-    "diagnostics": "emim.diagnostics",
+    "diagnostics": "emim.measures",
     "errors": "ground.errors",
     "files": "ground.files",
     "method": "emim.method",
@@ -22,7 +22,7 @@ MOVED = {
     "pretraining": "training.pretraining",
     "registration": "plugin.registration",
     "rows": "results.rows",
-    "scores": "emim.scores",
+    "scores": "emim.measures",
     "suite.face": "suite.api",
     "theory": "emim.theory",
 }

@@ -13,7 +13,9 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from emim_solo.ground.errors import UsageError
 
@@ -49,10 +51,15 @@ def read(kind: type[Kind], given: Any, key: str = "") -> Kind:
         UsageError: an unknown or missing key, or a value of another type or out of its bounds.
     """
     if isinstance(given, DictConfig | ListConfig):
-        given = OmegaConf.to_container(given, resolve=True)
+        try:
+            given = OmegaConf.to_container(given, resolve=True, throw_on_missing=True)
+        except OmegaConfBaseException as error:
+            place = ".".join(part for part in (key, error.full_key) if part)
+            raise UsageError(place, f"{place}: {str(error).splitlines()[0]}; expected a value") from error
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     if not isinstance(given, Mapping):
-        raise UsageError(key, f"{key}={_short(given)}: expected settings by name, some of {', '.join(fields)}")
+        named = f"{key or 'settings'}={_short(given)}"
+        raise UsageError(key, f"{named}: expected settings by name, some of {', '.join(fields)}")
     hints, values = typing.get_type_hints(kind), {}
     for name, value in given.items():
         place = f"{key}.{name}" if key else str(name)
@@ -82,6 +89,23 @@ def check(kind: type, given: Any, key: str = "") -> None:
         if field.name in given:
             place = f"{key}.{field.name}" if key else field.name
             checked(given[field.name], hints[field.name], place, field.metadata, check)
+
+
+def from_dotlist(changes: Sequence[str], base: Any = None) -> Any:
+    """``key=value`` each, values in YAML, over a mapping or config.
+
+    Raises:
+        UsageError: a key or value that cannot be read.
+    """
+    merged: Any = OmegaConf.create({} if base is None else base)
+    for change in changes:
+        key = change.partition("=")[0]
+        try:
+            merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([change]))
+        except (yaml.YAMLError, ValueError, TypeError, AttributeError, OmegaConfBaseException) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UsageError(key, f"{change}: {reason}; expected key=value, the value in YAML") from error
+    return merged
 
 
 def checked(
@@ -157,5 +181,5 @@ def _expected(hint: Any, bounds: Mapping[str, Any]) -> str:
     if bounds.get("choices"):
         words = [f"one of {', '.join(map(str, bounds['choices']))}" if word == _NAMES[str] else word for word in words]
     limits = {"least": "at least", "above": "above", "most": "at most"}
-    said = [f"{limit} {bounds[name]:g}" for name, limit in limits.items() if bounds.get(name) is not None]
+    said = [f"{limit} {bounds[name]}" for name, limit in limits.items() if bounds.get(name) is not None]
     return " or ".join(words) + (f", {' and '.join(said)}" if said else "")

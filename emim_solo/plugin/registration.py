@@ -2,10 +2,10 @@
 
 Another package names its methods in the entry-point group ``emim_solo.methods``, as docs/add-a-method.md shows.
 
-Loading solo-learn takes many seconds, so nothing here imports it (or torch) of its own accord: an import hook waits
-for ``solo``. The clone or the installed release stays as it is; what changes is the dict in memory, in place, because
-the suite's scripts hold it by name. A process that Lightning starts for DDP runs the same command and therefore
-registers in the same way.
+Loading solo-learn takes many seconds, so nothing here imports it (or torch) by itself: an import hook waits for ``solo``.
+The files of the clone or the installed release stay as they are. The dict in memory changes, in place, because the
+suite's scripts hold it by name. A process that Lightning starts for DDP runs the same command and therefore registers
+in the same way.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 
-_FACES = ("emim_solo.suite.main", "emim_solo.suite.release_102.suite")
+_SUITES = ("emim_solo.suite.main", "emim_solo.suite.release_102")
 
 
 def register() -> None:
@@ -31,19 +31,14 @@ def register() -> None:
     if not any(isinstance(finder, _SoloFinder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _SoloFinder())
     if hasattr(sys.modules.get("solo.methods"), "METHODS"):
-        _add()
-        _adapt()
+        from emim_solo.suite import load_suite
+
+        load_suite().methods()
+        _adapt_scripts()
 
 
-def _add() -> None:
-    from emim_solo.suite import load_suite
-    from emim_solo.suite.api import put_into
-
-    emim = load_suite().emim_class()  # which may be what loads solo.methods
-    put_into(sys.modules["solo.methods"].METHODS, emim)
-
-
-def _adapt() -> None:
+def _adapt_scripts() -> None:
+    """Change what main_pretrain.py of a clone uses beside METHODS, as far as it is loaded."""
     from emim_solo.plugin import auto_resumer
     from emim_solo.suite import dali
 
@@ -52,77 +47,46 @@ def _adapt() -> None:
 
 
 class _SoloFinder(MetaPathFinder):
-    """Finds ``solo`` as the other finders do, and has it register EMIM while it is loaded.
+    """Finds ``solo`` as the other finders do, and registers EMIM when it is loaded.
 
-    It stays in ``sys.meta_path``: to ask for a spec is not to load it (``importlib.util.find_spec("solo")``), and a
-    reloaded ``solo.methods`` has a fresh METHODS.
+    It stays in ``sys.meta_path``: to ask for a spec is not to load it (``importlib.util.find_spec("solo")``).
     """
-
-    def __init__(self) -> None:
-        self.loading = False
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname not in ("solo", "solo.methods", *_FACES):
+        if fullname != "solo":
             return None
-        spec = self._from_other_finders(fullname, path, target)
+        others = (finder for finder in sys.meta_path if finder is not self and hasattr(finder, "find_spec"))
+        specs = (finder.find_spec(fullname, path, target) for finder in others)
+        spec = next((spec for spec in specs if spec is not None), None)
         if spec is None or spec.loader is None or not _is_solo_learn(spec):
             return spec
         execute = spec.loader.exec_module
 
-        def execute_solo(module: ModuleType) -> None:
-            self.loading = True
-            try:
-                # Before the package's own imports: 1.0.2 cannot be imported at all until the face has put back what
-                # has moved since 2021, and no module of `solo` is half loaded yet.
-                self._add_unless_unsupported()
-                execute(module)
-            finally:
-                self.loading = False
-            _adapt()
-
-        def execute_methods(module: ModuleType) -> None:
+        def register_and_execute(module: ModuleType) -> None:
+            # First: 1.0.2 cannot be imported at all before load_suite has put back what has moved since 2021.
+            _add_methods_unless_unsupported()
             execute(module)
-            if not self.loading:  # `solo` was there before this finder, or this is a reload
-                self._add_unless_unsupported()
-
-        def execute_face(module: ModuleType) -> None:
-            execute(module)
-            from emim_solo.suite.api import put_into  # which the face has loaded by now
-
-            put_into(sys.modules["solo.methods"].METHODS, module.EMIM)
+            _adapt_scripts()
 
         # Patched, not wrapped: inspect and importlib.resources ask a loader for more than this one function.
-        spec.loader.exec_module = {  # type: ignore[method-assign]
-            "solo": execute_solo,
-            "solo.methods": execute_methods,
-        }.get(fullname, execute_face)
+        spec.loader.exec_module = register_and_execute  # type: ignore[method-assign]
         return spec
 
-    def _from_other_finders(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None
-    ) -> ModuleSpec | None:
-        for finder in sys.meta_path:
-            if finder is not self and hasattr(finder, "find_spec"):
-                spec = finder.find_spec(fullname, path, target)
-                if spec is not None:
-                    return spec
-        return None
 
-    def _add_unless_unsupported(self) -> None:
-        from emim_solo.ground.errors import UsageError
+def _add_methods_unless_unsupported() -> None:
+    from emim_solo.ground.errors import UsageError
+    from emim_solo.suite import load_suite
 
-        if self.loading and any(name in sys.modules for name in _FACES):
-            return  # it is a face that is importing `solo`: it cannot be asked yet, and `execute_face` follows
-        try:
-            _add()
-        except UsageError as error:
-            warnings.warn(f"method 'emim' is not available: {error}", stacklevel=2)
+    if any(module in sys.modules for module in _SUITES):  # load_suite is what imports `solo`, and adds the methods then
+        return
+    try:
+        load_suite().methods()
+    except UsageError as error:
+        warnings.warn(f"method 'emim' is not available: {error}", stacklevel=2)
 
 
 def _is_solo_learn(spec: ModuleSpec) -> bool:
     """Whether a spec is solo-learn's: other packages are called ``solo`` too."""
-    if spec.name != "solo":
-        return True
     return any((Path(folder) / "methods" / "base.py").is_file() for folder in spec.submodule_search_locations or ())

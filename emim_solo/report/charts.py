@@ -23,7 +23,7 @@ from scipy import stats
 from emim_solo.results.curves import Curve
 from emim_solo.results.palette import MARKERS
 from emim_solo.results.statistics import Estimate
-from emim_solo.results.tables import HEADLINE, Metric, Results
+from emim_solo.results.tables import ACCURACIES, LINEAR, NEAREST, SCORE, Metric, Results
 
 METHOD_COLOURS: tuple[tuple[str, str], ...] = (
     ("#0072b2", "#56b4e9"),
@@ -192,27 +192,23 @@ def learning_curve(
             runs = [run for run in runs if run]
             if not runs:
                 continue
-            style = _line_style(results, method)
             if len(runs) > 1:
                 for run in runs:
                     axes.plot(list(run), list(run.values()), color=own[method], linewidth=0.7, alpha=0.45)
-            epochs = sorted(set.intersection(*(set(run) for run in runs)))
-            means = [float(np.mean([run[epoch] for run in runs])) for epoch in epochs]
-            axes.plot(
-                epochs, means, color=own[method], linestyle=style, marker="o" if len(epochs) < 3 else None, markersize=4
-            )
-            if epochs:
-                ends[method] = (epochs[-1], means[-1], own[method])
-            nulls = [
-                curve for seed in results.seeds(method) if (curve := curves.get((method, seed), {}).get(dashed[0]))
-            ]
-            if nulls:
-                epochs = sorted(set.intersection(*(set(run) for run in nulls)))
-                means = [float(np.mean([run[epoch] for run in nulls])) for epoch in epochs]
-                marker = "x" if len(epochs) < 3 else None
-                axes.plot(epochs, means, color=own[method], linestyle="--", linewidth=1.2, marker=marker, markersize=5)
+            dash = {"linestyle": "--", "linewidth": 1.2}
+            for label, own_metric, look in (
+                (method, metric, {"linestyle": _line_style(results, method)}),
+                (f"{method} {dashed[1]}", dashed[0], dash),
+            ):
+                runs = [
+                    curve for seed in results.seeds(method) if (curve := curves.get((method, seed), {}).get(own_metric))
+                ]
+                epochs = sorted(set.intersection(*map(set, runs))) if runs else []
                 if epochs:
-                    ends[f"{method} {dashed[1]}"] = (epochs[-1], means[-1], own[method])
+                    means = [float(np.mean([run[epoch] for run in runs])) for epoch in epochs]
+                    marker = ("x" if look is dash else "o") if len(epochs) < 3 else None
+                    axes.plot(epochs, means, color=own[method], marker=marker, markersize=4, **look)
+                    ends[label] = (epochs[-1], means[-1], own[method])
         axes.set_xlabel("epoch")
         axes.set_ylabel(unit)
         axes.set_xlim(left=0)
@@ -249,18 +245,23 @@ def _interval_chart(
         ticks.append((start + line - 1) / 2)
         labels.append(label)
         line += 0.8
-    axes.set_yticks(ticks, labels)
-    axes.tick_params(axis="y", labelcolor=INK)
+    _label_lines(axes, ticks, labels)
     axes.set_ylim(line - 0.4, -0.8)
+    axes.xaxis.set_major_locator(MaxNLocator(6))
+
+
+def _label_lines(axes: Axes, places: Sequence[float], labels: Sequence[str]) -> None:
+    """A y axis of names, with the grid across it."""
+    axes.set_yticks(places, labels)
+    axes.tick_params(axis="y", labelcolor=INK)
     axes.grid(axis="x")
     axes.grid(visible=False, axis="y")
     axes.spines["left"].set_visible(False)
-    axes.xaxis.set_major_locator(MaxNLocator(6))
 
 
 def accuracies(results: Results, name: str) -> str:
     """Mean, interval and single seeds of each accuracy in the headline."""
-    shown = [metric for metric in results.shown(HEADLINE) if metric.key in ("linear", "logistic", "knn")]
+    shown = results.shown(ACCURACIES)
     own = colours(results)
 
     def paint(axes: Axes) -> None:
@@ -283,7 +284,7 @@ def accuracies(results: Results, name: str) -> str:
 
 def difference_chart(results: Results, name: str) -> str:
     """The focus method less each baseline, paired by seed, with zero marked."""
-    shown = [metric for metric in results.shown(HEADLINE) if metric.key in ("linear", "logistic", "knn")]
+    shown = results.shown(ACCURACIES)
     own, focus = colours(results), results.focus()
 
     def paint(axes: Axes) -> None:
@@ -309,38 +310,34 @@ def _tall(lines: float) -> float:
 
 def information(results: Results, features: str, name: str) -> str:
     """Mutual information of two views beside its null: hollow is what independent pairs would give."""
-    mi = Metric("mi", "", "", "diagnostics", (f"{features}_mi",), 1)
-    null = Metric("null", "", "", "diagnostics", (f"{features}_mi_null",), 1)
+    above = Metric(stage="diagnostics", source=f"{features}_pair_information")
+    null = Metric(stage="diagnostics", source=f"{features}_pair_information_null")
     own = colours(results)
 
     def paint(axes: Axes) -> None:
         for line, method in enumerate(results.names):
-            value, zero = results.estimate(method, mi), results.estimate(method, null)
+            value, zero = results.estimate(method, above), results.estimate(method, null)
             if not (value.n and zero.n):
                 axes.text(0, line, "NaN" if value.not_finite else "–", va="center", color=own[method])
                 continue
-            axes.plot([zero.mean, value.mean], [line, line], color=own[method], linewidth=2.6, alpha=0.5)
+            ends = [zero.mean, zero.mean + value.mean]
+            axes.plot(ends, [line, line], color=own[method], linewidth=2.6, alpha=0.5)
             axes.plot(
-                [zero.mean], [line], "o", color=SURFACE, markeredgecolor=own[method], markersize=7, markeredgewidth=1.6
+                ends[:1], [line], "o", color=SURFACE, markeredgecolor=own[method], markersize=7, markeredgewidth=1.6
             )
-            axes.plot([value.mean], [line], "o", color=own[method], markersize=7)
-            text = f"{value.mean - zero.mean:+.1f}".replace("-", "−")
+            axes.plot(ends[1:], [line], "o", color=own[method], markersize=7)
             axes.annotate(
-                text,
-                ((zero.mean + value.mean) / 2, line),
+                f"{value.mean:+.1f}".replace("-", "−"),
+                (sum(ends) / 2, line),
                 (0, 6),
                 textcoords="offset points",
                 ha="center",
                 fontsize=9,
                 color=own[method],
             )
-        axes.set_yticks(range(len(results.names)), results.names)
-        axes.tick_params(axis="y", labelcolor=INK)
+        _label_lines(axes, range(len(results.names)), results.names)
         axes.set_ylim(len(results.names) - 0.5, -0.7)
         axes.set_xlabel("nats")
-        axes.grid(axis="x")
-        axes.grid(visible=False, axis="y")
-        axes.spines["left"].set_visible(False)
         axes.margins(x=0.08)
         axes.xaxis.set_major_locator(MaxNLocator(5))
 
@@ -353,13 +350,10 @@ ScoredRun = tuple[str, float, float, float]
 
 def scored_runs(results: Results) -> list[ScoredRun]:
     """Method, score, half width of its interval and accuracy of each run that has been scored and has labels."""
-    by_key = {metric.key: metric for metric in HEADLINE}
-    width = Metric("width", "", "", "score", ("view_information_half_width",), 1)
+    width = Metric(stage="score", source="view_information_half_width")
     found = []
     for method in results.names:
-        score, half, linear, knn = (
-            results.values(method, metric) for metric in (by_key["score"], width, by_key["linear"], by_key["knn"])
-        )
+        score, half, linear, knn = (results.values(method, metric) for metric in (SCORE, width, LINEAR, NEAREST))
         for seed in score.keys() & half.keys() & linear.keys() & knn.keys():
             run = (method, score[seed], half[seed], (linear[seed] + knn[seed]) / 2)
             if all(map(math.isfinite, run[1:])):

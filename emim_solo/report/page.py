@@ -9,7 +9,7 @@ import base64
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from emim_solo.results import rows
 from emim_solo.results.curves import read_curves
 from emim_solo.results.palette import MARKERS, PALETTE
 from emim_solo.results.tables import (
+    ACCURACIES,
     DIAGNOSTICS,
     HEADLINE,
     KNN,
@@ -97,9 +98,6 @@ def render(folder: Path, results: Results, table: Table, paired: Table) -> str:
         "head_cell": _head_cell,
         "number": lambda value: "NaN" if math.isnan(value) else repr(float(value)),
     }
-    environment.tests["warning"] = lambda note: any(
-        word in note for word in ("collapsed", "NaN", "deviates", "Not finished", "Few ")
-    )
     umap = _umap(folder, results)
     context = {
         "version": __version__,
@@ -201,7 +199,7 @@ def _flags(results: Results, name: str) -> list[dict[str, str]]:
 
 
 def _accuracy_charts(results: Results) -> list[dict[str, str]]:
-    if not any(metric.key in ("linear", "logistic", "knn") for metric in results.shown(HEADLINE)):
+    if not results.shown(ACCURACIES):
         return []
     several = len(results.all_seeds()) > 1
     found = [
@@ -246,12 +244,14 @@ def _chart_sections(folder: Path, results: Results) -> list[dict[str, Any]]:
         sections.append({"id": "curves", "title": "Learning curves", "lead": lead, "charts": found})
 
     parts = [
-        part for part in ("projector", "backbone") if results.shown([m for m in DIAGNOSTICS if m.key == f"{part}_mi"])
+        part
+        for part in ("projector", "backbone")
+        if results.shown([m for m in DIAGNOSTICS if m.source == f"{part}_pair_information"])
     ]
     if parts:
         lead = (
-            "Second-moment estimate between two augmented views of training images, in nats. Hollow: its null, the same "
-            "estimate with the pairs shuffled, which is bias. The number is the difference, and the one to read."
+            "Second-moment estimate between two augmented views of an image, in nats. Hollow: its null, the same estimate "
+            "with the pairs shuffled, which is bias. The number is the difference, and the one to read."
         )
         found = [
             {"title": part.capitalize(), "note": "", "svg": Markup(charts.information(results, part, f"mi-{part}"))}
@@ -392,12 +392,8 @@ def _more_tables(results: Results) -> list[dict[str, Any]]:
             ("diagnostics", "Diagnostics of the features", DIAGNOSTICS),
             ("scores", "Scores without labels", SCORES),
         )
-        if len((table := _without_notes(headline(results, metrics))).heads) > 2
+        if len((table := replace(headline(results, metrics), notes=())).heads) > 2
     ]
-
-
-def _without_notes(table: Table) -> Table:
-    return Table(table.heads, table.lines, [], table.keys)
 
 
 def _runs(results: Results) -> dict[str, Any]:

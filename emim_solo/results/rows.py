@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -16,7 +16,13 @@ from emim_solo.ground import files
 from emim_solo.ground.compare import config_hash
 from emim_solo.ground.errors import UsageError
 
-SCHEMA = 1
+SCHEMA = 2
+_RENAMED = {
+    "effective_rank": "rankme",
+    "spectrum_decay": "alpha_req",
+    "mi": "pair_information",
+    "mi_null": "pair_information_null",
+}
 _KEYS = {"stage": str, "name": str, "method": str, "seed": int, "config_hash": str}
 _REPORTED = ("emim-solo", "torch", "torchvision", "lightning", "torchmetrics", "timm", "hydra-core", "umap-learn")
 
@@ -75,6 +81,62 @@ def append(path: str | os.PathLike[str], row: Mapping[str, Any]) -> None:
         os.fsync(file.fileno())
 
 
+class Rows:
+    """The rows of one file, of which each line is read once, however often they are asked for while others append.
+
+    Args:
+        path: of the file, which need not be there yet.
+
+    Raises:
+        UsageError: as :func:`read`.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._start_again()
+
+    def _start_again(self) -> None:
+        self._rows: list[dict[str, Any]] = []
+        self._newest: dict[tuple[str, int, str], dict[str, dict[str, Any]]] = {}
+        self._size = self._characters = self._lines = 0
+
+    def all(self) -> list[dict[str, Any]]:
+        """Every whole row, oldest first."""
+        size = self.path.stat().st_size if self.path.is_file() else 0
+        if size < self._size:  # another file has taken its place
+            self._start_again()
+        if size > self._size:
+            self._size = size
+            self._read(files.read_text(self.path)[self._characters :])
+        return self._rows
+
+    def newest(self, name: str, seed: int, config_hash: str) -> Mapping[str, dict[str, Any]]:
+        """The newest row of each stage of one run."""
+        self.all()
+        return self._newest.get((name, seed, config_hash), {})
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """As :func:`append`."""
+        append(self.path, row)
+
+    def _read(self, text: str) -> None:
+        for line in text.splitlines(keepends=True):
+            place = f"{self.path}:{self._lines + 1}"
+            if line.strip():
+                try:
+                    row = json.loads(line)
+                except json.JSONDecodeError:
+                    warnings.warn(f"{place}: passed over a line that is cut short", stacklevel=4)
+                    if not line.endswith("\n"):  # the rest of it may yet be written
+                        return
+                else:
+                    row = _checked(row, place)
+                    self._rows.append(row)
+                    self._newest.setdefault((row["name"], row["seed"], row["config_hash"]), {})[row["stage"]] = row
+            self._characters += len(line)
+            self._lines += line.endswith("\n")
+
+
 def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """All whole rows of a file; a line cut short by a kill is passed over, and named in a warning.
 
@@ -82,30 +144,46 @@ def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         UsageError: no such file, not in UTF-8, a line that is JSON but no row, or a row of a schema that this version
             does not read.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UsageError(f"no results at '{path}': expected a rows.jsonl written by a finished run; run one first")
-    rows = []
-    for number, line in enumerate(files.read_text(path).splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            warnings.warn(f"{path}:{number}: passed over a line that is cut short", stacklevel=2)
-            continue
-        _check(row, f"{path}:{number}")
-        rows.append(row)
-    return rows
-
-
-def _check(row: Any, place: str) -> None:
-    if not isinstance(row, dict):
-        raise UsageError(f"{place}: expected a row, that is an object in JSON, got {type(row).__name__}: remove it")
-    if row.get("schema") != SCHEMA:
+    if not Path(path).is_file():
         raise UsageError(
-            f"{place}: row of schema {row.get('schema')}, expected {SCHEMA}: "
-            "it was written by another version of emim-solo; move the file away and run again"
+            "rows.missing", f"no results at '{path}': expected a rows.jsonl written by a finished run; run one first"
+        )
+    return Rows(path).all()
+
+
+def of_checkpoint(
+    rows: Iterable[dict[str, Any]], folder: Path, config_hash: str, epochs: int | None = None
+) -> list[dict[str, Any]]:
+    """The rows of one run's checkpoint, on the run's own images, oldest first.
+
+    Args:
+        rows: to choose from.
+        folder: ``<checkpoint.dir>/<method>/<version>``, or one in it. The whole of ``checkpoint.dir`` may have been moved.
+        config_hash: of the run's config.
+        epochs: that the checkpoint was trained for; None for rows of any.
+    """
+    place = Path(os.path.abspath(folder)).parts[-2:]
+    return [
+        row
+        for row in rows
+        if row["config_hash"] == config_hash
+        and Path(row.get("checkpoint") or "").parts[-2:] == place
+        and epochs in (None, row.get("epochs"))
+    ]
+
+
+def _checked(row: Any, place: str) -> dict[str, Any]:
+    """The row in this version's schema, if it is one."""
+    if not isinstance(row, dict):
+        raise UsageError(
+            "rows.damaged",
+            f"{place}: expected a row, that is an object in JSON, got {type(row).__name__}: remove it",
+        )
+    if row.get("schema") not in (1, SCHEMA):
+        raise UsageError(
+            "rows.schema",
+            f"{place}: row of schema {row.get('schema')}, expected 1 to {SCHEMA}: "
+            "it was written by another version of emim-solo; move the file away and run again",
         )
     odd = [key for key, kind in _KEYS.items() if not isinstance(row.get(key), kind) or isinstance(row[key], bool)]
     metrics = row.get("metrics", {})
@@ -114,4 +192,24 @@ def _check(row: Any, place: str) -> None:
     ):
         odd.append("metrics")
     if odd:
-        raise UsageError(f"{place}: damaged row, {', '.join(odd)} missing or of another type: remove it")
+        raise UsageError(
+            "rows.damaged", f"{place}: damaged row, {', '.join(odd)} missing or of another type: remove it"
+        )
+    if row["schema"] == 1 and row["stage"] == "diagnostics":
+        row["metrics"] = _renamed(metrics)
+    return row | {"schema": SCHEMA}
+
+
+def _renamed(metrics: Mapping[str, float | None]) -> dict[str, float | None]:
+    """Diagnostics of schema 1 by the names of schema 2, where the information is less its null.
+
+    They were of two views of training images by the run's own augmentation, those of schema 2 are of the protocol's views.
+    """
+    found = {}
+    for key, value in metrics.items():
+        part, _, name = key.partition("_")
+        null = metrics.get(f"{key}_null")
+        if name == "mi" and value is not None and null is not None:
+            value -= null
+        found[f"{part}_{_RENAMED[name]}" if name in _RENAMED else key] = value
+    return found

@@ -8,43 +8,45 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from emim_solo.ground.errors import UsageError
-from emim_solo.images.folders import why_no_accuracy
+from emim_solo.images.folders import differing_images, why_no_accuracy
 from emim_solo.results.statistics import Estimate, estimate, paired_difference
 from emim_solo.results.terms import deviations
 
 Row = Mapping[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Metric:
     """A column: where its values come from and how they are shown.
 
     Attributes:
-        key: unique name, used in the HTML and in the files.
+        stage: of the rows it is read from.
+        source: entry of the row's ``metrics``.
+        key: unique name, used in the HTML and in the files; by default the source.
         label: column head.
         unit: after the label; empty for a pure number.
-        stage: of the rows it is read from.
-        sources: entries of the row's ``metrics``; a second one is subtracted from the first.
         digits: after the decimal point.
         best_is_highest: whether the best mean is marked. Not for costs, which depend on what else the machine did.
     """
 
-    key: str
-    label: str
-    unit: str
     stage: str
-    sources: tuple[str, ...]
-    digits: int
-    best_is_highest: bool = True
+    source: str
+    key: str = ""
+    label: str = ""
+    unit: str = ""
+    digits: int = 1
+    best_is_highest: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key", self.key or self.source)
 
     def value(self, row: Row) -> float | None:
         """Value in a row of its stage; NaN where it was not finite, None where the row does not have it."""
         metrics = {**row.get("metrics", {}), **_costs(row)}
-        if any(source not in metrics for source in self.sources):
+        if self.source not in metrics:
             return None
         # JSON has no NaN of its own, and null is what some writers make of it.
-        parts = [math.nan if metrics[source] is None else float(metrics[source]) for source in self.sources]
-        return parts[0] - parts[1] if len(parts) == 2 else parts[0]
+        return math.nan if metrics[self.source] is None else float(metrics[self.source])
 
 
 def _costs(row: Row) -> dict[str, float]:
@@ -60,61 +62,104 @@ def _costs(row: Row) -> dict[str, float]:
 FEW_IMAGES = 3
 """Validation images of a class, under which the table says so."""
 
-HEADLINE = (
-    Metric("linear", "Linear top-1", "%", "linear", ("acc1",), 1),
-    Metric("logistic", "Logistic top-1", "%", "logistic", ("backbone_acc1",), 1),
-    Metric("knn", "20-NN top-1", "%", "knn", ("backbone_cosine_k20",), 1),
-    Metric("score", "View information", "nats", "score", ("view_information",), 1),
-    Metric("mi", "MI − null", "nats", "diagnostics", ("projector_mi", "projector_mi_null"), 1, False),
-    Metric("rank", "Effective rank", "", "diagnostics", ("backbone_effective_rank",), 1, False),
-    Metric("epoch", "Epoch", "s", "pretrain", ("seconds_per_epoch",), 1, False),
-    Metric("memory", "Peak memory", "MB", "pretrain", ("peak_memory_mb",), 0, False),
-    Metric("loss_share", "Loss in step", "%", "diagnostics", ("loss_share",), 1, False),
+LINEAR, LOGISTIC, NEAREST = ACCURACIES = tuple(
+    Metric(key=stage, label=f"{label} top-1", unit="%", stage=stage, source=source, best_is_highest=True)
+    for stage, label, source in (
+        ("linear", "Linear", "acc1"),
+        ("logistic", "Logistic", "backbone_acc1"),
+        ("knn", "20-NN", "backbone_cosine_k20"),
+    )
 )
+SCORE = Metric(
+    key="score",
+    label="View information",
+    unit="nats",
+    stage="score",
+    source="view_information",
+    best_is_highest=True,
+)
+_OF_FEATURES = (
+    Metric(key="mi", label="MI − null", unit="nats", stage="diagnostics", source="projector_pair_information"),
+    Metric(key="rank", label="Effective rank", stage="diagnostics", source="backbone_rankme"),
+)
+_COSTS = (
+    Metric(key="epoch", label="Epoch", unit="s", stage="pretrain", source="seconds_per_epoch"),
+    Metric(key="memory", label="Peak memory", unit="MB", stage="pretrain", source="peak_memory_mb", digits=0),
+    Metric(label="Loss in step", unit="%", stage="diagnostics", source="loss_share"),
+)
+HEADLINE = (*ACCURACIES, SCORE, *_OF_FEATURES, *_COSTS)
 
 KNN = tuple(
     Metric(
-        f"knn_{features}_{distance}_{k}",
-        f"{features} {distance} k={k}",
-        "%",
-        "knn",
-        (f"{features}_{distance}_k{k}",),
-        1,
+        key=f"knn_{features}_{distance}_{k}",
+        label=f"{features} {distance} k={k}",
+        unit="%",
+        stage="knn",
+        source=f"{features}_{distance}_k{k}",
+        best_is_highest=True,
     )
     for features in ("backbone", "projector")
     for distance in ("cosine", "euclidean")
     for k in (1, 5, 20, 200)
 )
 
-DIAGNOSTICS = tuple(
-    Metric(f"{features}_{name}", f"{features} {label}", unit, "diagnostics", (f"{features}_{name}",), digits, False)
-    for features in ("backbone", "projector")
-    for name, label, unit, digits in (
-        ("mi", "MI", "nats", 1),
-        ("mi_null", "MI null", "nats", 1),
-        ("effective_rank", "effective rank", "", 1),
-        ("alignment", "alignment", "", 3),
-        ("uniformity", "uniformity", "", 3),
-        ("spectrum_decay", "spectrum decay", "", 2),
-        ("spread", "spread", "", 3),
-        ("non_gaussianity", "non-Gaussianity", "", 5),
-        ("non_gaussianity_null", "its null", "", 5),
-    )
-)
+_MEASURES = {  # label, unit, digits
+    "view_information": ("view information", "nats", 1),
+    "view_information_null": ("its null", "nats", 2),
+    "pair_information": ("MI of two views", "nats", 1),
+    "pair_information_null": ("its null", "nats", 1),
+    "rankme": ("RankMe", "", 1),
+    "lidar": ("LiDAR", "", 1),
+    "alpha_req": ("alpha-ReQ", "", 2),
+    "alignment": ("alignment", "", 3),
+    "uniformity": ("uniformity", "", 3),
+    "spread": ("spread", "", 3),
+    "non_gaussianity": ("non-Gaussianity", "", 5),
+    "non_gaussianity_null": ("its null", "", 5),
+}
 
-SCORES = tuple(
-    Metric(name, label, unit, "score", (name,), digits, name == "view_information")
-    for name, label, unit, digits in (
-        ("view_information", "view information", "nats", 1),
-        ("view_information_null", "its null", "nats", 2),
-        ("pair_information", "MI of two views", "nats", 1),
-        ("rankme", "RankMe", "", 1),
-        ("lidar", "LiDAR", "", 1),
-        ("alpha_req", "alpha-ReQ", "", 2),
-        ("alignment", "alignment", "", 3),
-        ("uniformity", "uniformity", "", 3),
-    )
+
+def _measures(stage: str, names: Sequence[str], features: str = "") -> tuple[Metric, ...]:
+    columns = []
+    for name in names:
+        label, unit, digits = _MEASURES[name]
+        columns.append(
+            Metric(
+                label=f"{features} {label}".strip(),
+                unit=unit,
+                stage=stage,
+                source=f"{features}_{name}" if features else name,
+                digits=digits,
+                best_is_highest=name == "view_information",
+            )
+        )
+    return tuple(columns)
+
+
+_OF_VIEWS = ("view_information", "view_information_null", "lidar")
+_OF_ONE_PART = ("spread", "non_gaussianity", "non_gaussianity_null")
+DIAGNOSTICS = tuple(
+    metric
+    for features in ("backbone", "projector")
+    for metric in _measures("diagnostics", [name for name in _MEASURES if name not in _OF_VIEWS], features)
 )
+SCORES = _measures("score", [name for name in _MEASURES if name not in _OF_ONE_PART])
+
+
+@dataclass(frozen=True)
+class Note:
+    """A line below a table.
+
+    Attributes:
+        text: in one line, as Markdown.
+        warns: whether numbers above it are not to be taken as they stand.
+    """
+
+    text: str
+    warns: bool = False
+
+    def __str__(self) -> str:
+        return self.text
 
 
 @dataclass
@@ -173,7 +218,7 @@ class Results:
 
     def collapsed(self, name: str) -> list[int]:
         """Seeds whose embeddings collapsed."""
-        flag = Metric("collapsed", "", "", "diagnostics", ("projector_collapsed",), 0)
+        flag = Metric(stage="diagnostics", source="projector_collapsed")
         return [seed for seed, value in self.values(name, flag).items() if value == 1]
 
     def failed(self, name: str, seed: int) -> bool:
@@ -236,6 +281,14 @@ def collect(rows: Sequence[Row]) -> Results:
             f"rows of different datasets are mixed: {', '.join(datasets)}; expected one benchmark of one dataset, "
             "keep each in a folder of its own"
         )
+    recorded = [row["images"] for row in newest.values() if row.get("images")]  # rows of version 0.2 have none
+    for other in recorded[1:]:
+        if differing := differing_images(recorded[0], other):
+            raise UsageError(
+                "rows.mixed",
+                f"rows of different images are mixed: {', '.join(differing)}; expected one benchmark of one set of images, "
+                "keep each in a folder of its own",
+            )
     runs: dict[tuple[str, int], dict[str, Row]] = {}
     for row in rows:
         run = (str(row["name"]), int(row["seed"]))
@@ -264,8 +317,8 @@ class Table:
 
     heads: list[str]
     lines: list[tuple[str, list[Cell]]]
-    notes: list[str]
-    keys: list[str]
+    notes: Sequence[Note | str] = ()
+    keys: Sequence[str] = ()
 
 
 def show(value: Estimate, digits: int, *, signed: bool = False) -> str:
@@ -312,59 +365,39 @@ def head(metric: Metric) -> str:
     return f"{metric.label} ({metric.unit})" if metric.unit else metric.label
 
 
-def notes(results: Results) -> list[str]:
+def notes(results: Results) -> list[Note]:
     """What a reader of the table must know: intervals, collapsed runs, unequal terms, missing stages."""
-    said = []
     if len(results.all_seeds()) > 1:
-        said.append("± is the half width of the 95 % t-interval of the mean over n seeds.")
+        said = [Note("± is the half width of the 95 % t-interval of the mean over n seeds.")]
     else:
-        said.append("One seed: no interval can be given, and small differences mean nothing.")
-    if results.shown(HEADLINE[:3]):
-        said.append("Accuracies: frozen backbone, validation images.")
+        said = [Note("One seed: no interval can be given, and small differences mean nothing.")]
+    if results.shown(ACCURACIES):
+        said.append(Note("Accuracies: frozen backbone, validation images."))
     elif reasons := sorted({reason for row in results.pretrained() if (reason := _no_accuracy(row))}):
-        said.append(f"No accuracies: {', '.join(reasons)}.")
+        said.append(Note(f"No accuracies: {', '.join(reasons)}."))
     if protocols := sorted({how for stages in results.rows.values() if (how := _protocol(stages.get("score")))}):
-        said.append(f"View information: the score without labels (docs/label-free.md), {'; '.join(protocols)}.")
+        said.append(Note(f"View information: the score without labels (docs/label-free.md), {'; '.join(protocols)}."))
     if len(protocols) > 1:
-        said.append("Not finished: scores of different protocols are not to be compared; start the benchmark again.")
-    if results.shown(HEADLINE[4:6]):
-        said.append("MI: embeddings of the projector, two views of an image. Effective rank: RankMe of the backbone.")
+        text = "scores of different protocols are not to be compared; start the benchmark again."
+        said.append(Note(f"Not finished: {text}", warns=True))
+    if results.shown(_OF_FEATURES):
+        text = "MI: embeddings of the projector, two views of an image. Effective rank: RankMe of the backbone."
+        said.append(Note(text))
     for name in results.names:
-        collapsed = results.collapsed(name)
-        if collapsed:
-            said.append(f"{name}: collapsed with seed {', '.join(map(str, collapsed))}.")
-        diverged = results.diverged(name)
-        if diverged:
-            said.append(f"{name}: diverged with seed {', '.join(map(str, diverged))}; NaN in all of its cells.")
-        broken = sorted(
-            {
-                metric.label
-                for metric in (*HEADLINE, *KNN, *DIAGNOSTICS)
-                if results.estimate(name, metric).not_finite > len(diverged)
-            }
-        )
-        if broken:
-            said.append(f"{name}: NaN left out of {', '.join(broken[:4])}{' and more' if len(broken) > 4 else ''}.")
-        differing = results.deviations.get(name, {})
-        if differing:
-            listed = ", ".join(
-                f"{key} {_plain(own)} (others {_plain(common)})" for key, (own, common) in differing.items()
-            )
-            said.append(f"{name} deviates from equal terms: {listed}.")
+        said += _notes_of(results, name)
     if not any(results.deviations.values()):
-        said.append("Equal terms: same augmentation, backbone, projector width, optimiser, batch and epochs.")
+        said.append(Note("Equal terms: same augmentation, backbone, projector width, optimiser, batch and epochs."))
     for name in results.names:
         config = results.config(name)
         processes = len(config.get("devices") or [0]) * config.get("num_nodes", 1)
         if results.method(name) == "barlow_twins" and processes > 1:
-            said.append(
-                f"{name}: the suite's Barlow Twins has 1/{processes} of the gradient in {processes} processes "
-                "(docs/distributed.md)."
-            )
-    fewest = Metric("fewest", "", "", "knn", ("fewest_val_images",), 0)
+            text = f"the suite's Barlow Twins has 1/{processes} of the gradient in {processes} processes"
+            said.append(Note(f"{name}: {text} (docs/distributed.md)."))
+    fewest = Metric(stage="knn", source="fewest_val_images")
     few = [value for name in results.names for value in results.values(name, fewest).values() if value < FEW_IMAGES]
     if few:
-        said.append(f"Few validation images: {min(few):.0f} in the rarest class, too few to judge by.")
+        text = f"Few validation images: {min(few):.0f} in the rarest class, too few to judge by."
+        said.append(Note(text, warns=True))
     scored = any("score" in stages for stages in results.rows.values())
     waiting = [
         f"{name} seed {seed} ({', '.join(missing)})"
@@ -373,7 +406,52 @@ def notes(results: Results) -> list[str]:
         and (missing := sorted(set(evaluation_stages(stages["pretrain"]["config"], scored=scored)) - stages.keys()))
     ]
     if waiting:
-        said.append(f"Not finished: {'; '.join(waiting)}.")
+        said.append(Note(f"Not finished: {'; '.join(waiting)}.", warns=True))
+    return said
+
+
+NO_DECAY = "no alpha-ReQ (NaN): the spectrum has fewer than 7 eigenvalues above 0, which takes 8 images or more."
+
+
+def no_decay(metrics: Mapping[str, float | None]) -> bool:
+    """Whether finite features of a row had too short a spectrum for alpha-ReQ, see :data:`NO_DECAY`."""
+    return any(
+        key.endswith("alpha_req")
+        and _not_finite(value)
+        and not _not_finite(metrics.get(key.replace("alpha_req", "rankme")))
+        for key, value in metrics.items()
+    )
+
+
+def _not_finite(value: float | None) -> bool:
+    return value is None or not math.isfinite(value)
+
+
+def _notes_of(results: Results, name: str) -> list[Note]:
+    """What is wrong with one method's runs, and where its terms are other than the others'."""
+    said = []
+    if collapsed := results.collapsed(name):
+        said.append(Note(f"{name}: collapsed with seed {', '.join(map(str, collapsed))}.", warns=True))
+    if diverged := results.diverged(name):
+        seeds = ", ".join(map(str, diverged))
+        said.append(Note(f"{name}: diverged with seed {seeds}; NaN in all of its cells.", warns=True))
+    broken = sorted(
+        {
+            metric.label
+            for metric in (*HEADLINE, *KNN, *DIAGNOSTICS)
+            if results.estimate(name, metric).not_finite > len(diverged)
+        }
+    )
+    if broken:
+        listed = f"{', '.join(broken[:4])}{' and more' if len(broken) > 4 else ''}"
+        said.append(Note(f"{name}: NaN left out of {listed}.", warns=True))
+    if any(
+        no_decay(row.get("metrics", {})) for seed in results.seeds(name) for row in results.rows[name, seed].values()
+    ):
+        said.append(Note(f"{name}: {NO_DECAY}"))
+    if differing := results.deviations.get(name, {}):
+        listed = ", ".join(f"{key} {_text(own)} (others {_text(common)})" for key, (own, common) in differing.items())
+        said.append(Note(f"{name} deviates from equal terms: {listed}.", warns=True))
     return said
 
 
@@ -395,7 +473,7 @@ def _no_accuracy(row: Row) -> str | None:
     return why_no_accuracy(row.get("config", {}).get("data", {}))
 
 
-def _plain(value: Any) -> str:
+def _text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -410,7 +488,7 @@ def to_text(table: Table) -> str:
         )
         if number == 0:
             text.append("  ".join("─" * width for width in widths))
-    return "\n".join([*text, *table.notes])
+    return "\n".join([*text, *map(str, table.notes)])
 
 
 def _cell_text(cell: Cell) -> str:

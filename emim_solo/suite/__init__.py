@@ -1,4 +1,4 @@
-"""One face over both generations of solo-learn. Nothing outside this package asks which one is installed."""
+"""One interface to both generations of solo-learn. Nothing outside this package asks which one is installed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _INSTALL = (
 
 @cache
 def load_suite() -> Suite:
-    """The face over the solo-learn that ``import solo`` finds.
+    """The solo-learn that ``import solo`` finds, with EMIM and the methods of other packages in its METHODS.
 
     Raises:
         UsageError: no solo-learn, or one of a version that is neither main (1.0.6) nor 1.0.2.
@@ -30,24 +30,27 @@ def load_suite() -> Suite:
     version = _version(folder)
     # Files, not package metadata: a clone on the path shadows an installed release.
     if (folder / "data").is_dir() and (folder / "args" / "pretrain.py").is_file():
-        from emim_solo.suite.main import CurrentSuite
+        from emim_solo.suite.main import MainSuite
 
-        return CurrentSuite(version)
-    if version == "1.0.2":
-        from emim_solo.suite.release_102 import compat
+        suite: Suite = MainSuite(version)
+    elif version == "1.0.2":
+        from emim_solo.suite.release_102 import Release102Suite
 
-        compat.install()
-        from emim_solo.suite.release_102.suite import RegistrySuite
-
-        return RegistrySuite(version)
-    raise UsageError(f"solo-learn {version} at '{folder}' is not supported: expected main (1.0.6) or 1.0.2; {_INSTALL}")
+        suite = Release102Suite(version)
+    else:
+        raise UsageError(
+            "solo-learn",
+            f"solo-learn {version} at '{folder}' is not supported: expected main (1.0.6) or 1.0.2; {_INSTALL}",
+        )
+    suite.methods()
+    return suite
 
 
 def _solo_folder() -> Path:
     spec = importlib.util.find_spec("solo")
     locations = list(spec.submodule_search_locations or []) if spec else []
     if not locations or not (Path(locations[0]) / "methods" / "base.py").is_file():
-        raise UsageError(f"no solo-learn found: 'import solo' must work; {_INSTALL}")
+        raise UsageError("solo-learn", f"no solo-learn found: 'import solo' must work; {_INSTALL}")
     return Path(locations[0])
 
 
@@ -55,11 +58,11 @@ def _version(folder: Path) -> str:
     """Version of the solo-learn in ``folder``: of the clone around it, else of the distribution that owns it."""
     setup = folder.parent / "setup.py"
     if setup.is_file():
-        found = re.search(r"version=\"([^\"]+)\"", setup.read_text())
-        return found.group(1) if found else "unknown"
+        match = re.search(r"version=\"([^\"]+)\"", setup.read_text())
+        return match.group(1) if match else "unknown"
     try:
         distribution = metadata.distribution("solo-learn")
     except metadata.PackageNotFoundError:
         return "unknown"
-    owned = Path(str(distribution.locate_file("solo"))).resolve() == folder.resolve()
-    return distribution.version if owned else "unknown"
+    installed = Path(str(distribution.locate_file("solo")))
+    return distribution.version if installed.resolve() == folder.resolve() else "unknown"

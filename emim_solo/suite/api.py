@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import math
-import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from functools import cache
-from importlib import metadata
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, ClassVar
 
 import torch
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
@@ -23,28 +20,14 @@ from torchvision import transforms
 
 from emim_solo.ground.errors import UsageError
 from emim_solo.images.folders import Images, RunImages
-from emim_solo.suite.fixes import mended
-from emim_solo.suite.loaders import reading_folders
+from emim_solo.suite import dali
+from emim_solo.suite.fixes import with_fixes
+from emim_solo.suite.loaders import listed_as_os, reading_folders
+from emim_solo.suite.plugins import add_methods, methods_of_other_packages
+from emim_solo.suite.preflight import check_method
 
-PLUGINS = "emim_solo.methods"
-"""The entry-point group in which a package names methods of its own: ``name = "module:Class"``."""
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-# Numbers and the smallest that make sense, whole where the smallest is written so.
-_NUMBERS: dict[str, float] = {
-    "seed": 0,
-    "max_epochs": 1,
-    "num_nodes": 1,
-    "data.num_workers": 0,
-    "optimizer.batch_size": 1,
-    "optimizer.lr": 0.0,
-    "optimizer.classifier_lr": 0.0,
-    "optimizer.weight_decay": 0.0,
-    "scheduler.warmup_epochs": 0.0,
-    "scheduler.warmup_start_lr": 0.0,
-    "scheduler.min_lr": 0.0,
-    "checkpoint.frequency": 1,
-}
 # The suite's own evaluation crops: none up to STL-10's 96 pixels, 224 out of 256 on ImageNet.
 _LARGEST_UNCROPPED = 96
 
@@ -77,14 +60,32 @@ class Suite(ABC):
     def emim_class(self) -> type[LightningModule]:
         """EMIM on this generation's base method."""
 
-    @abstractmethod
-    def registry(self) -> dict[str, Any]:
-        """The suite's own METHODS: a dict that may be changed in place."""
+    @property
+    def METHODS(self) -> dict[str, Any]:
+        """The suite's own, which may be changed in place."""
+        methods: dict[str, Any] = importlib.import_module("solo.methods").METHODS
+        return methods
 
     def methods(self) -> dict[str, Any]:
         """Name to class of every pretraining method, EMIM and those of other packages among them."""
-        put_into(self.registry(), self.emim_class())
-        return {name: method for name, method in self.registry().items() if name not in ("base", "linear")}
+        add_methods(self.METHODS, self.emim_class())
+        return {name: method for name, method in self.METHODS.items() if name not in ("base", "linear")}
+
+    def method(self, name: str) -> Any:
+        """The class of a pretraining method.
+
+        Raises:
+            UsageError: there is none, or why the one of another package is not available.
+        """
+        methods = self.methods()
+        if name in methods:
+            return methods[name]
+        other = methods_of_other_packages(self.METHODS["base"]).get(name)
+        if isinstance(other, UsageError):
+            raise other
+        raise UsageError(
+            "method", f"unknown method '{name}': solo-learn {self.version} has {', '.join(sorted(methods))}"
+        )
 
     @abstractmethod
     def uses_small_crops(self, method: str) -> bool:
@@ -95,106 +96,111 @@ class Suite(ABC):
         """What makes each optimizer from ``params``, ``lr``, ``weight_decay`` and ``optimizer.kwargs``."""
 
     def check_values(self, cfg: DictConfig, *, linear: bool = False) -> None:
-        """Check numbers and names, those that are there, which the suite meets only after the images were read.
+        """Check names and settings that only the suite knows: of its optimizers and schedulers.
 
-        Keys of ``optimizer.kwargs`` that another optimizer takes are dropped from ``cfg``, which is said: they are left
-        from the config that ``optimizer.name`` was changed of.
+        Keys of ``optimizer.kwargs`` that another optimizer takes are dropped from ``cfg``, with a warning: they are
+        left from the config that ``optimizer.name`` was changed in.
 
         Args:
-            cfg: in the schema of pretraining, or of linear evaluation.
+            cfg: in the schema of pretraining, or of linear evaluation, its values being of the schema's types.
             linear: which of the two.
 
         Raises:
-            UsageError: a value is no number or too small, the suite has no such optimizer or scheduler, or they do not
-                take what is given for them.
+            UsageError: the suite has no such optimizer or scheduler, or they do not take their settings.
         """
-        for key, smallest in _NUMBERS.items():
-            value = OmegaConf.select(cfg, key)
-            whole = isinstance(smallest, int)
-            right = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
-            if value is not None and not (right and smallest <= value < math.inf):
-                kind = "whole number" if whole else "number"
-                raise UsageError(f"{key}={value}: expected a {kind} of at least {smallest:g}")
         optimizers = self.linear_optimizers if linear else self.optimizers
         for key, names in (("optimizer.name", optimizers), ("scheduler.name", self.schedulers)):
             if (name := OmegaConf.select(cfg, key)) is not None and name not in names:
-                raise UsageError(f"{key}={name}: expected one of {', '.join(names)} in solo-learn {self.version}")
-        if OmegaConf.select(cfg, "scheduler.name") == "step":
-            steps = OmegaConf.select(cfg, "scheduler.lr_decay_steps")
-            if not (isinstance(steps, ListConfig) and all(isinstance(step, int) and step > 0 for step in steps)):
-                raise UsageError(
-                    f"scheduler.name=step with scheduler.lr_decay_steps={steps}: expected epochs, as in [60,80]"
-                )
-        if (interval := OmegaConf.select(cfg, "scheduler.interval")) not in (None, "step", "epoch"):
-            raise UsageError(f"scheduler.interval={interval}: expected step or epoch")
-        self._check_optimizer(cfg)
+                raise UsageError(key, f"{key}={name}: expected one of {', '.join(names)} in solo-learn {self.version}")
+        if OmegaConf.select(cfg, "scheduler.name") == "step" and cfg.scheduler.get("lr_decay_steps") is None:
+            key = "scheduler.lr_decay_steps"
+            raise UsageError(key, f"scheduler.name=step without {key}: expected epochs, as in [60,80]")
+        if kwargs := OmegaConf.select(cfg, "optimizer.kwargs"):
+            cfg.optimizer.kwargs = self._kwargs_of_optimizer(cfg.optimizer.name, plain(kwargs))
 
-    def _check_optimizer(self, cfg: DictConfig) -> None:
-        kwargs = OmegaConf.select(cfg, "optimizer.kwargs")
-        name = OmegaConf.select(cfg, "optimizer.name")
-        if not kwargs or name is None:
-            return
-        if not isinstance(kwargs, DictConfig):
-            raise UsageError(f"optimizer.kwargs={kwargs}: expected settings of {name} by name")
-        makers = self.optimizer_makers()
-        keys = {
-            own: set(inspect.signature(maker).parameters) - {"params", "lr", "weight_decay"}
-            for own, maker in makers.items()
+    def _kwargs_of_optimizer(self, name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
+        makers, key = self.optimizer_makers(), "optimizer.kwargs"
+        known = {
+            optimizer: inspect.signature(maker).parameters.keys() - {"params", "lr", "weight_decay"}
+            for optimizer, maker in makers.items()
         }
-        foreign = [str(key) for key in kwargs if key not in keys[name]]
-        if unknown := [key for key in foreign if not any(key in others for others in keys.values())]:
-            raise UsageError(
-                f"optimizer.kwargs: {', '.join(unknown)} is no setting of {name}: expected some of "
-                f"{', '.join(sorted(keys[name]))}"
-            )
-        if foreign:
-            rank_zero_warn(f"optimizer.kwargs of another optimizer than {name} are left out: {', '.join(foreign)}")
-            cfg.optimizer.kwargs = {key: value for key, value in kwargs.items() if key not in foreign}
-        try:  # the optimizer checks its own settings: ask it once
-            makers[name]([torch.nn.Parameter(torch.zeros(1))], lr=0.1, weight_decay=0.0, **plain(cfg.optimizer.kwargs))
-        except (TypeError, ValueError) as error:
-            raise UsageError(f"optimizer.kwargs of {name}: {error}") from error
+        others = [each for each in kwargs if each not in known[name]]
+        if unknown := [each for each in others if not any(each in settings for settings in known.values())]:
+            expected = ", ".join(sorted(known[name]))
+            raise UsageError(key, f"{key}: {', '.join(unknown)} is no setting of {name}: expected some of {expected}")
+        if others:
+            rank_zero_warn(f"{key} of another optimizer than {name} are left out: {', '.join(others)}")
+        kwargs = {each: value for each, value in kwargs.items() if each in known[name]}
+        weight = nn.Parameter(torch.zeros(1, 1))
+        weight.grad = torch.zeros_like(weight)
+        on_any_device = {each: value for each, value in kwargs.items() if each != "capturable"}  # that is for a GPU
+        with in_one_line(key, f"{key} of {name}"):  # the optimizer checks its own settings: ask it once
+            makers[name]([weight], lr=0.1, weight_decay=0.0, **on_any_device).step()
+        return kwargs
 
-    @abstractmethod
     def complete(self, cfg: DictConfig, images: RunImages) -> DictConfig:
         """Every default filled in and checked, learning rates scaled by batch size and devices.
 
         Args:
             cfg: as the user wrote it, ``devices`` being a list. Not changed.
             images: that it names.
+
+        Raises:
+            UsageError: the method has no such setting, or cannot train like this.
         """
+        with in_one_line("method_kwargs", f"config of {cfg.method} in solo-learn {self.version}"):
+            cfg = count_classes(self._complete(open_copy(cfg), images), images.listed)
+        check_method(cfg, None if images.train is None else len(images.train))
+        return dali.complete_dali(cfg) if cfg.data.format == "dali" else cfg
+
+    @abstractmethod
+    def _complete(self, cfg: DictConfig, images: RunImages) -> DictConfig:
+        """:meth:`complete`, as far as generations differ; ``cfg`` may be changed."""
 
     @abstractmethod
     def constructor_kwargs(self, cfg: DictConfig) -> dict[str, Any]:
         """What the class of ``cfg.method`` (and its ``load_from_checkpoint``) takes; ``cfg`` is complete."""
 
     def build(self, cfg: DictConfig) -> LightningModule:
-        """The method ``cfg.method``, freshly initialised, with what goes wrong in the suite's mended.
+        """The method ``cfg.method``, freshly initialised, with :mod:`emim_solo.suite.fixes`.
 
         Args:
             cfg: complete.
 
         Raises:
-            UsageError: the method's class takes no such ``method_kwargs``, backbone or momentum.
+            UsageError: the method's class takes no such ``method_kwargs``, backbone or momentum, or the backbone no
+                images of this size.
         """
         allow_few_classes(importlib.import_module("solo.methods.base"))  # of the momentum classifier
-        method = mended(self.methods()[cfg.method])
-        try:
+        method = with_fixes(self.method(cfg.method))
+        where = "look at method_kwargs, backbone.kwargs and momentum"
+        with in_one_line("method", f"{cfg.method} of solo-learn {self.version} cannot be built", where):
             model: Any = method(**self.constructor_kwargs(cfg))
-        except UsageError:
-            raise
-        except (AssertionError, AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise UsageError(
-                f"{cfg.method} of solo-learn {self.version} cannot be built ({type(error).__name__}: "
-                f"{str(error).splitlines()[0] if str(error) else 'its own check'}): look at method_kwargs, backbone.kwargs "
-                "and momentum"
-            ) from error
         if cfg.data.no_labels:
             model.without_labels()
         if cfg.data.val_path is None:
             model.knn_eval = False  # it would keep the features of every step, and never be asked
         self._finish(model, cfg)
+        self._check_features(model, cfg)
         return model
+
+    def _check_features(self, model: Any, cfg: DictConfig) -> None:
+        """One forward of two black images of each size: what ``backbone.kwargs`` change may not fit it or the classifier."""
+        backbone = self.backbone(model)
+        sizes = (
+            {view.crop_size for view in cfg.augmentations}
+            if cfg.data.num_small_crops
+            else {cfg.augmentations[0].crop_size}
+        )
+        backbone.eval()
+        for size in sorted(sizes):
+            what = f"backbone {cfg.backbone.name} on images of {size} pixels (crop_size)"
+            with in_one_line("backbone.kwargs", what), torch.no_grad(), torch.random.fork_rng(devices=[]):
+                features = backbone(torch.zeros(2, 3, size, size))
+                expected = (2, model.features_dim)
+                if tuple(features.shape) != expected:
+                    raise ValueError(f"its features have shape {tuple(features.shape)}, expected {expected}")
+        backbone.train()
 
     @abstractmethod
     def _finish(self, model: Any, cfg: DictConfig) -> None:
@@ -213,6 +219,26 @@ class Suite(ABC):
     @abstractmethod
     def view_transform(self, cfg: DictConfig, view: DictConfig) -> Callable[[Any], torch.Tensor]:
         """What makes one random view of an image, by an entry of ``augmentations``; mean and std of a known dataset."""
+
+    def dali_datamodule(self, cfg: DictConfig, images: Images) -> LightningDataModule:
+        """The suite's DALI loader of training images, as a data module that has no other.
+
+        Batches are those of :meth:`train_loader`. The indices are stand-ins unless ``dali.encode_indexes_into_labels``.
+
+        Args:
+            cfg: complete.
+            images: to train on.
+
+        Raises:
+            UsageError: an augmentation that DALI or this generation does not have, or an image that DALI cannot read.
+        """
+        dali.check_augmentations(cfg)
+        dali.check_training_images(images)
+        return self._dali_datamodule(cfg, listed_as_os(images))
+
+    @abstractmethod
+    def _dali_datamodule(self, cfg: DictConfig, listing: Any) -> LightningDataModule:
+        """:meth:`dali_datamodule` of this generation, whose pipelines list a folder by ``listing`` in place of ``os``."""
 
     def evaluation_datasets(
         self, cfg: DictConfig, images: RunImages, transform: Any = None
@@ -298,34 +324,24 @@ class Suite(ABC):
         """The suite's LinearModel on a frozen backbone; ``cfg`` is complete in the schema of linear evaluation."""
 
 
-def put_into(methods: dict[str, Any], emim: type) -> None:
-    """Add EMIM and the methods of other packages to a generation's METHODS, which is changed in place.
+@contextmanager
+def in_one_line(key: str, what: str, to_do: str = "") -> Iterator[None]:
+    """Within it, what the suite or a library raises on a user's settings becomes a UsageError.
 
-    A method that cannot be had is warned of: who does not ask for it can work on.
+    Args:
+        key: of the error.
+        what: was tried, for the error.
+        to_do: about it.
     """
-    methods["emim"] = emim
-    for name, method in _methods_of_other_packages().items():
-        if methods.setdefault(name, method) is not method:
-            warnings.warn(
-                f"method '{name}' of {method.__module__} is left out: there is one of that name already; give it another",
-                stacklevel=1,
-            )
-
-
-@cache
-def _methods_of_other_packages() -> dict[str, type]:
-    """Name to class; each module is imported here, solo-learn being loaded by now."""
-    found: dict[str, type] = {}
-    for entry_point in metadata.entry_points(group=PLUGINS):
-        try:
-            found[entry_point.name] = entry_point.load()
-        except Exception as error:  # whatever the module of another package may raise
-            warnings.warn(
-                f"method '{entry_point.name}' is not available: {entry_point.value} cannot be imported "
-                f"({type(error).__name__}: {error})",
-                stacklevel=1,
-            )
-    return found
+    try:
+        yield
+    except UsageError:
+        raise
+    except Exception as error:  # an assertion, or whatever an odd value leads to inside a library
+        lines = str(error).strip().splitlines() or ["its own check"]
+        raise UsageError(
+            key, f"{what} ({type(error).__name__}: {lines[0]})" + (f": {to_do}" if to_do else "")
+        ) from error
 
 
 def plain(cfg: DictConfig | ListConfig) -> dict[str, Any]:
@@ -371,8 +387,9 @@ def give_small_image_stem(backbone: nn.Module) -> None:
     """
     if not (hasattr(backbone, "conv1") and hasattr(backbone, "maxpool")):
         raise UsageError(
+            "backbone.small_image_stem",
             f"backbone.small_image_stem is for ResNets, got {type(backbone).__name__}: leave it out, "
-            "and set a smaller patch size through backbone.kwargs where the backbone has one"
+            "and set a smaller patch size through backbone.kwargs where the backbone has one",
         )
     backbone.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=2, bias=False)
     backbone.maxpool = nn.Identity()

@@ -1,4 +1,4 @@
-"""What goes wrong while the suite's methods train, mended in classes put in front of theirs: no file of it changes.
+"""What goes wrong while the suite's methods train, fixed in classes put in front of theirs: no file of it changes.
 
 A class in front is asked first whenever a method calls itself (``self._base_shared_step``, ``self.log``), so one class
 serves every method of both generations, their names for these things being the same.
@@ -67,7 +67,7 @@ def _with_class_loss(out: dict[str, Any], targets: Tensor) -> dict[str, Any]:
     return out
 
 
-class Mended(LabelsOptional):
+class Fixes(LabelsOptional):
     """In front of any method: it can be saved as plain data, and a resumed run is the uninterrupted one.
 
     Where several processes train, queues and memory banks come back as those of rank zero, which alone saves.
@@ -124,8 +124,9 @@ class Mended(LabelsOptional):
                 continue
             if fresh.shape != value.shape:
                 raise UsageError(
+                    "resume_from_checkpoint",
                     f"the checkpoint's {name} has shape {tuple(value.shape)}, this run's {tuple(fresh.shape)}: resume "
-                    "with the same images, optimizer.batch_size and devices"
+                    "with the same images, optimizer.batch_size and devices",
                 )
             fresh.copy_(value)
         self._restored = {}
@@ -142,12 +143,12 @@ class Mended(LabelsOptional):
 
 
 @cache
-def mended(method: type[LightningModule]) -> type[LightningModule]:
-    """The class of a method of the suite with :class:`Mended` in front of it, under the same name."""
+def with_fixes(method: type[LightningModule]) -> type[LightningModule]:
+    """The class of a method of the suite with :class:`Fixes` in front of it, under the same name."""
     module = sys.modules[method.__module__]
     if hasattr(module, "deepclusterv2_loss_func"):
         _first_epoch_of_deepcluster(module)
-    return type(method.__name__, (Mended, method), {"__module__": method.__module__})
+    return type(method.__name__, (Fixes, method), {"__module__": method.__module__})
 
 
 def _first_epoch_of_deepcluster(module: ModuleType) -> None:

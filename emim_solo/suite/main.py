@@ -17,7 +17,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from omegaconf import DictConfig, OmegaConf
 from solo.methods import METHODS
 from solo.methods.base import BaseMethod, BaseMomentumMethod
@@ -27,10 +27,10 @@ from torch.utils.data import DataLoader, Dataset
 from emim_solo.emim.method import EMIMMethod, complete_method_kwargs
 from emim_solo.ground.errors import UsageError
 from emim_solo.images.folders import RunImages
-from emim_solo.suite.api import Suite, allow_few_classes, count_classes, give_small_image_stem, open_copy, plain
+from emim_solo.suite import dali
+from emim_solo.suite.api import Suite, allow_few_classes, give_small_image_stem, open_copy, plain
 from emim_solo.suite.fixes import LabelsOptional
 from emim_solo.suite.loaders import listed_as_os, reading_folders
-from emim_solo.suite.preflight import check_method
 
 
 class EMIM(EMIMMethod, LabelsOptional, BaseMethod):
@@ -81,14 +81,11 @@ def _listing(module: ModuleType, images: RunImages) -> Iterator[None]:
         module.os = theirs  # type: ignore[attr-defined]
 
 
-class CurrentSuite(Suite):
+class MainSuite(Suite):
     generation = "main"
 
     def emim_class(self) -> type[LightningModule]:
         return EMIM
-
-    def registry(self) -> dict[str, Any]:
-        return METHODS
 
     def optimizer_makers(self) -> dict[str, Callable[..., Any]]:
         return dict(BaseMethod._OPTIMIZERS)
@@ -97,12 +94,12 @@ class CurrentSuite(Suite):
         # The base class gives a small crop features and no embedding; the others never look at it.
         return self.methods()[method].multicrop_forward is not BaseMethod.multicrop_forward
 
-    def complete(self, cfg: DictConfig, images: RunImages) -> DictConfig:
+    def _complete(self, cfg: DictConfig, images: RunImages) -> DictConfig:
         from solo.args import pretrain
 
         with _listing(pretrain, images):
-            cfg = count_classes(pretrain.parse_cfg(open_copy(cfg)), images.listed)
-        method = self.methods()[cfg.method]
+            cfg = pretrain.parse_cfg(cfg)
+        method = self.method(cfg.method)
         if issubclass(method, BaseMomentumMethod) and OmegaConf.select(cfg, "momentum") is None:
             cfg.momentum = {}  # every key has a default, and the section none
         cfg = method.add_and_assert_specific_cfg(cfg)
@@ -111,10 +108,10 @@ class CurrentSuite(Suite):
         if method is not EMIM and (missing := sorted(_names_read_by(method) - set(cfg.method_kwargs))):
             names = ", ".join(f"method_kwargs.{name}" for name in missing)
             raise UsageError(
+                "method_kwargs",
                 f"{cfg.method} needs {names}: solo-learn main has no default for them; its "
-                f"scripts/pretrain/cifar have a config of each method to take them from"
+                f"scripts/pretrain/cifar have a config of each method to take them from",
             )
-        check_method(cfg, None if images.train is None else len(images.train))
         return cfg
 
     def constructor_kwargs(self, cfg: DictConfig) -> dict[str, Any]:
@@ -160,6 +157,31 @@ class CurrentSuite(Suite):
             dataset, batch_size=cfg.optimizer.batch_size, num_workers=cfg.data.num_workers
         )
 
+    def _dali_datamodule(self, cfg: DictConfig, listing: Any) -> LightningDataModule:
+        from solo.data import dali_dataloader
+        from solo.data.pretrain_dataloader import FullTransformPipeline, NCropAugmentation
+
+        dali_dataloader.os = listing
+        dali.free_cpu_pipelines_from_cuda()
+        build = dali_dataloader.build_transform_pipeline_dali
+        views = [
+            NCropAugmentation(build(cfg.data.dataset, view, dali_device=cfg.dali.device), view.num_crops)
+            for view in cfg.augmentations
+        ]
+        return dali_dataloader.PretrainDALIDataModule(
+            dataset=cfg.data.dataset,
+            train_data_path=cfg.data.train_path,
+            transforms=FullTransformPipeline(views),
+            num_large_crops=cfg.data.num_large_crops,
+            num_small_crops=cfg.data.num_small_crops,
+            num_workers=max(1, cfg.data.num_workers),  # DALI's threads
+            batch_size=cfg.optimizer.batch_size,
+            no_labels=cfg.data.no_labels,
+            data_fraction=cfg.data.fraction,
+            dali_device=cfg.dali.device,
+            encode_indexes_into_labels=cfg.dali.encode_indexes_into_labels,
+        )
+
     def view_transform(self, cfg: DictConfig, view: DictConfig) -> Callable[[Any], Tensor]:
         from solo.data.pretrain_dataloader import build_transform_pipeline
 
@@ -198,7 +220,7 @@ class CurrentSuite(Suite):
             from solo.utils.auto_umap import AutoUMAP
         except ImportError as error:
             raise UsageError(
-                f"auto_umap.enabled needs the umap extra ({error}): pip install 'emim-solo[umap]'"
+                "auto_umap.enabled", f"auto_umap.enabled needs the umap extra ({error}): pip install 'emim-solo[umap]'"
             ) from error
         return AutoUMAP(cfg.name, logdir=Path(cfg.auto_umap.dir) / cfg.method, frequency=cfg.auto_umap.frequency)
 
@@ -211,7 +233,7 @@ class CurrentSuite(Suite):
         from solo.args import linear
         from solo.methods.linear import LinearModel
 
-        classes = cfg.data.num_classes
+        classes = cfg.data.get("num_classes", 1)
         with _listing(linear, RunImages()):
             cfg = LinearModel.add_and_assert_specific_cfg(linear.parse_cfg(open_copy(cfg)))
         cfg.data.num_classes = classes

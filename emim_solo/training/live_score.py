@@ -27,7 +27,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from omegaconf import DictConfig, OmegaConf
 
 from emim_solo.checkpoints import opening
-from emim_solo.emim.scores import scores
+from emim_solo.emim.measures import scores
 from emim_solo.evaluation.score import ScoredViews
 from emim_solo.ground import files
 from emim_solo.training.run import Run

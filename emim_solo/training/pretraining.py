@@ -27,7 +27,7 @@ from emim_solo.ground.errors import UsageError
 from emim_solo.ground.stopping import Stopped
 from emim_solo.images.folders import check_images
 from emim_solo.results import rows
-from emim_solo.suite import dali, load_suite, plain
+from emim_solo.suite import load_suite, plain
 from emim_solo.training.callbacks import (
     RESULTS,
     ContinueCheckpoints,
@@ -119,9 +119,9 @@ def _finished(run: Run) -> dict[str, Any]:
     start, folder = run.start, run.folder
     assert folder is not None
     row = _row(run, epochs=start.epochs, **(start.contents.get(RESULTS) or {"metrics": {}}))
-    for there in rows.read(run.rows_file) if run.rows_file.is_file() else []:
-        place = Path(there.get("checkpoint") or "").parts[-2:]
-        if (there["stage"], there["config_hash"], place) == ("pretrain", row["config_hash"], folder.parts[-2:]):
+    stored = rows.read(run.rows_file) if run.rows_file.is_file() else []
+    for there in rows.of_checkpoint(stored, folder, row["config_hash"]):
+        if there["stage"] == "pretrain":
             which = f"{start.epochs} epochs, after which its score, max_steps or max_time ended it"
             if start.epochs >= run.config.max_epochs:
                 which = f"all {start.epochs} epochs"
@@ -163,7 +163,6 @@ def _data(run: Run) -> LightningDataModule:
     train_loader: DataLoader | None = None
     if cfg.data.format == "dali":
         assert images.train is not None
-        dali.check_training_images(images.train)
         count = len(images.train)
     else:
         train_loader = suite.train_loader(cfg, images)
@@ -172,7 +171,7 @@ def _data(run: Run) -> LightningDataModule:
     if train_loader is not None:
         return SuiteData(cfg.seed, train_loader, val_loader, first_epoch=run.start.epochs)
     assert images.train is not None
-    module = dali.pretrain_datamodule(cfg, images.train)
+    module = suite.dali_datamodule(cfg, images.train)
     module.val_dataloader = lambda: val_loader or []  # type: ignore[method-assign]
     return module
 

@@ -14,13 +14,13 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from emim_solo.evaluation.score import FEWEST_IMAGES, Protocol
+from emim_solo.evaluation.protocol import FEWEST_IMAGES, Protocol
 from emim_solo.ground import files
 from emim_solo.ground.errors import UsageError
 from emim_solo.ground.settings import check, read
 from emim_solo.images.embedded import write_images
 from emim_solo.images.folders import HeldOut, Images, Listings, RunImages, expand_home
-from emim_solo.suite import dali, load_suite
+from emim_solo.suite import load_suite
 from emim_solo.suite.api import open_copy
 from emim_solo.training import schema
 
@@ -113,11 +113,7 @@ def prepare(cfg: DictConfig, listings: Listings | None = None) -> Run:
     expand_home(cfg)
     files.check_name("name", cfg.name)
     suite.check_values(cfg)
-    if cfg.method not in suite.methods():
-        raise UsageError(
-            "method",
-            f"unknown method '{cfg.method}': solo-learn {suite.version} has {', '.join(sorted(suite.methods()))}",
-        )
+    suite.method(cfg.method)
     cfg.devices = _device_list(cfg)
     cfg.augmentations = [_complete_view(view) for view in cfg.augmentations]
     if name := cfg.data.get("embedded"):
@@ -129,8 +125,6 @@ def prepare(cfg: DictConfig, listings: Listings | None = None) -> Run:
     if (held_out := HeldOut.recorded(cfg)) is not None and images.listed is not None:
         images = replace(images, held=tuple(held_out.positions(len(images.listed))))
     cfg = suite.complete(cfg, images)
-    if cfg.data.format == "dali":
-        dali.complete_dali(cfg)
     _check_crops(cfg)
     OmegaConf.set_readonly(cfg, True)
     return Run(cfg, images, protocol)

@@ -81,38 +81,46 @@ def _benchmark(rows: list[dict]) -> Iterator[tuple[str, str, float, dict]]:
 # -- measures ------------------------------------------------------------------------------------------------------
 
 
-def spearman(scores: np.ndarray, quality: np.ndarray) -> float:
-    """NaN where all are equal."""
-    ranks = stats.rankdata(scores), stats.rankdata(quality)
-    return math.nan if min(rank.std() for rank in ranks) == 0 else float(np.corrcoef(*ranks)[0, 1])
+def spearman(scores: np.ndarray, quality: np.ndarray) -> np.ndarray:
+    """Along the last axis; NaN where all are equal."""
+    a, b = (stats.rankdata(values, axis=-1) for values in (scores, quality))
+    a, b = a - a.mean(-1, keepdims=True), b - b.mean(-1, keepdims=True)
+    with np.errstate(invalid="ignore"):
+        return (a * b).sum(-1) / np.sqrt((a * a).sum(-1) * (b * b).sum(-1))
 
 
-def kendall(scores: np.ndarray, quality: np.ndarray) -> float:
-    return float(stats.kendalltau(scores, quality).statistic)
+def kendall(scores: np.ndarray, quality: np.ndarray) -> np.ndarray:
+    """tau-b along the last axis: of the signs of the differences of all pairs."""
+    if scores.ndim > 1:
+        return np.array([kendall(one, other) for one, other in zip(scores, quality, strict=True)])
+    a, b = (np.sign(values[:, None] - values).ravel() for values in (scores, quality))
+    return a @ b / np.sqrt((a @ a) * (b @ b))
 
 
-def regret(scores: np.ndarray, quality: np.ndarray) -> float:
-    """Points that the run of the highest score lies under the best; of runs with one score, their mean."""
-    return float(quality.max() - quality[scores == scores.max()].mean())
+def regret(scores: np.ndarray, quality: np.ndarray) -> np.ndarray:
+    """Points that the run of the highest score lies under the best; of runs with one score, their mean; along the last axis."""
+    first = scores == scores.max(-1, keepdims=True)
+    return quality.max(-1) - (quality * first).sum(-1) / first.sum(-1)
 
 
-def within(measure: Callable[[np.ndarray, np.ndarray], float]) -> Callable[..., float]:
-    """Mean over the methods of a measure."""
+def within(measure: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Callable[..., np.ndarray]:
+    """Mean over the methods of a measure; the methods of the runs are the same in every resample."""
 
-    def mean(scores: np.ndarray, quality: np.ndarray, methods: np.ndarray) -> float:
-        return float(np.nanmean([measure(scores[methods == m], quality[methods == m]) for m in np.unique(methods)]))
+    def mean(scores: np.ndarray, quality: np.ndarray, methods: np.ndarray) -> np.ndarray:
+        groups = [methods == method for method in np.unique(methods)]
+        return np.nanmean([measure(scores[..., group], quality[..., group]) for group in groups], axis=0)
 
     return mean
 
 
-def resamples(methods: np.ndarray) -> list[np.ndarray]:
-    """Of the runs, with as many of each method as there are."""
+def resamples(methods: np.ndarray) -> np.ndarray:
+    """Positions of runs, a resample in each line, with as many of each method as there are, method by method."""
     rng = np.random.default_rng(0)
     groups = [np.flatnonzero(methods == method) for method in np.unique(methods)]
-    return [np.concatenate([rng.choice(group, len(group)) for group in groups]) for _ in range(RESAMPLES)]
+    return np.array([np.concatenate([rng.choice(group, len(group)) for group in groups]) for _ in range(RESAMPLES)])
 
 
-def interval(values: list[float], digits: int) -> str:
+def interval(values: np.ndarray, digits: int) -> str:
     low, high = np.nanquantile(values, [0.025, 0.975])
     return f"{low:.{digits}f} to {high:.{digits}f}"
 
@@ -126,24 +134,24 @@ def correlations(runs: list[Run]) -> list[str]:
     draws = resamples(methods)
     names = [name for name in dict.fromkeys(name for run in runs for name in run.scores) if usual(name)]
     names.sort(key=lambda name: (name != THE_SCORE, list(TITLES).index(name.split(",")[0]), name))
-    ours: list[float] = []
+    ours, some = None, draws[:500]
     lines = [
         "| score | features | Spearman, all | THE minus it | Kendall, all | Spearman within, mean | regret | regret within, mean |",
         "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
     for name in names:
         scores = np.array([run.scores[name] for run in runs])
-        drawn = [spearman(scores[draw], quality[draw]) for draw in draws]
-        ours = ours or drawn
-        less = interval([a - b for a, b in zip(ours, drawn, strict=True)], 2) if name != THE_SCORE else "–"
+        drawn = spearman(scores[draws], quality[draws])
+        ours = drawn if ours is None else ours
+        less = interval(ours - drawn, 2) if name != THE_SCORE else "–"
         title, features = name.split(", ", 1)
         cells = [
             f"{spearman(scores, quality):.2f} ({interval(drawn, 2)})",
             less,
-            f"{kendall(scores, quality):.2f} ({interval([kendall(scores[d], quality[d]) for d in draws[:500]], 2)})",
+            f"{kendall(scores, quality):.2f} ({interval(kendall(scores[some], quality[some]), 2)})",
             *(
                 f"{measure(scores, quality, methods):.{digits}f} "
-                f"({interval([measure(scores[d], quality[d], methods[d]) for d in draws[:500]], digits)})"
+                f"({interval(measure(scores[some], quality[some], methods[some[0]]), digits)})"
                 for measure, digits in (
                     (within(spearman), 2),
                     (lambda s, q, _: regret(s, q), 1),
@@ -169,7 +177,8 @@ def by_method(runs: list[Run]) -> list[str]:
         own = [run for run in runs if run.method == method]
         quality = np.array([run.quality for run in own])
         scores, rankme = (np.array([run.scores[name] for run in own]) for name in (THE_SCORE, "rankme, backbone"))
-        drawn = [spearman(scores[draw], quality[draw]) for draw in resamples(np.array([run.method for run in own]))]
+        draws = resamples(np.array([run.method for run in own]))
+        drawn = spearman(scores[draws], quality[draws])
         cells = f"{spearman(scores, quality):.2f} ({interval(drawn, 2)}) | {regret(scores, quality):.1f}"
         rank = f"{spearman(rankme, quality):.2f}"
         cells, rank = cells.replace("-", "−"), rank.replace("-", "−")

@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 from solo.args.utils import N_CLASSES_PER_DATASET
 from solo.methods import METHODS
@@ -34,14 +34,13 @@ from emim_solo.suite.api import (
     IMAGENET_STD,
     Suite,
     allow_few_classes,
-    count_classes,
     open_copy,
     plain,
 )
 from emim_solo.suite.fixes import LabelsOptional
 from emim_solo.suite.loaders import reading_folders
-from emim_solo.suite.preflight import check_method
 from emim_solo.suite.release_102.compat import linear_warmup_cosine_annealing
+from emim_solo.suite.release_102.dali import DALIData
 
 _ONLY_MAIN = "solo-learn main has it, 1.0.2 (installed) does not"
 
@@ -136,16 +135,13 @@ class CollectiveCheckpointer(Checkpointer):
             trainer.save_checkpoint(self.path / self.ckpt_placeholder.format(trainer.current_epoch))
 
 
-class RegistrySuite(Suite):
+class Release102Suite(Suite):
     generation = "1.0.2"
     linear_optimizers = ("sgd", "lars", "adam")
     schedulers = ("warmup_cosine", "cosine", "step", "none")
 
     def emim_class(self) -> type[LightningModule]:
         return EMIM
-
-    def registry(self) -> dict[str, Any]:
-        return METHODS
 
     def optimizer_makers(self) -> dict[str, Callable[..., Any]]:
         return {"sgd": torch.optim.SGD, "lars": _lars, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
@@ -155,12 +151,13 @@ class RegistrySuite(Suite):
 
     # -- config -------------------------------------------------------------------------------------------------
 
-    def complete(self, cfg: DictConfig, images: RunImages) -> DictConfig:
-        cfg = count_classes(self._complete_common(cfg, _PRETRAIN_DEFAULTS), images.listed)
+    def _complete(self, cfg: DictConfig, images: RunImages) -> DictConfig:
+        cfg = self._complete_common(cfg, _PRETRAIN_DEFAULTS)
         if cfg.backbone.name not in BaseMethod._SUPPORTED_ENCODERS:
             raise UsageError(
+                "backbone.name",
                 f"backbone.name '{cfg.backbone.name}' is not in 1.0.2: expected one of "
-                f"{', '.join(BaseMethod._SUPPORTED_ENCODERS)}; solo-learn main has more"
+                f"{', '.join(BaseMethod._SUPPORTED_ENCODERS)}; solo-learn main has more",
             )
         sizes = [view.crop_size for view in cfg.augmentations]
         crops = [view.num_crops for view in cfg.augmentations]
@@ -176,7 +173,6 @@ class RegistrySuite(Suite):
         else:
             own = self._method_defaults(cfg.method)
             cfg.method_kwargs = own | {name: value for name, value in given.items() if name in own}
-        check_method(cfg, None if images.train is None else len(images.train))
         return cfg
 
     def _complete_common(self, cfg: DictConfig, defaults: dict[str, Any]) -> DictConfig:
@@ -184,9 +180,12 @@ class RegistrySuite(Suite):
         assert isinstance(merged, DictConfig)
         cfg = merged
         if cfg.data.format == "h5" or cfg.data.fraction > 0:
-            raise UsageError(f"data.format=h5 and data.fraction: {_ONLY_MAIN}; use the whole image folder")
+            raise UsageError(
+                "data.format", f"data.format=h5 and data.fraction: {_ONLY_MAIN}; use the whole image folder"
+            )
         if cfg.optimizer.exclude_bias_n_norm_wd:
-            raise UsageError(f"optimizer.exclude_bias_n_norm_wd=True: {_ONLY_MAIN}; leave it out")
+            key = "optimizer.exclude_bias_n_norm_wd"
+            raise UsageError(key, f"{key}=True: {_ONLY_MAIN}; leave it out")
         cfg.data.num_classes = N_CLASSES_PER_DATASET.get(cfg.data.dataset, cfg.data.get("num_classes", 1))
         cfg.optimizer.lr *= self._batch_scale(cfg)
         extra = {
@@ -229,7 +228,8 @@ class RegistrySuite(Suite):
         values = plain(cfg)
         small_stem = values["backbone"].get("small_image_stem", False)
         if small_stem and not cfg.backbone.name.startswith("resnet"):
-            raise UsageError(f"backbone.small_image_stem is for ResNets, got {cfg.backbone.name}: leave it out")
+            key = "backbone.small_image_stem"
+            raise UsageError(key, f"{key} is for ResNets, got {cfg.backbone.name}: leave it out")
         backbone_args = {**values["backbone"]["kwargs"]}
         if cfg.backbone.name.startswith("resnet"):
             backbone_args["cifar"] = small_stem or cfg.data.dataset in ("cifar10", "cifar100")
@@ -300,6 +300,9 @@ class RegistrySuite(Suite):
             dataset, batch_size=cfg.optimizer.batch_size, num_workers=cfg.data.num_workers
         )
 
+    def _dali_datamodule(self, cfg: DictConfig, listing: Any) -> LightningDataModule:
+        return DALIData(cfg, [view_kwargs(cfg, view) for view in cfg.augmentations], listing)
+
     def view_transform(self, cfg: DictConfig, view: DictConfig) -> Callable[[Any], Tensor]:
         _check_view(view)
         transform: Any = pretrain_dataloader.prepare_transform(cfg.data.dataset, **view_kwargs(cfg, view))
@@ -337,7 +340,7 @@ class RegistrySuite(Suite):
             auto_umap = importlib.import_module("solo.utils.auto_umap")
         except ImportError as error:
             raise UsageError(
-                f"auto_umap.enabled needs the umap extra ({error}): pip install 'emim-solo[umap]'"
+                "auto_umap.enabled", f"auto_umap.enabled needs the umap extra ({error}): pip install 'emim-solo[umap]'"
             ) from error
         return auto_umap.AutoUMAP(
             Namespace(name=cfg.name), logdir=Path(cfg.auto_umap.dir) / cfg.method, frequency=cfg.auto_umap.frequency
@@ -352,13 +355,13 @@ class RegistrySuite(Suite):
         cfg = self._complete_common(cfg, _LINEAR_DEFAULTS)
         for name in ("finetune", "auto_augment", "label_smoothing", "mixup", "cutmix"):
             if cfg[name]:
-                raise UsageError(f"{name}={cfg[name]}: {_ONLY_MAIN}; leave it out")
+                raise UsageError(name, f"{name}={cfg[name]}: {_ONLY_MAIN}; leave it out")
         fixed = (
             {"optimizer.kwargs.eta": 1e-3, "optimizer.kwargs.clip_lr": False} if cfg.optimizer.name == "lars" else {}
         )
         for key, value in fixed.items():
             if OmegaConf.select(cfg, key) != value:
-                raise UsageError(f"{key}: 1.0.2's LinearModel has {value} built in; leave it out")
+                raise UsageError(key, f"{key}: 1.0.2's LinearModel has {value} built in; leave it out")
         return cfg
 
     def linear_model(self, backbone: nn.Module, cfg: DictConfig) -> LightningModule:
@@ -402,9 +405,11 @@ def _lars(
 
 def _check_view(view: DictConfig) -> None:
     if not view.rrc.enabled:
-        raise UsageError(f"augmentations: rrc.enabled=False: {_ONLY_MAIN}; set crop_min_scale and crop_max_scale")
+        raise UsageError(
+            "augmentations", f"augmentations: rrc.enabled=False: {_ONLY_MAIN}; set crop_min_scale and crop_max_scale"
+        )
     if OmegaConf.select(view, "equalization.prob", default=0.0):
-        raise UsageError(f"augmentations: equalization.prob > 0: {_ONLY_MAIN}; set it to 0")
+        raise UsageError("augmentations", f"augmentations: equalization.prob > 0: {_ONLY_MAIN}; set it to 0")
 
 
 def view_kwargs(cfg: DictConfig, view: DictConfig) -> dict[str, Any]:

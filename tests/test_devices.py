@@ -1,0 +1,104 @@
+"""A training step of every method on another device, by torch's fake tensors: a tensor left on the CPU is an error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from omegaconf import DictConfig
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from emim_solo.suite import load_suite
+from emim_solo.training.pretraining import prepare
+
+MakeCfg = Callable[..., DictConfig]
+
+METHODS = sorted(load_suite().methods())
+BATCH = 8
+SETTINGS: dict[str, Any] = {
+    "proj_hidden_dim": 32,
+    "proj_output_dim": 16,
+    "pred_hidden_dim": 16,
+    "temperature": 0.2,
+    "temperature_q": 0.1,
+    "temperature_k": 0.04,
+    "queue_size": 64,
+    "num_prototypes": 8,
+}
+MORE: dict[str, dict[str, Any]] = {
+    "deepclusterv2": {"num_prototypes": [4, 4]},
+    "dino": {"warmup_teacher_temperature_epochs": 1},
+    "mae": {"decoder_embed_dim": 32, "decoder_depth": 1, "decoder_num_heads": 2},
+    "swav": {"epoch_queue_starts": 0},
+    "wmse": {"whitening_size": 8, "proj_output_dim": 4},
+}
+
+
+class ReadValues(TorchDispatchMode):
+    """A fake tensor has no values: one that is read is 0, or True, so that what comes after it runs too."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            return True if args[0].dtype is torch.bool else 0.0 if args[0].is_floating_point() else 0
+        return func(*args, **(kwargs or {}))
+
+
+def move(model: nn.Module, device: str) -> None:
+    """As ``model.to(device)``, which cannot exchange the data of a fake tensor."""
+    for module in model.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                if tensor is not None:
+                    moved = tensor.detach().to(device)
+                    tensors[name] = (
+                        nn.Parameter(moved, tensor.requires_grad) if tensors is module._parameters else moved
+                    )  # type: ignore[assignment]
+
+
+def step_on_cuda(cfg: DictConfig) -> Tensor:
+    """The loss of one logged training step: its shape and device, for it has no value."""
+    suite, run = load_suite(), prepare(cfg)
+    with FakeTensorMode(), ReadValues():
+        model: Any = suite.build(run.config).train()
+        move(model, "cuda")
+        model.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, log_every_n_steps=1)
+        model.log = model.log_dict = lambda *_, **__: None
+        views = [
+            torch.randn(BATCH, 3, view.crop_size, view.crop_size, device="cuda")
+            for view in run.config.augmentations
+            for _ in range(view.num_crops)
+        ]
+        index, labels = (torch.zeros(BATCH, dtype=torch.long, device="cuda") for _ in range(2))
+        loss: Tensor = model.training_step([index, views, labels], 0)
+        return loss
+
+
+@pytest.fixture
+def step_cfg(make_cfg: MakeCfg) -> MakeCfg:
+    def make(method: str, small_crops: bool, **overrides: Any) -> DictConfig:
+        cfg = make_cfg(
+            method=method,
+            method_kwargs=SETTINGS | MORE.get(method, {}),
+            backbone={"name": "vit_tiny" if method == "mae" else "resnet18"},
+            optimizer__batch_size=BATCH,
+            momentum={"base_tau": 0.9, "classifier": True},
+            **overrides,
+        )
+        if small_crops:
+            cfg.augmentations.append({**cfg.augmentations[0], "crop_size": 16})
+        return cfg
+
+    return make
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_training_step_mixes_no_devices(method: str, step_cfg: MakeCfg) -> None:
+    """With online classifier, k-NN, and small crops where the method takes them."""
+    for small_crops in (False, True)[: 1 + load_suite().uses_small_crops(method)]:
+        loss = step_on_cuda(step_cfg(method, small_crops))
+        assert (loss.device.type, loss.shape) == ("cuda", ()), small_crops
