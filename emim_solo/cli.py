@@ -191,7 +191,7 @@ def _benchmark(arguments: Sequence[str]) -> None:
 def _images(arguments: Sequence[str]) -> None:
     from emim_solo.images.embedded import DATASETS, write_images
 
-    if len(arguments) != 2:
+    if len(arguments) != 2 or not all(arguments):
         raise UsageError(
             "images", f"expected a name and a folder: emim-solo images NAME DIR; there are {', '.join(DATASETS)}"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,22 +20,25 @@ from emim_solo.suite.api import IMAGENET_MEAN, IMAGENET_STD, give_small_image_st
 LIBRARIES = ("torchvision", "timm")
 ONNX = "onnx"
 _TIMM_SUFFIXES = {"vit": "_patch16_224", "swin": "_patch4_window7_224"}  # of the suite's names without them
-_OF_TRAINING = ("zero_init_residual", "weights", "pretrained", "progress")  # say how a network starts, not what it is
+_AUXILIARY = ("aux1", "aux2", "AuxLogits")  # torchvision's names of classifiers for training alone
+_OF_START = ("weights", "pretrained")  # other weights than those of the file, from the library's server
+_OF_TRAINING = (*_OF_START, "zero_init_residual", "progress")  # say how a network starts, not what it is
 
 
-def first_difference(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> str | None:
+def first_difference(network: Mapping[str, Tensor], file: Mapping[str, Tensor]) -> str | None:
     """What differs between the weights of a network and those of a file in names and shapes, None if nothing does."""
     here, there = (
         # A counter that torchvision's older files are without.
         {name: tuple(value.shape) for name, value in weights.items() if not name.endswith("num_batches_tracked")}
-        for weights in (ours, theirs)
+        for weights in (network, file)
     )
-    odd = sorted(name for name in here.keys() | there.keys() if here.get(name) != there.get(name))
-    if not odd:
+    differing = sorted(name for name in here.keys() | there.keys() if here.get(name) != there.get(name))
+    if not differing:
         return None
+    first = differing[0]
     return (
-        f"{len(odd)} weights differ, first '{odd[0]}' ({there.get(odd[0], 'absent')} in it, "
-        f"{here.get(odd[0], 'absent')} here)"
+        f"{len(differing)} weights differ, first '{first}' ({there.get(first, 'absent')} in it, "
+        f"{here.get(first, 'absent')} here)"
     )
 
 
@@ -49,7 +53,7 @@ class Architecture:
         small_image_stem: the suite's for CIFAR in place of a ResNet's own.
 
     Raises:
-        UsageError: the library has no such network.
+        UsageError: the library has no such network, or ``kwargs`` name other weights.
     """
 
     library: str
@@ -63,7 +67,14 @@ class Architecture:
         else:
             exists = self.name in torchvision.models.list_models(module=torchvision.models)
         if not exists:
-            raise UsageError(f"{self.library} has no network '{self.name}': see {self.library}'s list_models()")
+            raise UsageError(
+                "backbone.name", f"{self.library} has no network '{self.name}': see {self.library}'s list_models()"
+            )
+        for key in self.kwargs.keys() & set(_OF_START):
+            raise UsageError(
+                f"backbone.kwargs.{key}",
+                f"backbone.kwargs.{key}={self.kwargs[key]}: the weights are those of the file; leave it out",
+            )
 
     def __str__(self) -> str:
         return f"{self.library}:{self.name}"
@@ -78,19 +89,23 @@ class Architecture:
         Raises:
             UsageError: the library cannot build it, or the weights are of another one.
         """
-        network, of_classifier = self._build()
-        own = {name: value for name, value in weights.items() if name not in of_classifier}
-        if odd := first_difference(network.state_dict(), own):
+        network, of_classifiers = self._build()
+        of_backbone = {name: value for name, value in weights.items() if name not in of_classifiers}
+        if differing := first_difference(network.state_dict(), of_backbone):
             kwargs = f" with {dict(self.kwargs)}" if self.kwargs else ""
             raise UsageError(
-                f"'{place}' is not of {self}{kwargs}: {odd}; name the network that it is of, with its backbone.kwargs "
-                "and, where it has one, backbone.small_image_stem=True"
+                "backbone.weights",
+                f"'{place}' is not of {self}{kwargs}: {differing}; name the network that it is of, with its backbone.kwargs "
+                "and, where it has one, backbone.small_image_stem=True",
             )
-        network.load_state_dict(own, strict=False)  # names and shapes are those
+        with torch.no_grad():
+            # Names and shapes are the same. load_state_dict may ask for versions of modules, which a file need not have.
+            for name, value in network.state_dict().items():
+                value.copy_(of_backbone.get(name, value))
         return network.eval()
 
     def _build(self) -> tuple[nn.Module, set[str]]:
-        """The network, freshly initialised, and the names of the weights that only its classifier has."""
+        """The network without classifiers, freshly initialised, and the names of the weights that only they have."""
         # Not timm.create_model: solo-learn puts networks of its own under some of timm's names.
         library = timm.models if self.library == "timm" else torchvision.models
         try:
@@ -99,13 +114,16 @@ class Architecture:
             if self.library == "timm":
                 network.reset_classifier(0)
             else:
-                last = [name for name, part in network.named_modules() if isinstance(part, nn.Linear)][-1]
-                parent, _, own = last.rpartition(".")
-                setattr(network.get_submodule(parent), own, nn.Identity())
+                _leave_out_classifiers(network)
+                if hasattr(network, "transform_input"):  # as torchvision sets it with its published weights
+                    network.transform_input = self.kwargs.get("transform_input", True)
             if self.small_image_stem:
                 give_small_image_stem(network)
-        except (AssertionError, IndexError, TypeError, ValueError, RuntimeError) as error:
-            raise UsageError(f"{self} with {dict(self.kwargs)} gives no features ({error}): take another") from error
+        except Exception as error:  # whatever a constructor may raise on kwargs
+            raise UsageError(
+                "backbone.kwargs",
+                f"{self} with {dict(self.kwargs)} gives no features ({' '.join(str(error).split())}): take another",
+            ) from error
         return network, names - set(network.state_dict())
 
     @property
@@ -115,13 +133,17 @@ class Architecture:
 
     def images(self) -> dict[str, Any]:
         """Size, mean and std of the images that the library's own weights of this network take."""
-        found: dict[str, Any] = {"crop_size": 224, "mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)}
-        if self.library == "timm" and (own := timm.get_pretrained_cfg(self.name)):
-            found = {"crop_size": own.input_size[-1], "mean": list(own.mean), "std": list(own.std)}
-        if self.library == "torchvision" and (weights := torchvision.models.get_model_weights(self.name)):
-            shown: Any = next(iter(weights)).transforms()
-            found = {"crop_size": shown.crop_size[0], "mean": list(shown.mean), "std": list(shown.std)}
-        return found | ({"crop_size": self.kwargs["img_size"]} if "img_size" in self.kwargs else {})
+        size: int = 224
+        mean: tuple[float, ...] = IMAGENET_MEAN
+        std: tuple[float, ...] = IMAGENET_STD
+        if self.library == "timm" and (pretrained := timm.get_pretrained_cfg(self.name)):
+            size, mean, std = pretrained.input_size[-1], pretrained.mean, pretrained.std
+        if self.library == "torchvision":
+            shown: Any = next(iter(torchvision.models.get_model_weights(self.name))).transforms()
+            size, mean, std = shown.crop_size[0], shown.mean, shown.std
+            if self.name.startswith("vit_"):  # it takes one size, whatever the first of the published weights takes
+                size = self.kwargs.get("image_size", 224)
+        return {"crop_size": self.kwargs.get("img_size", size), "mean": list(mean), "std": list(std)}
 
     def loading(self, file: str) -> list[str]:
         """Python that loads weights of a file with the library alone: imports, and three lines, four with another stem."""
@@ -130,12 +152,12 @@ class Architecture:
         if self.small_image_stem:
             parts |= {"conv1": "nn.Conv2d(3, 64, 3, 1, 2, bias=False)", "maxpool": "nn.Identity()"}
         make = (
-            f"timm.create_model({self.name!r}, num_classes=0{kwargs})"
+            f'timm.create_model("{self.name}", num_classes=0{kwargs})'
             if self.library == "timm"
             else f"torchvision.models.{self.name}({kwargs[2:]})"
         )
         replace = ", ".join(f"network.{part}" for part in parts) + " = " + ", ".join(parts.values())
-        safe = file.endswith(".safetensors")
+        safe, quoted = file.lower().endswith(".safetensors"), json.dumps(file)
         return [
             f"import torch, {self.library}",
             *(["from torch import nn"] if parts else []),
@@ -143,9 +165,21 @@ class Architecture:
             "",
             f"network = {make}",
             *([replace] if parts else []),
-            f"network.load_state_dict({f'load_file({file!r})' if safe else f'torch.load({file!r}, weights_only=True)'})",
+            f"network.load_state_dict({f'load_file({quoted})' if safe else f'torch.load({quoted}, weights_only=True)'})",
             "features = network.eval()(images)",
         ]
+
+
+def _leave_out_classifiers(network: nn.Module) -> None:
+    """Replace the last linear layer of a network of torchvision, and take out those that only training uses."""
+    for name in _AUXILIARY:
+        if hasattr(network, name):
+            setattr(network, name, None)
+    linear = [name for name, part in network.named_modules() if isinstance(part, nn.Linear)]
+    if not linear:
+        raise ValueError("it has no linear classifier to leave out")
+    parent, _, name = linear[-1].rpartition(".")
+    setattr(network.get_submodule(parent), name, nn.Identity())
 
 
 class Backbone(LightningModule):
@@ -163,20 +197,24 @@ class Backbone(LightningModule):
 class OnnxNetwork(nn.Module):
     """A network in ONNX, which runs on the CPU.
 
+    Args:
+        content: of the file.
+        place: of it, for an error.
+
     Raises:
         UsageError: there is no onnxruntime, or it cannot read the file.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, content: bytes, place: Path | str) -> None:
         super().__init__()
         try:
             import onnxruntime
 
-            self.session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+            self.session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
         except Exception as error:  # its own types, one for each way in which a file can be damaged
             line = str(error).splitlines()[0]
             raise UsageError(
-                f"cannot open '{path}' ({line}): pip install 'emim-solo[export]', or export again"
+                "checkpoint.onnx", f"cannot open '{place}' ({line}): pip install 'emim-solo[export]', or export again"
             ) from error
 
     def forward(self, images: Tensor) -> Tensor:
@@ -200,13 +238,12 @@ def named(suites_name: str, backbone: nn.Module, kwargs: Mapping[str, Any], libr
         UsageError: the library has none of this name.
     """
     family = suites_name.partition("_")[0]
-    own = {key: value for key, value in kwargs.items() if key not in _OF_TRAINING}
+    kept = {key: value for key, value in kwargs.items() if key not in _OF_TRAINING}
     if suites_name.startswith("resnet"):
-        return Architecture(library, suites_name, own, isinstance(backbone.maxpool, nn.Identity))
-    size = getattr(
-        getattr(backbone, "patch_embed", None), "img_size", None
-    )  # not in every config: it follows the crops
-    own |= {} if size is None else {"img_size": size[0]}
-    if family == "vit":  # those of MoCo v3 and MAE have heads of their own
-        own["num_heads"] = backbone.blocks[0].attn.num_heads  # type: ignore[index, union-attr]
-    return Architecture(library, suites_name + _TIMM_SUFFIXES.get(family, ""), own)
+        return Architecture(library, suites_name, kept, isinstance(backbone.maxpool, nn.Identity))
+    # Not in every config: it follows the crops.
+    if (size := getattr(getattr(backbone, "patch_embed", None), "img_size", None)) is not None:
+        kept["img_size"] = size[0]
+    if family == "vit":  # those of MoCo v3 and MAE have other numbers of heads
+        kept["num_heads"] = backbone.blocks[0].attn.num_heads  # type: ignore[index, union-attr]
+    return Architecture(library, suites_name + _TIMM_SUFFIXES.get(family, ""), kept)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import copy
-from collections.abc import Sequence
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +18,21 @@ from torchvision.transforms import Normalize
 
 import emim_solo
 from emim_solo.checkpoints.architectures import LIBRARIES, ONNX, Architecture, OnnxNetwork, named
-from emim_solo.checkpoints.opening import CARD, Checkpoint, Weights, open_checkpoint
+from emim_solo.checkpoints.opening import CARD, Checkpoint, is_weights, open_checkpoint
 from emim_solo.ground import compare, files
 from emim_solo.ground.errors import UsageError
 from emim_solo.results import rows
 from emim_solo.suite import load_suite, plain
 
 SUFFIXES = {"torchvision": ".pth", "timm": ".pth", "safetensors": ".safetensors", ONNX: ".onnx"}
+"""Of the file by format; where it is .pth, .pt will do."""
+_SCORES = "| stage | score | ± half of its 95 % interval | features; protocol; images |"
+_ONLINE = ("val_loss", "val_acc1", "val_acc5", "val_knn_acc1", "val_knn_acc5")  # of a pretraining, on the backbone
 TOLERANCE, ONNX_TOLERANCE = 1e-6, 1e-4  # of features; of the largest one where that is above 1
 
 
 def export(checkpoint: Checkpoint, to: str, file: Path, licence: str = "other") -> list[str]:
-    """Write the backbone of a run, whole, and the card ``<file>.md``. The file is kept if it gives the run's features.
+    """Write the backbone of a run and the card ``<file>.md``, both whole, if what is written gives the run's features.
 
     Args:
         checkpoint: of any method of the suite.
@@ -48,32 +54,29 @@ def export(checkpoint: Checkpoint, to: str, file: Path, licence: str = "other") 
     images = torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(0))
     features = _features(backbone, images)
     if not features.isfinite().all():
-        raise UsageError(f"'{checkpoint.path}' gives features that are not finite: export an earlier checkpoint")
-    same = {library: found for library in LIBRARIES if (found := _in_library(library, backbone, cfg, images, features))}
+        raise UsageError(
+            "export.features", f"'{checkpoint.path}' gives features that are not finite: export an earlier checkpoint"
+        )
+    same = {library: same for library in LIBRARIES if (same := _in_library(library, backbone, cfg, images, features))}
     wanted = to if to in LIBRARIES else next(iter(same), "torchvision or timm")
     architecture, network = same.get(wanted, (None, backbone))
     if to == ONNX:
         architecture = None  # the file holds it
-        loading = ["import onnxruntime", "", f"session = onnxruntime.InferenceSession({file.name!r})"]
+        loading = ["import onnxruntime", "", f"session = onnxruntime.InferenceSession({json.dumps(file.name)})"]
         loading += ['features = session.run(None, {"images": images})[0]  # NumPy, float32']
     elif architecture is not None:
         loading = architecture.loading(file.name)
     else:
         raise UsageError(
+            "--to",
             f"--to {to}: no network of {wanted} gives the features of {cfg.backbone.name} as {cfg.method} trains it: take "
-            f"--to {next(iter(same), ONNX)}"
+            f"--to {next(iter(same), ONNX)}",
         )
-    with files.whole(file) as unfinished:
-        if to == ONNX:
-            _write_onnx(network, images, features, unfinished)
-        elif to == "safetensors":
-            from safetensors.torch import save_file
-
-            save_file(network.state_dict(), unfinished, metadata={"format": "pt"})
-        else:
-            torch.save(network.state_dict(), unfinished)
+    content = _to_onnx(network, images, features) if to == ONNX else _to_bytes(network.state_dict(), to)
     card = _card(checkpoint, architecture, loading, features.shape[1], licence)
-    files.write_text(file.with_name(f"{file.name}.md"), card)
+    with files.whole(file.with_name(f"{file.name}.md")) as unfinished_card, files.whole(file) as unfinished:
+        unfinished_card.write_text(card, encoding="utf-8", errors="replace")  # a folder may have a name that is none
+        unfinished.write_bytes(content)
     return loading
 
 
@@ -100,27 +103,41 @@ def _close(theirs: Tensor, ours: Tensor, tolerance: float) -> bool:
     return theirs.shape == ours.shape and bool((theirs - ours).abs().max() <= tolerance * ours.abs().max().clamp(min=1))
 
 
-def _write_onnx(network: nn.Module, images: Tensor, features: Tensor, file: Path) -> None:
+def _to_bytes(weights: dict[str, Tensor], to: str) -> bytes:
+    """A file's content. The libraries' own writing hides what is wrong with a disk, and knows no names but UTF-8."""
+    if to == "safetensors":
+        from safetensors.torch import save
+
+        return save(weights, metadata={"format": "pt"})
+    content = io.BytesIO()
+    torch.save(weights, content)
+    return content.getvalue()
+
+
+def _to_onnx(network: nn.Module, images: Tensor, features: Tensor) -> bytes:
     try:
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise UsageError(f"--to onnx needs the export extra ({error}): pip install 'emim-solo[export]'") from error
-    torch.onnx.export(
+        raise UsageError(
+            "--to", f"--to onnx needs the export extra ({error}): pip install 'emim-solo[export]'"
+        ) from error
+    program = torch.onnx.export(
         network,
         (images,),
-        file,
         dynamo=True,
-        external_data=False,
         input_names=["images"],
         output_names=["features"],
         dynamic_shapes=({0: torch.export.Dim("batch")},),
         verbose=False,
     )
-    written = OnnxNetwork(file)
+    assert program is not None
+    content: bytes = program.model_proto.SerializeToString()
+    written = OnnxNetwork(content, "what was exported")
     for some in (images, images[:1]):
         if not _close(written(some), features[: len(some)], ONNX_TOLERANCE):
-            raise UsageError("--to onnx: onnxruntime gives other features than the run: take another format")
+            raise UsageError("--to", "--to onnx: onnxruntime gives other features than the run: take another format")
+    return content
 
 
 def _card(
@@ -159,7 +176,10 @@ def _card(
         "emim-solo": emim_solo.__version__,
         "licence of the weights": "for whoever trained them to say" if licence == "other" else licence,
     }
-    scores = [f"| {stage} | {name} | {value} |" for (stage, name), value in _scores(checkpoint).items()]
+    scores = [
+        " ".join(["|", " | ".join((stage, name, value, of)), "|"])
+        for (stage, name, of), value in _scores(checkpoint).items()
+    ]
     return "\n".join(
         [
             *("---", front.to_yaml(), "---", f"# {cfg.name}", ""),
@@ -167,26 +187,50 @@ def _card(
             f"`images` are RGB in [0, 1], less mean {mean}, over std {std}, as (N, 3, {size}, {size}); `features` are "
             f"(N, {width}).",
             *("", "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts.items()), ""),
-            *(["| stage | score | ± half of its 95 % interval |", "|---|---|---:|", *scores, ""] if scores else []),
+            *([_SCORES, "|---|---|---:|---|", *scores, ""] if scores else []),
         ]
     )
 
 
-def _scores(checkpoint: Checkpoint) -> dict[tuple[str, str], str]:
-    """What the rows of the run say of this checkpoint's backbone on the run's own images, the last row of each stage."""
-    found: dict[tuple[str, str], str] = {}
-    own = compare.config_hash(plain(checkpoint.trained))
-    for row in rows.read(checkpoint.rows_file) if checkpoint.rows_file.is_file() else []:
-        place = Path(row.get("checkpoint") or "").parts[-2:]
-        if (row["config_hash"], row.get("epochs"), place) != (own, checkpoint.epochs, checkpoint.folder.parts[-2:]):
-            continue
-        metrics = row["metrics"]
-        for name, value in metrics.items():
-            of_backbone = name.startswith("val_") if row["stage"] == "pretrain" else not name.startswith("projector")
-            if of_backbone and value is not None and not name.endswith(("_half_width", "_null", "images")):
-                half_width = metrics.get(f"{name}_half_width")
-                found[row["stage"], name] = f"{value:.2f}" + ("" if half_width is None else f" ± {half_width:.2f}")
-    return found
+def _scores(checkpoint: Checkpoint) -> dict[tuple[str, str, str], str]:
+    """What the run's rows say of this checkpoint's backbone on the run's own images: stage, name and of what, to value.
+
+    Of several rows that say the same of the same, the last counts. A number that is not known to be of the backbone, such
+    as that of a projector, a picture or a step's time, has no place on its card.
+    """
+    cfg, file = plain(checkpoint.trained), checkpoint.rows_file
+    scores: dict[tuple[str, str, str], str] = {}
+    stored = rows.read(file) if file.is_file() else []
+    for row in rows.of_checkpoint(stored, checkpoint.folder, compare.config_hash(cfg), checkpoint.epochs):
+        for name, value in row.get("metrics", {}).items():
+            of = _of_backbone(row, name, cfg)
+            if of is not None and value is not None and not name.endswith(("_half_width", "_null")):
+                half_width = row["metrics"].get(f"{name}_half_width")
+                scores[row["stage"], name, of] = f"{value:.2f}" + ("" if half_width is None else f" ± {half_width:.2f}")
+    return scores
+
+
+def _of_backbone(row: Mapping[str, Any], name: str, cfg: Mapping[str, Any]) -> str | None:
+    """Features, protocol and images that a number of a row is of; None where it is not of the backbone."""
+    stage, settings = row["stage"], row.get("settings") or {}
+    if stage == "pretrain":
+        settings = cfg.get("knn_eval") or {} if "knn" in name else {"classifier": "online"}
+    elif name == "logistic_acc1":  # beside the linear evaluation, with settings of its own
+        settings = {}
+    settings = compare.leaves(settings)
+    of_backbone = {
+        "pretrain": name in _ONLINE,
+        "linear": True,
+        "score": settings.get("features") == "backbone",
+    }
+    if not of_backbone.get(stage, name.startswith("backbone_")):
+        return None
+    if stage == "score":
+        return f"backbone; protocol {row.get('protocol')}; {row.get('images')} {row.get('of')} images"
+    # Numbers of neighbours and distances of a k-NN are in the names.
+    said = ", ".join(f"{key}={value}" for key, value in settings.items() if key not in ("ks", "distances"))
+    training = stage == "diagnostics" or name.startswith("train_")
+    return f"backbone; {said or 'default settings'}; {row.get('of', 'training' if training else 'validation')} images"
 
 
 def export_main(arguments: Sequence[str]) -> None:
@@ -199,12 +243,19 @@ def export_main(arguments: Sequence[str]) -> None:
     parser.add_argument("--to", choices=SUFFIXES, required=True)
     parser.add_argument("--output", type=Path, metavar="FILE", help="default: backbone-FORMAT in the run's folder")
     parser.add_argument("--license", default="other", help="of the weights, for the card: mit, cc-by-4.0, ...")
-    given = parser.parse_args(arguments)
-    checkpoint = open_checkpoint(given.folder)
-    if isinstance(checkpoint, Weights):
-        raise UsageError(f"'{given.folder}' is a file of weights already: expected the folder of a run")
-    file = (given.output or checkpoint.folder / f"backbone-{given.to}{SUFFIXES[given.to]}").expanduser()
-    if file.suffix != SUFFIXES[given.to]:
-        raise UsageError(f"--output {file}: expected a file ending in {SUFFIXES[given.to]}, by which it is read")
-    loading = export(checkpoint, given.to, file, given.license)
+    options = parser.parse_args(arguments)
+    suffix = SUFFIXES[options.to]
+    if options.output is not None and options.output.suffix.lower() not in (suffix, suffix.removesuffix("h")):
+        raise UsageError(
+            "--output",
+            f"--output {options.output}: expected a file ending in {suffix}{' or .pt' if suffix == '.pth' else ''}",
+        )
+    if is_weights(options.folder):
+        raise UsageError(
+            "export.folder",
+            f"'{options.folder}' is a file of weights already: expected the folder of a run, or a .ckpt file in one",
+        )
+    checkpoint = open_checkpoint(options.folder)
+    file = Path(os.path.expanduser(options.output or checkpoint.folder / f"backbone-{options.to}{suffix}"))
+    loading = export(checkpoint, options.to, file, options.license)
     print("\n".join([*loading, f"'{file}' gives the features of '{checkpoint.path}'; card in '{file}.md'"]))

@@ -55,8 +55,9 @@ def _fashion_mnist(*, few: bool = False) -> Written:
             splits = [(FashionMNIST(folder, train=train, download=True), train) for train in (True, False)]
         except (OSError, RuntimeError) as error:
             raise UsageError(
+                "images.download",
                 f"Fashion-MNIST could not be downloaded ({' '.join(str(error).split())[:200]}): on Debian 'apt install "
-                "dataset-fashion-mnist' has it as well"
+                "dataset-fashion-mnist' has it as well",
             ) from error
     for dataset, train in splits:
         taken = [0] * len(dataset.classes)
@@ -87,25 +88,38 @@ def write_images(name: str, folder: str | os.PathLike[str]) -> Path:
         The folder.
 
     Raises:
-        UsageError: an unknown name, something else in the way, or no download.
+        UsageError: an unknown name, something else in the way, no room, or no download. Nothing is left behind.
     """
     if name not in DATASETS:
-        raise UsageError(f"no images '{name}': there are {', '.join(DATASETS)}")
-    folder = Path(folder)
-    if (folder / "train").is_dir() and (folder / "val").is_dir():
+        raise UsageError("images.name", f"no images '{name}': there are {', '.join(DATASETS)}")
+    folder = Path(os.path.expanduser(folder))
+    targets = [folder / split for split in ("val", "train")]
+    if all(target.is_dir() for target in targets):
         return folder
-    # Written beside and renamed: a kill leaves no half-written folder that looks whole.
-    unfinished = folder.with_name(f"{folder.name}.{os.getpid()}.unfinished")
-    for split, label, number, image in DATASETS[name]():
-        path = unfinished / split / label / f"{number:04d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        image.convert("RGB").save(path)
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    there = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
+    blocking = [target for target in targets if os.path.lexists(target)] or [there] * (not there.is_dir())
+    if blocking:
+        raise UsageError(
+            "images.folder",
+            f"'{blocking[0]}' is in the way of the {name}: expected none; move it away, or name another folder",
+        )
     try:
-        unfinished.rename(folder)
+        # Written where they will be and renamed: a kill leaves no half-written folder that looks whole.
+        with tempfile.TemporaryDirectory(prefix=".", suffix=".unfinished", dir=there) as unfinished:
+            for split, label, number, image in DATASETS[name]():
+                path = Path(unfinished) / split / label / f"{number:04d}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                image.convert("RGB").save(path)
+            folder.mkdir(parents=True, exist_ok=True)
+            for target in targets:  # "train" is last: where it is, all is
+                try:
+                    (Path(unfinished) / target.name).rename(target)
+                except OSError:
+                    if not target.is_dir():  # else another process was faster
+                        raise
     except OSError as error:
-        if not (folder / "val").is_dir():  # another process may have been faster
-            raise UsageError(
-                f"'{folder}' is in the way of the {name}: expected no such folder; move it away"
-            ) from error
+        raise UsageError(
+            "images.folder",
+            f"cannot write the {name} to '{folder}' ({error.strerror or error}): make room, or name another folder",
+        ) from error
     return folder

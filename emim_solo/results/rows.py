@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -97,6 +97,27 @@ def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         _check(row, f"{path}:{number}")
         rows.append(row)
     return rows
+
+
+def of_checkpoint(
+    rows: Iterable[dict[str, Any]], folder: Path, config_hash: str, epochs: int | None = None
+) -> list[dict[str, Any]]:
+    """The rows of one run's checkpoint, on the run's own images, oldest first.
+
+    Args:
+        rows: to choose from.
+        folder: ``<checkpoint.dir>/<method>/<version>``, or one in it. The whole of ``checkpoint.dir`` may have been moved.
+        config_hash: of the run's config.
+        epochs: that the checkpoint was trained for; None for rows of any.
+    """
+    place = Path(os.path.abspath(folder)).parts[-2:]
+    return [
+        row
+        for row in rows
+        if row["config_hash"] == config_hash
+        and Path(row.get("checkpoint") or "").parts[-2:] == place
+        and epochs in (None, row.get("epochs"))
+    ]
 
 
 def _check(row: Any, place: str) -> None:
