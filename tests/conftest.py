@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, redirect_stderr, redirect_stdout
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from lightning.pytorch import LightningModule, Trainer
@@ -170,6 +171,32 @@ def killed_in_its_third_epoch(tmp_path: Path) -> Callable[[DictConfig], None]:
         assert killed.returncode == -9
 
     return train
+
+
+class Typed(NamedTuple):
+    """What a command left: its status, and what it printed."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def typed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Typed]:
+    """``typed("knn", folder, cwd=tmp_path)``: a command of ``emim-solo`` in this process, which takes seconds to start."""
+    from emim_solo import cli
+
+    def run(*words: object, cwd: Path) -> Typed:
+        status, out, err = 0, io.StringIO(), io.StringIO()
+        with monkeypatch.context() as patched, redirect_stdout(out), redirect_stderr(err):
+            patched.chdir(cwd)
+            try:
+                cli.main([str(word) for word in words])
+            except SystemExit as end:
+                status = int(end.code or 0)
+        return Typed(status, out.getvalue(), err.getvalue())
+
+    return run
 
 
 @pytest.fixture

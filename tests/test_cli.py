@@ -1,4 +1,4 @@
-"""The commands as a user types them, each in a process of its own."""
+"""The commands as a user types them; in a process of its own what depends on one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
@@ -98,11 +100,11 @@ def test_emim_over_the_config_of_another_method_in_two_processes(few_digits: Pat
     assert row["metrics"]["score_view_information"] == pytest.approx(expected, rel=1e-6)
 
 
-def test_digits_and_configs(tmp_path: Path) -> None:
-    assert "train" in emim_solo("images", "digits", "images", cwd=tmp_path).stdout
+def test_digits_and_configs(typed: Callable[..., Any], tmp_path: Path) -> None:
+    assert "train" in typed("images", "digits", "images", cwd=tmp_path).stdout
     assert len(list((tmp_path / "images" / "train").rglob("*.png"))) == 1437
-    assert "pretrain/digits" in emim_solo("configs", cwd=tmp_path).stdout
-    assert emim_solo("configs", "--copy", "mine", cwd=tmp_path).returncode == 0
+    assert "pretrain/digits" in typed("configs", cwd=tmp_path).stdout
+    assert typed("configs", "--copy", "mine", cwd=tmp_path).returncode == 0
     copied = OmegaConf.load(tmp_path / "mine" / "pretrain" / "digits" / "emim.yaml")
     assert copied.method == "emim"
 
@@ -120,8 +122,10 @@ def test_digits_and_configs(tmp_path: Path) -> None:
         (["images", "mnist", "x"], "no images 'mnist': there are digits, fashion-mnist"),
     ],
 )
-def test_what_is_wrong_is_said_on_one_line(arguments: list[str], part: str, tmp_path: Path) -> None:
-    done = emim_solo(*arguments, cwd=tmp_path)
+def test_what_is_wrong_is_said_on_one_line(
+    arguments: list[str], part: str, typed: Callable[..., Any], tmp_path: Path
+) -> None:
+    done = typed(*arguments, cwd=tmp_path)
     assert done.returncode == 2
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("emim-solo: ")]
     assert part in line
@@ -189,16 +193,16 @@ def test_a_reader_that_leaves_is_no_error(arguments: str, unbuffered: str, tmp_p
 @pytest.mark.parametrize(
     "command", ["pretrain", "benchmark", "knn", "linear", "umap", "report", "configs", "images", "tune", "score"]
 )
-def test_help_names_the_program(command: str, tmp_path: Path) -> None:
-    done = emim_solo(command, "--help", cwd=tmp_path)
+def test_help_names_the_program(command: str, typed: Callable[..., Any], tmp_path: Path) -> None:
+    done = typed(command, "--help", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "emim-solo" in done.stdout.splitlines()[0]
     assert not list(tmp_path.iterdir())
 
 
-def test_help_shows_the_config_with_its_overrides(tmp_path: Path) -> None:
+def test_help_shows_the_config_with_its_overrides(typed: Callable[..., Any], tmp_path: Path) -> None:
     config = ("--config-path", "pretrain/digits", "--config-name", "emim")
-    done = emim_solo("pretrain", *config, "--help", "max_epochs=77", cwd=tmp_path)
+    done = typed("pretrain", *config, "--help", "max_epochs=77", cwd=tmp_path)
     assert "max_epochs: 77" in done.stdout
-    wrong = emim_solo("pretrain", "--no-such-flag", cwd=tmp_path)
+    wrong = typed("pretrain", "--no-such-flag", cwd=tmp_path)
     assert wrong.stderr.startswith("usage: emim-solo ")

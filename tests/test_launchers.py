@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import shlex
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
@@ -21,21 +21,15 @@ def test_there_are_commands() -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: shlex.split(command)[3])
-def test_command_composes(command: str, tmp_path: Path) -> None:
-    program, *arguments = shlex.split(command)
+def test_command_composes(command: str, typed: Callable[..., Any], tmp_path: Path) -> None:
+    _, *arguments = shlex.split(command)
     for launcher, module in LAUNCHERS.items():
         if f"hydra/launcher={launcher}" in arguments and importlib.util.find_spec(module) is None:
             pytest.skip(f"the launcher {launcher} is not installed: pip install 'emim-solo[test]'")
     several = "--multirun" in arguments
     # `--cfg` shows one composed job: the first of a sweep
     shown = [argument.split(",")[0] if argument.startswith("+seed=") else argument for argument in arguments]
-    done = subprocess.run(
-        [str(Path(sys.executable).parent / program), *(a for a in shown if a != "--multirun"), "--cfg", "all"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=tmp_path,
-    )
+    done = typed(*(each for each in shown if each != "--multirun"), "--cfg", "all", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     cfg = OmegaConf.create(done.stdout)
     assert cfg.method == "emim"

@@ -10,9 +10,9 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -75,21 +75,7 @@ SMALL = {  # for a CPU, in seconds
 }
 
 
-def typed(words: list[str], folder: Path) -> str:
-    """What ``emim-solo WORDS`` prints, in a process of its own."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "emim_solo", *words],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
-
-
-def test_the_section_on_images_without_labels(few_digits: Path, tmp_path: Path) -> None:
+def test_the_section_on_images_without_labels(typed: Callable[..., Any], few_digits: Path, tmp_path: Path) -> None:
     section = README.read_text().split("## Images without labels\n")[1].split("\n## ")[0]
     assert len(section.strip().splitlines()) <= 10, "as many lines as a reader has patience for"
     (block,) = re.findall(r"```console\n(.*?)```", section, flags=re.DOTALL)
@@ -99,14 +85,15 @@ def test_the_section_on_images_without_labels(few_digits: Path, tmp_path: Path) 
     heap.mkdir()
     for number, path in enumerate(sorted((few_digits / "train").rglob("*.png"))[::2]):
         shutil.copy(path, heap / f"{number}.png")
-    said = ""
     for command in commands:
         words = ["data.train_path=heap" if word == "data.train_path=DIR" else word for word in command[1:]]
         if "--config-name" in words:
             words = [word for word in words if not word.startswith("max_epochs=")]
             words += [f"++{key}={value}" for key, value in SMALL.items()]
         words += {"tune": ["--trials", "2"], "umap": ["--limit", "40"]}.get(command[1], [])
-        said = typed(words, tmp_path)
+        done = typed(*words, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr[-2000:]
+        said = done.stdout
         if command[1] == "tune":
             assert "view information (nats)" in said
             best = yaml.safe_load((tmp_path / "runs/tune/emim-custom/best.yaml").read_text())
@@ -181,7 +168,7 @@ def test_every_key_of_a_command_is_there(words: list[str]) -> None:
         assert compose(given.config_name, overrides=given.overrides)
 
 
-def test_make_demo_is_the_benchmark_of_that_name(few_digits: Path, tmp_path: Path) -> None:
+def test_make_demo_is_the_benchmark_of_that_name(typed: Callable[..., Any], few_digits: Path, tmp_path: Path) -> None:
     """What make would run, run for one method with few images."""
     asked = ["make", "--dry-run", "demo", "EPOCHS=1", f"VENV={tmp_path}", "--assume-old", f"{tmp_path}/.installed"]
     (tmp_path / ".installed").touch()
@@ -192,7 +179,8 @@ def test_make_demo_is_the_benchmark_of_that_name(few_digits: Path, tmp_path: Pat
     assert program == f"{tmp_path}/bin/emim-solo"
     words += [f"+run.data.train_path={few_digits / 'train'}", f"+run.data.val_path={few_digits / 'val'}"]
     words += ["only=emim", "diagnostics.images=64", "+run.accelerator=cpu", "+run.data.num_workers=0"]
-    typed(words, tmp_path)
+    done = typed(*words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
     made = {row["stage"]: row["epochs"] for row in rows.read(tmp_path / "runs" / "demo" / "rows.jsonl")}
     assert made.keys() >= {"pretrain", "knn", "logistic", "linear", "diagnostics", "score"}
     assert made["pretrain"] == 1

@@ -369,11 +369,10 @@ def test_max_time_and_max_steps_end_a_run_that_is_saved_and_finished(
         ({"overfit_batches": 0.01}, "overfit_batches"),
         ({"val_check_interval": 50}, "val_check_interval"),
         ({"limit_val_batches": 0.001}, "trainer"),
-        ({"check_val_every_n_epoch": None}, "trainer"),
         ({"strategy": "ddq"}, "strategy"),
         ({"accelerator": "tpu"}, "trainer"),
         ({"precision": "transformer-engine"}, "trainer"),
-        ({"profiler": "xla"}, "trainer"),
+        ({"profiler": "xla"}, "profiler"),
     ],
 )
 def test_options_under_which_nothing_could_be_trained_leave_nothing_behind(

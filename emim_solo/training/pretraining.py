@@ -73,7 +73,7 @@ def pretrain(run: Run, version: str | None = None, more_callbacks: Sequence[Call
         opening.check_fits(start.checkpoint, start.contents, cfg, model)
     files.writable_folder(run.base, "checkpoint.dir", _bytes_of(model) if cfg.checkpoint.enabled else 0)
     scoring = score_callbacks(run, model)
-    timer = Timer(cfg.get("max_time"))
+    timer = Timer(plain(cfg).get("max_time"))
     score = next((callback for callback in scoring if isinstance(callback, LiveScore)), None)
     keep = KeepResults(timer, run.images.record, score)
     callbacks: list[Callback] = [SeedEachEpoch(cfg.seed), StopOnNaN(), timer, keep, *scoring]

@@ -61,7 +61,7 @@ def decide(run: Run, version: str | None = None) -> Run:
 
 def _had_ended(contents: Mapping[str, Any], cfg: DictConfig) -> bool:
     """Whether a run's score, its steps or its time had ended it when a checkpoint was written."""
-    timer = Timer(cfg.get("max_time"))
+    timer = Timer(plain(cfg).get("max_time"))
     if state := contents.get("callbacks", {}).get(timer.state_key):
         timer.load_state_dict(state)
     remaining = timer.time_remaining()

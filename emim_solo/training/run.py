@@ -108,8 +108,7 @@ def prepare(cfg: DictConfig, listings: Listings | None = None) -> Run:
         UsageError: what is wrong, what was expected and what to do.
     """
     suite, cfg = load_suite(), open_copy(cfg)
-    for key in [key for key in schema.SECTIONS if key in cfg and cfg[key] is None]:  # `score: null` is no section
-        del cfg[key]
+    schema.leave_out_empty_sections(cfg)
     _check_values(cfg)
     expand_home(cfg)
     files.check_name("name", cfg.name)

@@ -8,7 +8,9 @@ optimizer or a backbone may know them. What their own sections hold (``method_kw
 from __future__ import annotations
 
 from dataclasses import dataclass, field, is_dataclass
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, cast, get_args, get_origin, get_type_hints
+
+from omegaconf import DictConfig
 
 from emim_solo.ground.settings import setting
 
@@ -207,7 +209,7 @@ class TrainerOptions:
     benchmark: bool | None = None
     inference_mode: bool = True
     use_distributed_sampler: bool = True
-    profiler: str | None = setting(None, choices=("simple", "advanced", "pytorch", "xla"))
+    profiler: str | None = setting(None, choices=("simple", "advanced", "pytorch"))
     detect_anomaly: bool = False
     enable_autolog_hparams: bool = True
 
@@ -255,9 +257,13 @@ class Config(TrainerOptions):
     debug_augmentations: bool = False
 
 
-SECTIONS = tuple(
-    name
-    for name, hint in get_type_hints(Config).items()
-    if any(is_dataclass(option) or get_origin(option) is dict for option in get_args(hint)) and name != "max_time"
-)
-"""Keys whose values are settings by name."""
+def leave_out_empty_sections(cfg: DictConfig, kind: type = Config) -> None:
+    """``score: null`` and ``optimizer.kwargs: null`` are no sections: their keys are removed. Changes ``cfg``."""
+    for name, hint in get_type_hints(kind).items():
+        sections = [option for option in get_args(hint) if is_dataclass(option) or get_origin(option) is dict]
+        if not sections or name not in cfg or name == "max_time":
+            continue
+        if cfg[name] is None:
+            del cfg[name]
+        elif is_dataclass(sections[0]) and isinstance(cfg[name], DictConfig):
+            leave_out_empty_sections(cfg[name], cast(type, sections[0]))
