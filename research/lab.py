@@ -315,21 +315,23 @@ def train(s: dict[str, Any], seed: int, images: Tensor, labels: Tensor) -> tuple
 @torch.no_grad()
 def judge(model: Model, images: Tensor) -> dict[str, float]:
     """What can be said of two views of held-out images without their labels, by the package's own measures."""
-    from emim_solo.emim.diagnostics import diagnose
+    from emim_solo.emim.measures import diagnose
 
     model.eval()
     chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:JUDGED]
     x = images[chosen].float() / 255
     found = diagnose(model(augment(x)), model(augment(x)))
-    names = ("mi", "mi_null", "effective_rank", "spread", "collapsed")
-    distances = ("non_gaussianity", "non_gaussianity_null")
-    return {name: round(found[name], 3) for name in names} | {name: round(found[name], 6) for name in distances}
+    null = found["pair_information_null"]
+    rows_have = {"mi": found["pair_information"] + null, "mi_null": null, "effective_rank": found["rankme"]}
+    rounded = {name: round(value, 3) for name, value in rows_have.items()}
+    rounded |= {name: round(found[name], 3) for name in ("spread", "collapsed")}
+    return rounded | {name: round(found[name], 6) for name in ("non_gaussianity", "non_gaussianity_null")}
 
 
 @torch.no_grad()
 def score_without_labels(model: Model, images: Tensor, protocol: dict[str, Any]) -> dict[str, dict[str, float]]:
     """The package's scores of the protocol's views of its first images, by the name of the features and of a variant."""
-    from emim_solo.emim.scores import NAMES, scores
+    from emim_solo.emim.measures import NAMES, scores
 
     model.eval()
     x = images[: protocol["images"]].float() / 255

@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import importlib
 import os
+import resource
 import struct
 import warnings
 from collections.abc import Callable
@@ -22,12 +23,15 @@ from sklearn.datasets import load_digits
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 import emim_solo.images.folders
+from emim_solo import cli
 from emim_solo.evaluation.thumbnails import write_sprite_sheet
 from emim_solo.ground import configs
 from emim_solo.images.embedded import DATASETS, FASHION_FOLDER, write_images
 from emim_solo.images.folders import IMAGE_SUFFIXES, check_images, expand_home, find_images, load_rgb
 from emim_solo.suite import load_suite
 from emim_solo.training.pretraining import prepare
+
+Refused = Callable[..., AbstractContextManager[Any]]
 
 
 def test_digits_are_all_there_and_split_by_class(digits: Path) -> None:
@@ -63,10 +67,41 @@ def test_same_split_every_time(digits: Path, tmp_path: Path) -> None:
     assert names[0] == names[1]
 
 
-def test_folder_in_the_way(tmp_path: Path, refused: Refused) -> None:
-    (tmp_path / "digits" / "train").mkdir(parents=True)
-    with refused(None, "in the way"):
+def test_images_are_written_into_the_folder_that_one_is_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "notes.txt").touch()
+    monkeypatch.chdir(tmp_path)
+    cli.main(["images", "digits", "."])
+    assert sorted(os.listdir(".")) == ["notes.txt", "train", "val"], "from the very folder, which is not replaced"
+    assert len(find_images("train", labelled=True)) == 1437
+    assert "digits in './{train,val}'" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("in_the_way", ["train", "val"])
+def test_folders_in_the_way_are_refused_before_any_work(in_the_way: str, tmp_path: Path, refused: Refused) -> None:
+    (tmp_path / "digits" / in_the_way).mkdir(parents=True)
+    before = os.stat(tmp_path / "digits").st_mtime_ns
+    with refused("images.folder", f"'{tmp_path / 'digits' / in_the_way}' is in the way"):
         write_images("digits", tmp_path / "digits")
+    assert os.stat(tmp_path / "digits").st_mtime_ns == before, "nothing was written there, nor removed"
+    assert [path.name for path in tmp_path.rglob("*")] == ["digits", in_the_way]
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "below" / "it"):
+        with refused("images.folder", f"'{tmp_path / 'file'}' is in the way"):
+            write_images("digits", folder)
+
+
+def test_a_full_disk_leaves_no_images_behind(tmp_path: Path, refused: Refused) -> None:
+    """Here by a limit on the size of files."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, limits[1]))
+    try:
+        with refused("images.folder", tmp_path / "new" / "digits", "File too large"):
+            write_images("digits", tmp_path / "new" / "digits")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
 
 
 SolidImage = Callable[[Path], Path]
@@ -467,8 +502,8 @@ def test_no_network_and_no_package_is_one_line(
     monkeypatch.setattr("emim_solo.images.embedded.FASHION_FOLDER", tmp_path / "absent")
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # nobody listens there
     monkeypatch.setattr("urllib.request._opener", None)  # it keeps the proxies of its first call
-    with refused(None, "could not be downloaded", "apt install dataset-fashion-mnist"):
+    with refused("images.download", "could not be downloaded", "apt install dataset-fashion-mnist"):
         write_images("fashion-mnist-few", tmp_path / "fashion")
     assert list(tmp_path.iterdir()) == []
-    with refused(None, ", ".join(DATASETS)):
+    with refused("images.name", f"there are {', '.join(DATASETS)}"):
         write_images("mnist", tmp_path / "mnist")

@@ -49,6 +49,25 @@ def test_hash_is_of_what_a_run_computes(tmp_path: Path) -> None:
     assert compare.config_hash(dict(reversed(CONFIG.items()))) == first
 
 
+def test_rows_of_one_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / "runs" / "emim" / "0"
+    one = rows.new_row("knn", config=CONFIG, suite=SUITE, metrics={}, checkpoint=str(place), epochs=2)
+    moved = one | {"checkpoint": "/elsewhere/emim/0"}
+    others = [
+        one | {"checkpoint": str(place.with_name("1"))},
+        one | {"checkpoint": str(place / "best")},
+        one | {"checkpoint": None},
+        one | {"config_hash": "another"},
+    ]
+    ours = compare.config_hash(CONFIG)
+    assert rows.of_checkpoint([one, *others, moved], place, ours) == [one, moved]
+    assert rows.of_checkpoint([one, *others], place / "best", ours) == [others[1]]
+    assert rows.of_checkpoint([one | {"epochs": 1}, one], place, ours, epochs=2) == [one]
+    place.mkdir(parents=True)
+    monkeypatch.chdir(place)
+    assert rows.of_checkpoint([one, *others], Path("."), ours) == [one]
+
+
 def test_missing_file_and_older_schema(tmp_path: Path, refused: Any) -> None:
     with refused("rows.missing", "no results"):
         rows.read(tmp_path / "rows.jsonl")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -151,12 +152,12 @@ class Architecture:
         if self.small_image_stem:
             parts |= {"conv1": "nn.Conv2d(3, 64, 3, 1, 2, bias=False)", "maxpool": "nn.Identity()"}
         make = (
-            f"timm.create_model({self.name!r}, num_classes=0{kwargs})"
+            f'timm.create_model("{self.name}", num_classes=0{kwargs})'
             if self.library == "timm"
             else f"torchvision.models.{self.name}({kwargs[2:]})"
         )
         replace = ", ".join(f"network.{part}" for part in parts) + " = " + ", ".join(parts.values())
-        safe = file.lower().endswith(".safetensors")
+        safe, quoted = file.lower().endswith(".safetensors"), json.dumps(file)
         return [
             f"import torch, {self.library}",
             *(["from torch import nn"] if parts else []),
@@ -164,7 +165,7 @@ class Architecture:
             "",
             f"network = {make}",
             *([replace] if parts else []),
-            f"network.load_state_dict({f'load_file({file!r})' if safe else f'torch.load({file!r}, weights_only=True)'})",
+            f"network.load_state_dict({f'load_file({quoted})' if safe else f'torch.load({quoted}, weights_only=True)'})",
             "features = network.eval()(images)",
         ]
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import copy
 import io
+import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from torchvision.transforms import Normalize
 
 import emim_solo
 from emim_solo.checkpoints.architectures import LIBRARIES, ONNX, Architecture, OnnxNetwork, named
-from emim_solo.checkpoints.opening import CARD, Checkpoint, is_run, open_checkpoint
+from emim_solo.checkpoints.opening import CARD, Checkpoint, is_weights, open_checkpoint
 from emim_solo.ground import compare, files
 from emim_solo.ground.errors import UsageError
 from emim_solo.results import rows
@@ -25,6 +27,7 @@ from emim_solo.suite import load_suite, plain
 SUFFIXES = {"torchvision": ".pth", "timm": ".pth", "safetensors": ".safetensors", ONNX: ".onnx"}
 """Of the file by format; where it is .pth, .pt will do."""
 _SCORES = "| stage | score | ± half of its 95 % interval | features; protocol; images |"
+_ONLINE = ("val_loss", "val_acc1", "val_acc5", "val_knn_acc1", "val_knn_acc5")  # of a pretraining, on the backbone
 TOLERANCE, ONNX_TOLERANCE = 1e-6, 1e-4  # of features; of the largest one where that is above 1
 
 
@@ -59,7 +62,7 @@ def export(checkpoint: Checkpoint, to: str, file: Path, licence: str = "other") 
     architecture, network = same.get(wanted, (None, backbone))
     if to == ONNX:
         architecture = None  # the file holds it
-        loading = ["import onnxruntime", "", f"session = onnxruntime.InferenceSession({file.name!r})"]
+        loading = ["import onnxruntime", "", f"session = onnxruntime.InferenceSession({json.dumps(file.name)})"]
         loading += ['features = session.run(None, {"images": images})[0]  # NumPy, float32']
     elif architecture is not None:
         loading = architecture.loading(file.name)
@@ -72,7 +75,7 @@ def export(checkpoint: Checkpoint, to: str, file: Path, licence: str = "other") 
     content = _to_onnx(network, images, features) if to == ONNX else _to_bytes(network.state_dict(), to)
     card = _card(checkpoint, architecture, loading, features.shape[1], licence)
     with files.whole(file.with_name(f"{file.name}.md")) as unfinished_card, files.whole(file) as unfinished:
-        unfinished_card.write_text(card, encoding="utf-8")
+        unfinished_card.write_text(card, encoding="utf-8", errors="replace")  # a folder may have a name that is none
         unfinished.write_bytes(content)
     return loading
 
@@ -201,7 +204,7 @@ def _scores(checkpoint: Checkpoint) -> dict[tuple[str, str, str], str]:
     for row in rows.of_checkpoint(stored, checkpoint.folder, compare.config_hash(cfg), checkpoint.epochs):
         for name, value in row.get("metrics", {}).items():
             of = _of_backbone(row, name, cfg)
-            if of is not None and value is not None and not name.endswith(("_half_width", "_null", "images")):
+            if of is not None and value is not None and not name.endswith(("_half_width", "_null")):
                 half_width = row["metrics"].get(f"{name}_half_width")
                 scores[row["stage"], name, of] = f"{value:.2f}" + ("" if half_width is None else f" ± {half_width:.2f}")
     return scores
@@ -210,24 +213,24 @@ def _scores(checkpoint: Checkpoint) -> dict[tuple[str, str, str], str]:
 def _of_backbone(row: Mapping[str, Any], name: str, cfg: Mapping[str, Any]) -> str | None:
     """Features, protocol and images that a number of a row is of; None where it is not of the backbone."""
     stage, settings = row["stage"], row.get("settings") or {}
-    images = "training images" if name.startswith("train_") else "validation images"
-    if stage == "score":
-        if settings.get("features") != "backbone":
-            return None
-        protocol, images = f"protocol {row['protocol']}", f"{row['images']} {row['of']} images"
-    elif stage == "pretrain" and name in ("val_loss", "val_acc1", "val_acc5"):
-        protocol = "classifier trained beside the method"
-    elif stage == "pretrain" and name in ("val_knn_acc1", "val_knn_acc5"):
-        knn = cfg.get("knn_eval") or {}
-        protocol = f"k-NN while training, k={knn.get('k')}, {knn.get('distance_func')}"
-    elif stage == "linear" or (stage in ("knn", "logistic", "diagnostics") and name.startswith("backbone_")):
-        # Numbers and distances of a k-NN are in the names.
-        said = {key: value for key, value in compare.leaves(settings).items() if key not in ("ks", "distances")}
-        protocol = ", ".join(f"{key}={value}" for key, value in said.items()) or "default settings"
-        images = f"{row.get('of', 'training')} images" if stage == "diagnostics" else images
-    else:
+    if stage == "pretrain":
+        settings = cfg.get("knn_eval") or {} if "knn" in name else {"classifier": "online"}
+    elif name == "logistic_acc1":  # beside the linear evaluation, with settings of its own
+        settings = {}
+    settings = compare.leaves(settings)
+    of_backbone = {
+        "pretrain": name in _ONLINE,
+        "linear": True,
+        "score": settings.get("features") == "backbone",
+    }
+    if not of_backbone.get(stage, name.startswith("backbone_")):
         return None
-    return f"backbone; {protocol}; {images}"
+    if stage == "score":
+        return f"backbone; protocol {row.get('protocol')}; {row.get('images')} {row.get('of')} images"
+    # Numbers of neighbours and distances of a k-NN are in the names.
+    said = ", ".join(f"{key}={value}" for key, value in settings.items() if key not in ("ks", "distances"))
+    training = stage == "diagnostics" or name.startswith("train_")
+    return f"backbone; {said or 'default settings'}; {row.get('of', 'training' if training else 'validation')} images"
 
 
 def export_main(arguments: Sequence[str]) -> None:
@@ -247,12 +250,12 @@ def export_main(arguments: Sequence[str]) -> None:
             "--output",
             f"--output {options.output}: expected a file ending in {suffix}{' or .pt' if suffix == '.pth' else ''}",
         )
-    if not is_run(options.folder) and (Path(options.folder).is_file() or "@" in options.folder):
+    if is_weights(options.folder):
         raise UsageError(
             "export.folder",
             f"'{options.folder}' is a file of weights already: expected the folder of a run, or a .ckpt file in one",
         )
     checkpoint = open_checkpoint(options.folder)
-    file = (options.output or checkpoint.folder / f"backbone-{options.to}{suffix}").expanduser()
+    file = Path(os.path.expanduser(options.output or checkpoint.folder / f"backbone-{options.to}{suffix}"))
     loading = export(checkpoint, options.to, file, options.license)
     print("\n".join([*loading, f"'{file}' gives the features of '{checkpoint.path}'; card in '{file}.md'"]))

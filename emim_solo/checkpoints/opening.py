@@ -28,7 +28,7 @@ from emim_solo.checkpoints.architectures import LIBRARIES, Architecture, Backbon
 from emim_solo.checkpoints.contents import DamagedCheckpoint, load, load_weights
 from emim_solo.ground import files
 from emim_solo.ground.errors import UsageError
-from emim_solo.ground.settings import check, setting
+from emim_solo.ground.settings import checked
 from emim_solo.images.folders import Listings, RunImages, check_held_out, expand_home
 from emim_solo.suite import load_suite, plain
 from emim_solo.suite.api import count_classes
@@ -41,33 +41,18 @@ EXPECTED = (
     f"file of 'emim-solo export', or weights of a network of a library, {'|'.join(LIBRARIES)}:NETWORK@FILE"
 )
 _OF_LIBRARY = re.compile(rf"({'|'.join(LIBRARIES)}):([^@]+)@(.+)")
-
-
-@dataclass(kw_only=True)
-class ShownData:
-    """What can be changed of ``data`` for an evaluation."""
-
-    dataset: str = setting("custom", choices=("custom", "cifar10", "cifar100", "stl10", "imagenet100", "imagenet"))
-    train_path: str = setting()
-    val_path: str | None = None
-    format: str = setting("image_folder", choices=("image_folder", "dali", "h5"))
-    no_labels: bool = False
-    num_workers: int = setting(2, least=0)
-
-
-@dataclass(kw_only=True)
-class ShownView:
-    """What can be changed of ``augmentations.0``: how images are shown."""
-
-    crop_size: int = setting(224, least=1)
-    mean: list[float] = setting([])
-    std: list[float] = setting([], above=0)
-
-
-_CHANGEABLE = (
-    *(f"data.{key}" for key in ShownData.__dataclass_fields__),
-    *(f"augmentations.0.{key}" for key in ShownView.__dataclass_fields__),
-)
+_DATASETS = ("custom", "cifar10", "cifar100", "stl10", "imagenet100", "imagenet")
+_CHANGEABLE: dict[str, tuple[Any, dict[str, Any]]] = {  # for an evaluation: type and bounds of the value
+    "data.dataset": (str, {"choices": _DATASETS}),
+    "data.train_path": (str, {}),
+    "data.val_path": (str | None, {}),
+    "data.format": (str, {"choices": ("image_folder", "dali", "h5")}),
+    "data.no_labels": (bool, {}),
+    "data.num_workers": (int, {"least": 0}),
+    "augmentations.0.crop_size": (int, {"least": 1}),
+    "augmentations.0.mean": (list[float], {}),
+    "augmentations.0.std": (list[float], {"above": 0}),
+}
 _OF_NETWORK = ("backbone.kwargs.KEY", "backbone.small_image_stem")  # of LIBRARY:NETWORK@FILE
 
 
@@ -184,15 +169,10 @@ def _check_features(model: LightningModule, cfg: DictConfig) -> None:
     try:
         features = model(images)["feats"]
     except Exception as error:  # whatever a network may raise
-        what_to_do = (
-            "set augmentations.0.crop_size to the size that it was trained at"
-            if cfg.data.dataset == "custom"
-            else f"it is that of data.dataset={cfg.data.dataset}; give the images as folders"
-        )
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UsageError(
             "augmentations.0.crop_size",
-            f"{cfg.name} does not take images of {images.shape[-1]} pixels ({reason}): {what_to_do}",
+            f"{cfg.name} does not take images of {images.shape[-1]} pixels ({' '.join(str(error).split())[:200]}): of images in "
+            "folders, set augmentations.0.crop_size to the size that it was trained at",
         ) from error
     if not isinstance(features, torch.Tensor) or features.dim() != 2:
         shape = tuple(features.shape) if isinstance(features, torch.Tensor) else type(features).__name__
@@ -225,13 +205,13 @@ def open_checkpoint(place: Path | str, changes: Sequence[str] = (), listings: Li
             OmegaConf.create({"backbone": {"kwargs": {}}}), changes_of_network, _OF_NETWORK
         ).backbone
         architecture = Architecture(library, name, plain(network.kwargs), bool(network.get("small_image_stem")))
-        return _of_weights(Path(file).expanduser(), architecture, {}, changes, listings)
-    path = Path(os.path.abspath(Path(place).expanduser()))  # "." has neither method nor version in it
-    if not is_run(path):
-        if path.is_file():
-            return _exported(path, changes, listings)
-        raise UsageError("checkpoint.folder", f"no {ARGUMENTS} in '{path}': {EXPECTED}")
+        return _of_weights(Path(os.path.expanduser(file)), architecture, {}, changes, listings)
+    path = Path(os.path.abspath(os.path.expanduser(place)))  # "." has neither method nor version in it
+    if is_weights(path):
+        return _exported(path, changes, listings)
     folder = path.parent if path.is_file() else path
+    if not (folder / ARGUMENTS).is_file():
+        raise UsageError("checkpoint.folder", f"no {ARGUMENTS} in '{path}': {EXPECTED}")
     cfg = OmegaConf.create(files.read_json(folder / ARGUMENTS))
     missing = [key for key in ("name", "method", "seed", "data", "backbone") if cfg.get(key) is None]
     if missing:
@@ -257,12 +237,11 @@ def open_checkpoint(place: Path | str, changes: Sequence[str] = (), listings: Li
     return Checkpoint(folder, path, shown, cfg if changes else None, contents.get(IMAGES, {}), listings)
 
 
-def is_run(place: Path | str) -> bool:
-    """Whether a place is a run's folder, or a file in one, and not a file of weights."""
-    path = Path(place).expanduser()
-    return ((path.parent if path.is_file() else path) / ARGUMENTS).is_file() and (
-        path.is_dir() or path.suffix.lower() == ".ckpt"
-    )
+def is_weights(place: Path | str) -> bool:
+    """Whether a place is LIBRARY:NETWORK@FILE, or a file that is no checkpoint in a run's folder."""
+    path = Path(os.path.expanduser(place))
+    of_run = path.suffix.lower() == ".ckpt" and path.with_name(ARGUMENTS).is_file()
+    return bool(_OF_LIBRARY.fullmatch(str(place))) or (path.is_file() and not of_run)
 
 
 def open_checkpoints(places: Sequence[Path | str], changes: Sequence[str] = ()) -> list[Checkpoint]:
@@ -330,19 +309,19 @@ def _on_images(cfg: DictConfig, changes: Sequence[str], listings: Listings) -> D
     Raises:
         UsageError: a key of something else, or images that are not there.
     """
-    cfg = _with_changes(cfg, [change for change in changes if not change.startswith("backbone.")], _CHANGEABLE)
+    cfg = _with_changes(cfg, [change for change in changes if not change.startswith("backbone.")], [*_CHANGEABLE])
     if cfg.data.get("train_path") is None:
         raise UsageError(
             "data.train_path",
             f"which images is {cfg.name} to be evaluated on? Add data.train_path=DIR and, for accuracies, "
             "data.val_path=DIR: folders with one folder for each class, or data.no_labels=True",
         )
-    check(ShownData, plain(cfg.data), "data")
-    view = plain(cfg.augmentations[0])
-    check(ShownView, view, "augmentations.0")
-    for key in ("mean", "std"):
-        if len(view.get(key, [0, 0, 0])) != 3:
-            raise UsageError(f"augmentations.0.{key}", f"augmentations.0.{key}={view[key]}: expected three numbers")
+    for key, (kind, bounds) in _CHANGEABLE.items():
+        section, _, name = key.rpartition(".")
+        values = plain(OmegaConf.select(cfg, section))
+        value = checked(values[name], kind, key, bounds) if name in values else None
+        if isinstance(value, list) and len(value) != 3:
+            raise UsageError(key, f"{key}={value}: expected three numbers")
     expand_home(cfg)
     cfg.data.num_classes = None  # of a dataset that is known by name the names of its classes
     return count_classes(cfg, RunImages.of(cfg, listings).listed)
@@ -370,7 +349,8 @@ def _with_changes(cfg: DictConfig, changes: Sequence[str], keys: Sequence[str]) 
 
 def by_epoch(folder: Path) -> list[tuple[int, Path]]:
     """The checkpoints in a run's folder with their epochs, from 0, in order; nothing is read."""
-    return sorted((epoch, path) for path in folder.glob("*.ckpt") if (epoch := _epoch(path)) >= 0)
+    names = os.listdir(folder) if folder.is_dir() else []  # glob would pass over a folder that cannot be listed
+    return sorted((epoch, path) for path in map(folder.joinpath, names) if (epoch := _epoch(path)) >= 0)
 
 
 def _epoch(path: Path) -> int:

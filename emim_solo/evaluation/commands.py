@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from emim_solo.checkpoints.opening import EXPECTED, Checkpoint, open_checkpoints
 from emim_solo.evaluation.features import Features, device_of, extract_features
-from emim_solo.evaluation.protocol import LARGEST_SEED
+from emim_solo.evaluation.protocol import SEEDS
 from emim_solo.ground import files
 from emim_solo.ground.errors import UsageError
 from emim_solo.ground.settings import checked, from_dotlist, read
@@ -81,16 +81,6 @@ def rows_file(checkpoint: Checkpoint, place: Path | None) -> Path:
     except UsageError as error:
         raise UsageError("--rows", f"{error}, with --rows PLACE") from error
     return file
-
-
-def whole_number(text: str) -> int:
-    """A seed from the command line.
-
-    Raises:
-        UsageError: it is none that every library takes: a whole number from 0 to 2^32 - 1.
-    """
-    value = int(text) if text.strip().isdecimal() and len(text) < 20 else -1
-    return int(checked(value if value >= 0 else text, int, "--seed", {"least": 0, "most": LARGEST_SEED}))
 
 
 def split(arguments: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
@@ -165,10 +155,11 @@ def linear_main(arguments: Sequence[str]) -> None:
         "linear",
         "Offline linear evaluation by the suite's LinearModel on frozen features, beside a logistic regression.",
     )
-    parser.add_argument("--seed", type=whole_number, default=0)
+    parser.add_argument("--seed", type=int, default=0)
     parser.epilog = f"{parser.epilog}; max_epochs, optimizer.lr, scheduler.name and so on, as in scripts/linear"
     flags, of_linear, changes = split(arguments)
     given = parser.parse_args(flags)
+    checked(given.seed, int, "--seed", SEEDS)
     settings = complete_settings(from_dotlist(of_linear))
 
     def evaluate(checkpoint: Checkpoint, features: Features) -> Mapping[str, float]:
@@ -185,11 +176,12 @@ def umap_main(arguments: Sequence[str]) -> None:
     parser = folders_parser("umap", "UMAP of all checkpoints in one aligned layout.", rows=False)
     parser.add_argument("--output", type=Path, default=Path("umap"), help="folder for the pictures")
     parser.add_argument("--limit", type=int, default=2000, help="number of images at most in each picture")
-    parser.add_argument("--seed", type=whole_number, default=0)
+    parser.add_argument("--seed", type=int, default=0)
     flags, no_setting, changes = split(arguments)
     given = parser.parse_args([*no_setting, *flags])
     check_installed()
     checked(given.limit, int, "--limit", {"least": 1})
+    checked(given.seed, int, "--seed", SEEDS)
     checkpoints = open_checkpoints(given.folders, changes)
     names = distinct_names(checkpoints)
     output = files.writable_folder(given.output.expanduser(), "--output")

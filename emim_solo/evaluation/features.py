@@ -83,7 +83,10 @@ class Features:
         # To an open file: given a path, torch says nothing of a full disk but the position where it failed.
         with whole(path) as unfinished, open(unfinished, "wb") as file:
             val = None if self.val is None else vars(self.val)
-            torch.save({"train": vars(self.train), "val": val, "classes": self.classes}, file)
+            try:
+                torch.save({"train": vars(self.train), "val": val, "classes": self.classes}, file)
+            except RuntimeError as error:  # torch says where in the file it was, and why only in what came before
+                raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
 
     @staticmethod
     def load(path: Path) -> Features:

@@ -13,7 +13,7 @@ from emim_solo.ground.errors import UsageError
 from emim_solo.ground.settings import from_dotlist, read, setting
 
 FEWEST_IMAGES = 4
-LARGEST_SEED = 2**32 - 1
+SEEDS = {"least": 0, "most": 2**32 - 1}  # that every library takes
 PARTS = ("backbone", "projector")
 
 
@@ -87,7 +87,7 @@ class Protocol:
     noise_variance: float = setting(above=0)
     delta: float = setting(above=0)
     splits: int = setting(least=1, most=1000)
-    seed: int = setting(least=0, most=LARGEST_SEED)
+    seed: int = setting(least=0, most=SEEDS["most"])
 
     @property
     def hash(self) -> str:

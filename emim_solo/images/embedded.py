@@ -92,7 +92,7 @@ def write_images(name: str, folder: str | os.PathLike[str]) -> Path:
     """
     if name not in DATASETS:
         raise UsageError("images.name", f"no images '{name}': there are {', '.join(DATASETS)}")
-    folder = Path(folder).expanduser()
+    folder = Path(os.path.expanduser(folder))
     targets = [folder / split for split in ("val", "train")]
     if all(target.is_dir() for target in targets):
         return folder

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -103,13 +103,15 @@ KNN = tuple(
     for k in (1, 5, 20, 200)
 )
 
-_MEASURES = {  # label, unit, digits
+_MEASURES: dict[
+    str, tuple[str, str, int]
+] = {  # label, unit, digits: first three of several views, last three of health
     "view_information": ("view information", "nats", 1),
     "view_information_null": ("its null", "nats", 2),
+    "lidar": ("LiDAR", "", 1),
     "pair_information": ("MI of two views", "nats", 1),
     "pair_information_null": ("its null", "nats", 1),
     "rankme": ("RankMe", "", 1),
-    "lidar": ("LiDAR", "", 1),
     "alpha_req": ("alpha-ReQ", "", 2),
     "alignment": ("alignment", "", 3),
     "uniformity": ("uniformity", "", 3),
@@ -119,31 +121,23 @@ _MEASURES = {  # label, unit, digits
 }
 
 
-def _measures(stage: str, names: Sequence[str], features: str = "") -> tuple[Metric, ...]:
-    columns = []
+def _measures(stage: str, names: Iterable[str], features: str = "") -> Iterator[Metric]:
     for name in names:
         label, unit, digits = _MEASURES[name]
-        columns.append(
-            Metric(
-                label=f"{features} {label}".strip(),
-                unit=unit,
-                stage=stage,
-                source=f"{features}_{name}" if features else name,
-                digits=digits,
-                best_is_highest=name == "view_information",
-            )
+        yield Metric(
+            stage=stage,
+            source=f"{features}_{name}".lstrip("_"),
+            label=f"{features} {label}".lstrip(),
+            unit=unit,
+            digits=digits,
+            best_is_highest=name == "view_information",
         )
-    return tuple(columns)
 
 
-_OF_VIEWS = ("view_information", "view_information_null", "lidar")
-_OF_ONE_PART = ("spread", "non_gaussianity", "non_gaussianity_null")
+SCORES = tuple(_measures("score", [*_MEASURES][:9]))
 DIAGNOSTICS = tuple(
-    metric
-    for features in ("backbone", "projector")
-    for metric in _measures("diagnostics", [name for name in _MEASURES if name not in _OF_VIEWS], features)
+    metric for part in ("backbone", "projector") for metric in _measures("diagnostics", [*_MEASURES][3:], part)
 )
-SCORES = _measures("score", [name for name in _MEASURES if name not in _OF_ONE_PART])
 
 
 @dataclass(frozen=True)
@@ -413,18 +407,10 @@ def notes(results: Results) -> list[Note]:
 NO_DECAY = "no alpha-ReQ (NaN): the spectrum has fewer than 7 eigenvalues above 0, which takes 8 images or more."
 
 
-def no_decay(metrics: Mapping[str, float | None]) -> bool:
+def no_decay(metrics: Mapping[str, Any]) -> bool:
     """Whether finite features of a row had too short a spectrum for alpha-ReQ, see :data:`NO_DECAY`."""
-    return any(
-        key.endswith("alpha_req")
-        and _not_finite(value)
-        and not _not_finite(metrics.get(key.replace("alpha_req", "rankme")))
-        for key, value in metrics.items()
-    )
-
-
-def _not_finite(value: float | None) -> bool:
-    return value is None or not math.isfinite(value)
+    exponents = {key for key, value in metrics.items() if key.endswith("alpha_req") and value != value}
+    return any(math.isfinite(metrics.get(key.replace("alpha_req", "rankme"), math.nan)) for key in exponents)
 
 
 def _notes_of(results: Results, name: str) -> list[Note]:
