@@ -179,10 +179,9 @@ class Release102Suite(Suite):
         merged = OmegaConf.merge(_COMMON_DEFAULTS, defaults, open_copy(cfg))
         assert isinstance(merged, DictConfig)
         cfg = merged
-        if cfg.data.format == "h5" or cfg.data.fraction > 0:
-            raise UsageError(
-                "data.format", f"data.format=h5 and data.fraction: {_ONLY_MAIN}; use the whole image folder"
-            )
+        for key, only_main in (("data.format", cfg.data.format == "h5"), ("data.fraction", cfg.data.fraction > 0)):
+            if only_main:
+                raise UsageError(key, f"{key}: {_ONLY_MAIN}; use the whole image folder")
         if cfg.optimizer.exclude_bias_n_norm_wd:
             key = "optimizer.exclude_bias_n_norm_wd"
             raise UsageError(key, f"{key}=True: {_ONLY_MAIN}; leave it out")
