@@ -467,6 +467,9 @@ class _Standardise(Function):
     @staticmethod
     def forward(*ctx_and_views: Any) -> tuple[Tensor, Tensor, Tensor]:
         ctx, *views = ctx_and_views  # named in the signature, torch.compile takes the context of two views for a third
+        views = [
+            view.contiguous() for view in views
+        ]  # of another layout torch leaves `out` unwritten, and says nothing
         scaled = views[0].new_empty(len(views), *views[0].shape)
         means, inverse_stds = scaled.new_empty(2, len(views), scaled.shape[-1])
         for view, *out in zip(views, scaled, means, inverse_stds, strict=True):

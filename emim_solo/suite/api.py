@@ -133,8 +133,8 @@ class Suite(ABC):
         if others:
             rank_zero_warn(f"{key} of another optimizer than {name} are left out: {', '.join(others)}")
         kwargs = {each: value for each, value in kwargs.items() if each in known[name]}
-        weight = nn.Parameter(torch.zeros(1, 1))
-        weight.grad = torch.zeros_like(weight)
+        weight = nn.Parameter(torch.ones(1, 1))
+        weight.grad = torch.ones_like(weight)  # LARS passes over what is 0
         on_any_device = {each: value for each, value in kwargs.items() if each != "capturable"}  # that is for a GPU
         with in_one_line(key, f"{key} of {name}"):  # the optimizer checks its own settings: ask it once
             makers[name]([weight], lr=0.1, weight_decay=0.0, **on_any_device).step()
