@@ -103,9 +103,7 @@ KNN = tuple(
     for k in (1, 5, 20, 200)
 )
 
-_MEASURES: dict[
-    str, tuple[str, str, int]
-] = {  # label, unit, digits: first three of several views, last three of health
+_MEASURES: dict[str, tuple[str, str, int]] = {  # label, unit, digits
     "view_information": ("view information", "nats", 1),
     "view_information_null": ("its null", "nats", 2),
     "lidar": ("LiDAR", "", 1),
@@ -134,9 +132,14 @@ def _measures(stage: str, names: Iterable[str], features: str = "") -> Iterator[
         )
 
 
-SCORES = tuple(_measures("score", [*_MEASURES][:9]))
+_OF_TWO_VIEWS = ("pair_information", "pair_information_null", "rankme", "alpha_req", "alignment", "uniformity")
+_OF_SCORE = ("view_information", "view_information_null", "pair_information", "rankme", "lidar", *_OF_TWO_VIEWS[3:])
+_OF_HEALTH = ("spread", "non_gaussianity", "non_gaussianity_null")
+SCORES = tuple(_measures("score", _OF_SCORE))
 DIAGNOSTICS = tuple(
-    metric for part in ("backbone", "projector") for metric in _measures("diagnostics", [*_MEASURES][3:], part)
+    metric
+    for part in ("backbone", "projector")
+    for metric in _measures("diagnostics", (*_OF_TWO_VIEWS, *_OF_HEALTH), part)
 )
 
 
