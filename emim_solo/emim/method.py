@@ -178,8 +178,8 @@ class EMIMMethod(LightningModule):
                 entropy, residual_entropy = entropies(z1, z2, *more, **self._entropy_kwargs())
                 self.log("train_entropy", entropy)
                 self.log("train_residual_entropy", residual_entropy)
-                found, null = non_gaussianity(z1)
-                self.log("train_non_gaussianity", found)
+                distance, null = non_gaussianity(z1)
+                self.log("train_non_gaussianity", distance)
                 self.log("train_non_gaussianity_null", null)
 
         self._latest = z1.detach()[:_IMAGES_TO_JUDGE_COLLAPSE]
@@ -199,9 +199,9 @@ class EMIMMethod(LightningModule):
     def _check_finite(self, emim_loss: Tensor, *embeddings: Tensor) -> None:
         """Says on a GPU, later, what the objective says at once on the CPU. NaN lasts: its gradient is NaN."""
         if not emim_loss.isfinite():
-            found = ", ".join(f"{int((~z.isfinite()).sum())} in z{i}" for i, z in enumerate(embeddings, 1))
+            odd = ", ".join(f"{int((~z.isfinite()).sum())} in z{i}" for i, z in enumerate(embeddings, 1))
             raise FloatingPointError(
-                f"EMIM's loss is NaN or infinite by step {self.global_step} (such values: {found}): lower optimizer.lr, "
+                f"EMIM's loss is NaN or infinite by step {self.global_step} (such values: {odd}): lower optimizer.lr, "
                 "use precision=32 or bf16-mixed, raise method_kwargs.noise_variance where the embeddings are finite, "
                 "and resume from the last checkpoint"
             )
