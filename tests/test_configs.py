@@ -73,7 +73,7 @@ def test_unknown_folder_is_refused_with_those_there_are(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Refused
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with refused(None, "pretrain/cifar, pretrain/custom"):
+    with refused("configs.folder", "pretrain/cifar, pretrain/custom"):
         configs.find(name)
 
 
@@ -102,7 +102,7 @@ def test_copy_is_whole_and_overwrites_nothing_unasked(tmp_path: Path, refused: R
 
     changed = target / "pretrain" / "cifar" / "emim.yaml"
     changed.write_text("mine: True\n")
-    with refused(None, "--force"):
+    with refused("--copy", "--force"):
         configs.copy(target)
     assert changed.read_text() == "mine: True\n"
     configs.copy(target, force=True)
@@ -111,7 +111,7 @@ def test_copy_is_whole_and_overwrites_nothing_unasked(tmp_path: Path, refused: R
 
 def test_copy_onto_a_file_is_refused(tmp_path: Path, refused: Refused) -> None:
     (tmp_path / "mine").write_text("")
-    with refused(None, "is a file"):
+    with refused("--copy", "is a file"):
         configs.copy(tmp_path / "mine")
 
 

@@ -297,13 +297,19 @@ def test_dalis_decoder_makes_the_pixels_of_load_rgb(name: str, tmp_path: Path) -
 
 @needs_dali
 @pytest.mark.parametrize(
-    ("name", "mode"), [("float.tif", "F"), ("int32.tif", "I"), ("one.tif", "1"), ("lab.tiff", "LAB")]
+    ("name", "mode", "key"),
+    [
+        ("float.tif", "F", "images.unreadable"),
+        ("int32.tif", "I", "images.unreadable"),
+        ("one.tif", "1", "data.train_path"),
+        ("lab.tiff", "LAB", "data.train_path"),
+    ],
 )
 def test_image_that_dali_reads_otherwise_or_not_at_all_is_named(
-    name: str, mode: str, heap: Path, refused: Refused
+    name: str, mode: str, key: str, heap: Path, refused: Refused
 ) -> None:
     Image.new(mode, (48, 40)).save(heap / name)
-    with refused(None, name, f"mode {mode}"):
+    with refused(key, name, f"mode {mode}"):
         dali.check_training_images(find_images(heap, labelled=False))
 
 

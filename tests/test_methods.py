@@ -165,7 +165,7 @@ def test_other_sections_that_a_method_needs(small: MakeCfg, refused: Refused) ->
     if "mae" in METHODS:
         with refused("method", "mae needs a ViT:", "got resnet18"):
             prepare(small("mae", backbone={"name": "resnet18"}))
-    with refused(None, "vicreg of solo-learn", "cannot be built", "TypeError", "method_kwargs"):
+    with refused("method", "vicreg of solo-learn", "cannot be built", "TypeError", "method_kwargs"):
         load_suite().build(prepare(small("vicreg", method_kwargs=SMALL | {"proj_hidden_dim": "wide"})).config)
 
 
@@ -195,7 +195,7 @@ def test_queues_and_memory_banks_of_another_size_are_refused(method: str, small:
     (path,) = checkpoints(pretrain(prepare(small(method))))
     other = small(method, max_epochs=2, resume_from_checkpoint=str(path), optimizer__batch_size=5)
     other.method_kwargs.queue_size = 20
-    with refused(None, "has shape ", "resume with the same images"):
+    with refused("resume_from_checkpoint", "has shape ", "resume with the same images"):
         pretrain(prepare(other))
 
 

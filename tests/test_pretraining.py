@@ -421,7 +421,7 @@ def test_truncated_checkpoint(make_cfg: MakeCfg, refuses: Refuses, trained: Path
     (path,) = trained.glob("*.ckpt")
     cut = tmp_path / "cut.ckpt"
     cut.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    refuses(make_cfg(resume_from_checkpoint=str(cut)), None, "cut.ckpt", "cut short")
+    refuses(make_cfg(resume_from_checkpoint=str(cut)), "checkpoint.damaged", "cut.ckpt", "cut short")
 
 
 def test_checkpoint_of_another_method_or_width(
@@ -432,8 +432,8 @@ def test_checkpoint_of_another_method_or_width(
     def resumed(**changed: Any) -> DictConfig:
         return make_cfg(max_epochs=2, resume_from_checkpoint=str(path), **changed)
 
-    refuses(resumed(method="vicreg"), None, "'emim'", "'vicreg'")
-    refuses(resumed(method_kwargs__proj_output_dim=32), None, "of another model", "projector")
+    refuses(resumed(method="vicreg"), "checkpoint.method", "'emim'", "'vicreg'")
+    refuses(resumed(method_kwargs__proj_output_dim=32), "checkpoint.weights", "of another model", "projector")
     refuses(resumed(optimizer__name="sgd"), "optimizer.name", "adamw", "sgd")
     with pytest.warns(UserWarning, match=r"goes on with the checkpoint's optimizer.lr="):
         assert pretrain(prepare(resumed(optimizer__lr=0.5)))["epochs"] == 2

@@ -297,7 +297,7 @@ ROW = {"schema": 1, "stage": "pretrain", "name": "emim", "method": "emim", "seed
 )
 def test_rows_that_are_none_are_named(odd: str, tmp_path: Path, refused: Refused) -> None:
     (tmp_path / "rows.jsonl").write_text(f"{json.dumps(ROW)}\n{odd}\n")
-    with refused(None, "rows.jsonl:2: "):
+    with refused("rows.damaged", "rows.jsonl:2: "):
         rows.read(tmp_path / "rows.jsonl")
 
 
@@ -306,7 +306,7 @@ def test_rows_of_another_editor(tmp_path: Path, refused: Refused) -> None:
     path.write_bytes(b"\xef\xbb\xbf" + f"{json.dumps(ROW)}\r\n\r\n{json.dumps(ROW | {'seed': 1})}\r\n".encode())
     assert [row["seed"] for row in rows.read(path)] == [0, 1]
     path.write_text(json.dumps(ROW), encoding="utf-16")
-    with refused(None, "rows.jsonl", "not UTF-8"):
+    with refused("file.encoding", "rows.jsonl", "not UTF-8"):
         rows.read(path)
     path.write_text(json.dumps(ROW) + "\n" + json.dumps(ROW)[:20] + "\n")
     with pytest.warns(UserWarning, match=r"rows\.jsonl:2: passed over"):
@@ -315,7 +315,7 @@ def test_rows_of_another_editor(tmp_path: Path, refused: Refused) -> None:
 
 def test_damaged_features_are_named(tmp_path: Path, refused: Refused) -> None:
     (tmp_path / "run.pt").write_bytes(b"cut")
-    with refused(None, "run.pt"):
+    with refused("features.damaged", "run.pt"):
         Features.load(tmp_path / "run.pt")
 
 
@@ -378,7 +378,7 @@ def test_names_that_would_be_paths(name: str, make_cfg: MakeCfg, refused: Refuse
         prepare(make_cfg(name=name))
     from emim_solo.benchmark.plan import make_plan
 
-    with refused(None, "becomes a file name"):
+    with refused("methods", "becomes a file name"):
         make_plan(OmegaConf.create({"dir": str(tmp_path), "pretrain": "pretrain/digits", "methods": {name: {}}}))
 
 
@@ -395,7 +395,7 @@ def test_two_runs_that_are_called_the_same_are_told_apart_by_their_folders(
     assert all(name.startswith("emim-digits-") and name.endswith("-emim-0") for name in names)
     for name in names:
         files.check_name("name", name)
-    with refused(None, "named twice"):
+    with refused("checkpoint.twice", "named twice"):
         commands.distinct_names([open_checkpoint(trained), open_checkpoint(trained / ".." / "0")])
 
 
@@ -457,7 +457,7 @@ def test_linear_refuses_keys_that_it_does_not_know(trained: Path, refused: Refus
         ("finetune=True", "finetune"),
         ("optimizer=adam", "settings"),
     ):
-        with refused(None, message):
+        with refused(setting.partition("=")[0], message):
             commands.linear_main([str(trained), setting])
 
 
