@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import io
 import os
+import re
 import select
 import signal
 import sys
@@ -135,6 +136,10 @@ def hydra_run(command: str, task: Callable[[DictConfig], Any], arguments: Sequen
                 arguments[position] = f"{flag}={configs.find(value)}"
             elif position + 1 < len(arguments):
                 arguments[position + 1] = str(configs.find(arguments[position + 1]))
+        elif "=" in value and not flag.startswith("-") and not re.search(r"""["'\[\](){},$]""", value):
+            arguments[position] = (
+                f'{flag}="{value}"'  # as in the names of the suite's checkpoints; Hydra wants it quoted
+            )
 
     if {"-h", "--help"}.intersection(arguments):  # the overrides in one piece: Hydra's parser takes no other
         overrides = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]

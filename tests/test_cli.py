@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
+from emim_solo import cli
 from emim_solo.checkpoints.opening import open_checkpoint
 from emim_solo.evaluation.score import Protocol, score_checkpoint
 from emim_solo.results import rows
@@ -188,6 +189,16 @@ def test_a_reader_that_leaves_is_no_error(arguments: str, unbuffered: str, tmp_p
     os.close(writing)
     assert done.stderr == ""
     assert done.returncode == 128 + signal.SIGPIPE
+
+
+def test_a_path_with_an_equals_sign_needs_no_quotes() -> None:
+    """Every checkpoint of the suite has one in its name."""
+    configs: list[DictConfig] = []
+    paths = ("a/x-ep=3.ckpt", "'a/y-ep=3.ckpt'")
+    for path in paths:
+        config = ["--config-path", "pretrain/digits", "--config-name", "emim"]
+        cli.hydra_run("pretrain", configs.append, [*config, f"++resume_from_checkpoint={path}", "data.embedded=null"])
+    assert [cfg.resume_from_checkpoint for cfg in configs] == [path.strip("'") for path in paths]
 
 
 @pytest.mark.parametrize(
