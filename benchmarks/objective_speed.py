@@ -21,7 +21,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -161,8 +161,8 @@ def parse_size(text: str) -> Size:
     return views, samples, dimension
 
 
-def section(device: str, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Prints a device's table and returns its rows."""
+def section(device: str, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Prints a device's table and yields its rows."""
     all_losses = {size: losses(*size[:2]) for size in args.sizes}
     # Memory first: threads that a timing has started do not survive a fork.
     peaks = {size: {name: peak_mib(f, size, device) for name, f in all_losses[size].items()} for size in args.sizes}
@@ -170,7 +170,6 @@ def section(device: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     processor = torch.cuda.get_device_name() if device == "cuda" else on_cpu
     print(f"torch {torch.__version__}, {processor}, float32, medians")
     print(f"{'K x N x d':>16}  {'loss':<22}{'ms':>10}{'x emim':>8}{'peak MiB':>10}  x: times EMIM's default")
-    rows = []
     for size in args.sizes:
         measured = median_seconds(all_losses[size], size, device, args.rounds)
         for name, row in measured.items():
@@ -181,8 +180,7 @@ def section(device: str, args: argparse.Namespace) -> list[dict[str, Any]]:
                 flush=True,
             )
             at = {"processor": processor, "views": size[0], "samples": size[1], "dimension": size[2]}
-            rows.append({**at, "loss": name, "peak_mib": peak, **row})
-    return rows
+            yield {**at, "loss": name, "peak_mib": peak, **row}
 
 
 def main() -> None:
@@ -198,11 +196,11 @@ def main() -> None:
     args = parser.parse_args()
 
     torch.set_num_threads(args.threads)
-    rows = [row for device in args.devices for row in section(device, args)]
-    if args.output:
-        args.output.write_text(
-            json.dumps({"torch": torch.__version__, "load_average": os.getloadavg()[0], "rows": rows}, indent=1) + "\n"
-        )
+    found: dict[str, Any] = {"torch": torch.__version__, "load_average": os.getloadavg()[0], "rows": []}
+    for row in (row for device in args.devices for row in section(device, args)):
+        found["rows"].append(row)
+        if args.output:
+            args.output.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

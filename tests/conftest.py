@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import io
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, redirect_stderr, redirect_stdout
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import processes
 import pytest
 from lightning.pytorch import LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
@@ -167,8 +166,8 @@ def killed_in_its_third_epoch(tmp_path: Path) -> Callable[[DictConfig], None]:
             "pretraining.pretrain(pretraining.prepare(OmegaConf.load(sys.argv[1])), version='run')\n"
         )
         OmegaConf.save(cfg, tmp_path / "cfg.yaml")
-        killed = subprocess.run([sys.executable, "-W", "ignore", str(script), str(tmp_path / "cfg.yaml")], check=False)
-        assert killed.returncode == -9
+        killed = processes.command(tmp_path / "cfg.yaml", script=script)
+        assert killed.returncode == -9, killed.stderr
 
     return train
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from emim_solo.checkpoints.opening import Checkpoint
+from emim_solo.checkpoints.opening import open_checkpoint
 from emim_solo.evaluation.score import Protocol, score_checkpoint
 from emim_solo.results import rows
 
@@ -94,7 +94,7 @@ def test_emim_over_the_config_of_another_method_in_two_processes(few_digits: Pat
     # Rank zero scores, and what is logged is that of the checkpoint.
     assert done.stdout.count("score: 8 views of 60 validation images") == 1
     (path,) = (tmp_path / row["checkpoint"]).glob("*.ckpt")
-    scored = score_checkpoint(Checkpoint(path.parent, path, OmegaConf.create(stored)), Protocol.read("digits"))
+    scored = score_checkpoint(open_checkpoint(path), Protocol.read("digits"))
     assert [best.name for best in (path.parent / "best").glob("*.ckpt")] == [path.name]
     expected = scored["metrics"]["view_information"]
     assert row["metrics"]["score_view_information"] == pytest.approx(expected, rel=1e-6)

@@ -268,6 +268,7 @@ def test_classes_that_are_not_imagenet_100s_are_warned_of_once(
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
         for name in classes:
             (folder / name).mkdir(parents=True)
+            (folder / name / "0.png").touch()  # which nothing opens here
         recwarn.clear()
         for _ in range(2):
             data = {"dataset": dataset, "train_path": str(folder), "val_path": None, "num_workers": 0}

@@ -477,6 +477,19 @@ def test_descent_on_the_loss_raises_mutual_information(kwargs):
     assert mutual_information(z1, z2).item() > before + 0.5
 
 
+@pytest.mark.parametrize("kwargs", FAMILY, ids=name_of)
+def test_the_layout_of_embeddings_in_memory_plays_no_part(kwargs):
+    views = pair(40, 6)
+    expected = value_and_gradients(partial(emim_loss_func, **kwargs), *views)
+    columns = [z.T.contiguous().T for z in views]
+    slices = torch.stack(views, dim=1).unbind(1)
+    for others in (columns, slices, [views[0], columns[1]]):
+        leaves = [z.detach().requires_grad_() for z in others]
+        value = emim_loss_func(*leaves, **kwargs)
+        for mine, its in zip((value, *torch.autograd.grad(value, leaves)), expected, strict=True):
+            torch.testing.assert_close(mine, its)
+
+
 # --- more than two views --------------------------------------------------------------------------
 
 

@@ -70,13 +70,14 @@ def test_emim_is_there_when_solo_is_imported_later(tmp_path: Path) -> None:
         assert METHODS["emim"] is emim
 
         importlib.reload(solo.methods)
+        register()  # its METHODS are fresh
         assert solo.methods.METHODS is not METHODS and solo.methods.METHODS["emim"] is emim
         """,
         tmp_path,
     )
 
 
-def test_emim_is_there_when_the_face_imports_solo(tmp_path: Path) -> None:
+def test_emim_is_there_when_load_suite_imports_solo(tmp_path: Path) -> None:
     run_script(
         """
         from emim_solo.plugin.registration import register

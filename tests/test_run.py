@@ -158,6 +158,12 @@ def test_digest_is_of_names_and_sizes(images: Path, tmp_path: Path) -> None:
     assert digest(elsewhere) != first, "a name"
 
 
+def test_a_link_to_nowhere_is_named(small: MakeCfg, images: Path, refused: Refused) -> None:
+    (images / "4" / "link.png").symlink_to("nowhere.png")
+    with refused("images.unreadable", str(images / "4" / "link.png")):
+        pretrain(prepare(small(data__train_path=str(images))))
+
+
 def rename_class(images: Path) -> None:
     (images / "0").rename(images / "zero")
 
@@ -346,7 +352,7 @@ def test_the_obeyed_options_reach_the_trainer(make_cfg: MakeCfg) -> None:
 def test_max_time_and_max_steps_end_a_run_that_is_saved_and_finished(
     small: MakeCfg, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for version, keys in (("time", {"max_time": {"seconds": 0}}), ("steps", {"max_steps": 2})):
+    for version, keys in (("time", {"max_time": {"milliseconds": 1}}), ("steps", {"max_steps": 2})):
         row = pretrain(prepare(small(max_epochs=12, **keys)), version=version)
         ((epoch, _),) = by_epoch(Path(row["checkpoint"]))
         assert (row["epochs"], epoch) == (1, 0), version
@@ -363,6 +369,8 @@ def test_max_time_and_max_steps_end_a_run_that_is_saved_and_finished(
 @pytest.mark.parametrize(
     ("keys", "key"),
     [
+        ({"max_time": {"seconds": 0}}, "max_time"),
+        ({"max_time": "soon"}, "max_time"),
         ({"limit_train_batches": 0}, "limit_train_batches"),
         ({"limit_train_batches": 0.0}, "limit_train_batches"),
         ({"limit_train_batches": 0.1}, "limit_train_batches"),

@@ -7,8 +7,6 @@ import os
 import pickle
 import shutil
 import signal
-import subprocess
-import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -16,6 +14,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import processes
 import pytest
 import torch
 from lightning.pytorch import Trainer
@@ -131,19 +130,16 @@ def test_sigterm_in_an_evaluation(
 
 def test_a_benchmark_goes_on_after_sigterm_with_the_same_command(tmp_path: Path, few_digits: Path) -> None:
     """In a process of its own, with the workers of its loaders."""
-    command = [sys.executable, "-W", "ignore", "-m", "emim_solo", "benchmark", "--config-name", "digits"]
     paths = [f"+run.data.{split}_path={few_digits / split}" for split in ("train", "val")]
-    command += ["only=emim", f"dir={tmp_path / 'b'}", "max_epochs=500", "+run.optimizer.batch_size=32", *paths]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    command = ["benchmark", "--config-name", "digits", "only=emim", f"dir={tmp_path / 'b'}", "max_epochs=500"]
+    started = processes.start(*command, "+run.optimizer.batch_size=32", *paths)
     while not list((tmp_path / "b").rglob("*.ckpt")):
-        assert process.poll() is None
+        assert started.poll() is None
         time.sleep(0.2)
-    process.send_signal(signal.SIGTERM)
-    said = process.communicate()[1]
-    assert process.returncode == 143
-    assert said.strip().splitlines()[-1] == ("emim-solo: stopped by SIGTERM: the same command goes on where it was"), (
-        said
-    )
+    started.send_signal(signal.SIGTERM)
+    assert started.wait() == 143
+    said = started.stderr
+    assert said.strip().splitlines()[-1] == "emim-solo: stopped by SIGTERM: the same command goes on where it was", said
 
 
 def test_a_signal_that_is_ignored_stays_ignored_and_a_lost_one_is_found() -> None:
@@ -343,20 +339,12 @@ def test_what_is_written_is_whole_or_absent(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_one_line(trained: Path, tmp_path: Path) -> None:
     """A limit on the size of files stands for the disk: the checkpoint of some 90 MB does not fit."""
-    script = (
-        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (10**7, 10**7));"
-        "from emim_solo.cli import main; main(sys.argv[1:])"
-    )
     stored = OmegaConf.create(json.loads((trained / "args.json").read_text()))
     stored.checkpoint.dir = str(tmp_path / "runs")
     OmegaConf.save(stored, tmp_path / "run.yaml")
-    command = ["pretrain", "--config-path", str(tmp_path), "--config-name", "run", "hydra.output_subdir=null"]
-    found = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", script, *command, f"hydra.run.dir={tmp_path}"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = ["pretrain", "--config-path", tmp_path, "--config-name", "run", "hydra.output_subdir=null"]
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (10**7, 10**7))"
+    found = processes.command(*command, f"hydra.run.dir={tmp_path}", prepare=limit)
     assert found.returncode == 2
     assert found.stderr.strip().splitlines()[-1].startswith("emim-solo: cannot write"), found.stderr
     assert "Traceback" not in found.stderr

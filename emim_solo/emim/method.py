@@ -16,6 +16,9 @@ from torch import Tensor, nn
 
 from emim_solo.emim.measures import collapsed, non_gaussianity
 from emim_solo.emim.objective import (
+    MARGINALS,
+    OBJECTIVES,
+    RESIDUALS,
     emim_loss_func,
     entropies,
     mutual_information,
@@ -35,13 +38,13 @@ class MethodSettings:
 
     proj_hidden_dim: int = setting(2048, least=1, most=_WIDEST)
     proj_output_dim: int = setting(2048, least=1, most=_WIDEST)
-    objective: str = "bound"
-    marginal: str = "series"
-    series_order: int = 2
-    residual: str = "isotropic"
-    weight: float = 4.0
-    noise_variance: float = 0.1
-    gaussian_weight: float = 0.0
+    objective: str = setting("bound", choices=OBJECTIVES)
+    marginal: str = setting("series", choices=MARGINALS)
+    series_order: int = setting(2, least=2, most=2)
+    residual: str = setting("isotropic", choices=RESIDUALS)
+    weight: float = setting(4.0, least=0)
+    noise_variance: float = setting(0.1, above=0)
+    gaussian_weight: float = setting(0.0, least=0)
 
 
 DEFAULTS = asdict(MethodSettings())
@@ -74,12 +77,6 @@ def complete_method_kwargs(method_kwargs: Mapping[str, Any], names_of_other_meth
     settings = {name: value for name, value in method_kwargs.items() if name not in others}
     read(MethodSettings, settings, "method_kwargs")
     settings = DEFAULTS | settings
-    probe = torch.eye(4, dtype=torch.float64)
-    try:  # the objective checks its own settings: ask it once, on the smallest batch there is
-        objective_kwargs = {name: settings[name] for name in OBJECTIVE_DEFAULTS}
-        emim_loss_func(probe, probe.roll(1, 0), **objective_kwargs, directions=random_directions(4, 1, seed=0))
-    except (TypeError, ValueError) as error:
-        raise UsageError("method_kwargs", f"method_kwargs of EMIM: {error}") from error
     _warn_of_collapse(settings)
     return settings
 
@@ -89,7 +86,7 @@ def _warn_of_collapse(settings: Mapping[str, Any]) -> None:
     if settings["objective"] != "bound":
         return
     noise, weight = settings["noise_variance"], settings["weight"]
-    limit = math.log(1 + 1 / noise) / math.log((2 + noise) / (1 + noise))
+    limit = math.log1p(1 / noise) / math.log1p(1 / (1 + noise))
     if settings["residual"] == "exact" and weight > limit:
         rank_zero_warn(
             f"EMIM with residual=exact, noise_variance={noise} and weight={weight} can collapse: above "
@@ -181,8 +178,8 @@ class EMIMMethod(LightningModule):
                 entropy, residual_entropy = entropies(z1, z2, *more, **self._entropy_kwargs())
                 self.log("train_entropy", entropy)
                 self.log("train_residual_entropy", residual_entropy)
-                found, null = non_gaussianity(z1)
-                self.log("train_non_gaussianity", found)
+                distance, null = non_gaussianity(z1)
+                self.log("train_non_gaussianity", distance)
                 self.log("train_non_gaussianity_null", null)
 
         self._latest = z1.detach()[:_IMAGES_TO_JUDGE_COLLAPSE]
@@ -202,9 +199,9 @@ class EMIMMethod(LightningModule):
     def _check_finite(self, emim_loss: Tensor, *embeddings: Tensor) -> None:
         """Says on a GPU, later, what the objective says at once on the CPU. NaN lasts: its gradient is NaN."""
         if not emim_loss.isfinite():
-            found = ", ".join(f"{int((~z.isfinite()).sum())} in z{i}" for i, z in enumerate(embeddings, 1))
+            odd = ", ".join(f"{int((~z.isfinite()).sum())} in z{i}" for i, z in enumerate(embeddings, 1))
             raise FloatingPointError(
-                f"EMIM's loss is NaN or infinite by step {self.global_step} (such values: {found}): lower optimizer.lr, "
+                f"EMIM's loss is NaN or infinite by step {self.global_step} (such values: {odd}): lower optimizer.lr, "
                 "use precision=32 or bf16-mixed, raise method_kwargs.noise_variance where the embeddings are finite, "
                 "and resume from the last checkpoint"
             )

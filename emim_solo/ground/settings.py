@@ -123,11 +123,13 @@ def checked(
     Raises:
         UsageError: it is not.
     """
+    if isinstance(value, int) and abs(value) >= 2**63:
+        raise UsageError(key, f"{key}={value}: expected a number of at most 64 bits")
     options = _options(hint)
     for option in options:
         if dataclasses.is_dataclass(option) and value is not None:
             return (nested or read)(typing.cast(type, option), value, key)
-        if typing.get_origin(option) in (list, tuple) and isinstance(value, list | tuple):
+        if isinstance(value, list | tuple) and _may_be(option, len(value)):
             return [
                 checked(each, typing.get_args(option)[0], f"{key}.{place}", bounds) for place, each in enumerate(value)
             ]
@@ -145,6 +147,12 @@ def _options(hint: Any) -> tuple[Any, ...]:
     """The types of a union, or the one type."""
     union = isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
     return typing.get_args(hint) if union else (hint,)
+
+
+def _may_be(option: Any, length: int) -> bool:
+    """Whether a type is one of lists of so many values: a ``tuple[float, float]`` has two."""
+    origin = typing.get_origin(option)
+    return origin is list or (origin is tuple and len(typing.get_args(option)) == length)
 
 
 def _is(value: Any, option: Any) -> bool:
@@ -173,7 +181,9 @@ def _expected(hint: Any, bounds: Mapping[str, Any]) -> str:
     words = []
     for option in options:
         if typing.get_origin(option) in (list, tuple):
-            words.append(f"a list, each {_expected(typing.get_args(option)[0], bounds)}")
+            kinds = typing.get_args(option)
+            length = f" of {len(kinds)}" if typing.get_origin(option) is tuple else ""
+            words.append(f"a list{length}, each {_expected(kinds[0], bounds)}")
         elif dataclasses.is_dataclass(option):
             words.append("settings by name")
         else:

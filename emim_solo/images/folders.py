@@ -67,9 +67,12 @@ class Images:
         """
         listed = hashlib.sha256()
         for path in self.paths:
-            listed.update(
-                f"{path[len(self.folder) :].lstrip(os.sep)}\0{os.stat(path).st_size}\n".encode(errors="surrogateescape")
-            )
+            try:
+                size = os.stat(path).st_size
+            except OSError as error:  # a link to nowhere, a file that was removed meanwhile
+                raise _unreadable(path, error) from error
+            name = path[len(self.folder) :].lstrip(os.sep)
+            listed.update(f"{name}\0{size}\n".encode(errors="surrogateescape"))
         return listed.hexdigest()[:12]
 
     @property
@@ -420,9 +423,13 @@ def _read(path: str, prefix: str) -> tuple[Image.Image, bool]:
                 image = image.convert("RGBA")
             return image if image.mode == "RGB" else image.convert("RGB"), full is not None
     except Exception as error:  # Pillow's plugins raise whatever their parsers run into
-        raise UsageError(
-            "images.unreadable", f"{prefix}cannot read image '{path}' ({error}): convert, replace or remove it"
-        ) from error
+        raise _unreadable(path, error, prefix) from error
+
+
+def _unreadable(path: str, error: Exception, prefix: str = "") -> UsageError:
+    return UsageError(
+        "images.unreadable", f"{prefix}cannot read image '{path}' ({error}): convert, replace or remove it"
+    )
 
 
 def _full_scale(image: Image.Image) -> int | None:

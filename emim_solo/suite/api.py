@@ -7,6 +7,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
 
@@ -36,6 +37,7 @@ class Suite(ABC):
     """Models, data and callbacks of solo-learn, all configured by the YAML schema of solo-learn main."""
 
     generation: ClassVar[str]
+    evaluation_module: ClassVar[str]  # of the suite, with the datasets of its evaluation
     backbone_names: ClassVar[dict[str, str]] = {"main": "backbone", "1.0.2": "encoder"}
     optimizers: ClassVar[tuple[str, ...]] = ("sgd", "lars", "adam", "adamw")
     linear_optimizers: ClassVar[tuple[str, ...]] = optimizers
@@ -131,8 +133,8 @@ class Suite(ABC):
         if others:
             rank_zero_warn(f"{key} of another optimizer than {name} are left out: {', '.join(others)}")
         kwargs = {each: value for each, value in kwargs.items() if each in known[name]}
-        weight = nn.Parameter(torch.zeros(1, 1))
-        weight.grad = torch.zeros_like(weight)
+        weight = nn.Parameter(torch.ones(1, 1))
+        weight.grad = torch.ones_like(weight)  # LARS passes over what is 0
         on_any_device = {each: value for each, value in kwargs.items() if each != "capturable"}  # that is for a GPU
         with in_one_line(key, f"{key} of {name}"):  # the optimizer checks its own settings: ask it once
             makers[name]([weight], lr=0.1, weight_decay=0.0, **on_any_device).step()
@@ -186,29 +188,23 @@ class Suite(ABC):
 
     def _check_features(self, model: Any, cfg: DictConfig) -> None:
         """One forward of two black images of each size: what ``backbone.kwargs`` change may not fit it or the classifier."""
-        backbone = self.backbone(model)
-        sizes = (
-            {view.crop_size for view in cfg.augmentations}
-            if cfg.data.num_small_crops
-            else {cfg.augmentations[0].crop_size}
-        )
-        backbone.eval()
-        for size in sorted(sizes):
+        backbone = self.backbone(model).eval()
+        for size in sorted({view.crop_size for view in cfg.augmentations}):
             what = f"backbone {cfg.backbone.name} on images of {size} pixels (crop_size)"
             with in_one_line("backbone.kwargs", what), torch.no_grad(), torch.random.fork_rng(devices=[]):
                 features = backbone(torch.zeros(2, 3, size, size))
-                expected = (2, model.features_dim)
-                if tuple(features.shape) != expected:
-                    raise ValueError(f"its features have shape {tuple(features.shape)}, expected {expected}")
+                if (shape := tuple(features.shape)) != (2, model.features_dim):
+                    raise ValueError(f"its features have shape {shape}, expected {(2, model.features_dim)}")
         backbone.train()
 
     @abstractmethod
     def _finish(self, model: Any, cfg: DictConfig) -> None:
         """What this generation's class does not take from ``cfg``."""
 
-    @abstractmethod
-    def backbone(self, model: LightningModule) -> nn.Module:
+    def backbone(self, model: Any) -> nn.Module:
         """The frozen or training backbone inside a method: images to features."""
+        backbone: nn.Module = getattr(model, self.backbone_name)
+        return backbone
 
     # -- data ---------------------------------------------------------------------------------------------------
 
@@ -250,21 +246,20 @@ class Suite(ABC):
         Without labels each has the label -1 and ``classes`` is empty. Without ``data.val_path`` there are no second ones.
         """
         transform = transform or self.evaluation_transform(cfg)
-        with reading_folders(self.evaluation_module(), images.listed, images.val):
-            train, val = self._prepare_evaluation(cfg, cfg.data.val_path or cfg.data.train_path, transform)
+        module = importlib.import_module(self.evaluation_module)
+        train_path, val_path = (
+            Path(path).absolute() for path in (cfg.data.train_path, cfg.data.val_path or cfg.data.train_path)
+        )
+        more = {"data_format": cfg.data.format} if cfg.data.format == "h5" else {}
+        with reading_folders(module, images.listed, images.val):
+            train, val = module.prepare_datasets(
+                cfg.data.dataset, transform, transform, **self._evaluation_folders(train_path, val_path), **more
+            )
         return train, val if cfg.data.val_path is not None else None
 
     @abstractmethod
-    def evaluation_module(self) -> ModuleType:
-        """The suite's module with the datasets of its evaluation."""
-
-    @abstractmethod
-    def _prepare_evaluation(self, cfg: DictConfig, val_path: str, transform: Any) -> tuple[Dataset, Dataset]:
-        """The suite's own ``prepare_datasets`` of its evaluation."""
-
-    @abstractmethod
-    def suite_evaluation_transform(self, dataset: str) -> Any:
-        """The suite's validation transform of a dataset it knows by name."""
+    def _evaluation_folders(self, train_path: Path, val_path: Path) -> dict[str, Any]:
+        """Arguments of the suite's ``prepare_datasets`` that say where the images are."""
 
     def evaluation_transform(self, cfg: DictConfig) -> Any:
         """Validation images as the suite shows them, at the size that the backbone was trained on.
@@ -273,7 +268,7 @@ class Suite(ABC):
         to be rewritten by the user. Here such a folder is shown at its training ``crop_size``, mean and std.
         """
         if cfg.data.dataset != "custom":
-            return self.suite_evaluation_transform(cfg.data.dataset)
+            return importlib.import_module(self.evaluation_module).prepare_transforms(cfg.data.dataset)[1]
         view = cfg.augmentations[0]
         size = view.crop_size
         return transforms.Compose(
@@ -307,9 +302,17 @@ class Suite(ABC):
     def checkpointer(self, cfg: DictConfig) -> Callback:
         """The suite's Checkpointer, writing ``<checkpoint.dir>/<method>/<version>/{args.json,*.ckpt}``."""
 
-    @abstractmethod
     def auto_umap(self, cfg: DictConfig) -> Callback:
-        """The suite's AutoUMAP callback."""
+        """The suite's AutoUMAP callback; 1.0.2 refuses it when a config is completed.
+
+        Raises:
+            UsageError: umap-learn is not installed.
+        """
+        with in_one_line("auto_umap.enabled", "auto_umap.enabled", "pip install 'emim-solo[umap]'"):
+            callback: Any = importlib.import_module("solo.utils.auto_umap").AutoUMAP
+        place = Path(cfg.auto_umap.dir) / cfg.method
+        umap: Callback = callback(cfg.name, logdir=place, frequency=cfg.auto_umap.frequency)
+        return umap
 
     @abstractmethod
     def knn_classifier(self, k: int, temperature: float, distance: str) -> Any:

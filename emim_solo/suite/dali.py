@@ -111,7 +111,7 @@ def free_cpu_pipelines_from_cuda() -> None:
     if module is None or torch.cuda.is_available():
         return
     for builder in (module.PretrainPipelineBuilder, module.NormalPipelineBuilder):
-        if not hasattr(builder.pipeline, "__wrapped__"):
+        if not hasattr(builder.pipeline, "for_no_gpu"):
             builder.pipeline = _for_no_gpu(builder.pipeline)
 
 
@@ -120,4 +120,5 @@ def _for_no_gpu(pipeline: Any) -> Any:
     def for_no_gpu(self: Any, **kwargs: Any) -> Any:
         return pipeline(self, **kwargs | ({"device_id": None} if self.device == "cpu" else {}))
 
+    for_no_gpu.for_no_gpu = True  # type: ignore[attr-defined]
     return for_no_gpu

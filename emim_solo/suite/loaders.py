@@ -19,8 +19,8 @@ from torchvision.datasets import ImageFolder
 from emim_solo.images.folders import Images, load_rgb
 
 
-class LabelledImages(ImageFolder):
-    """torchvision's ``ImageFolder`` on images that were listed already, decoded by :func:`load_rgb`."""
+class ListedImages(ImageFolder):
+    """torchvision's ``ImageFolder`` on images that were listed already, with a label of -1 where they have no classes, decoded by :func:`load_rgb`."""
 
     listed: Mapping[str, Images]  # by absolute folder
 
@@ -36,13 +36,9 @@ class LabelledImages(ImageFolder):
         """Path and label of each image."""
         return list(zip(self.images_listed.paths, self.images_listed.labels, strict=True))
 
-
-class UnlabelledImages(LabelledImages):
-    """All images below a folder with the label -1, as the suite's ``CustomDatasetWithoutLabels`` gives them."""
-
     @property
     def images(self) -> list[str]:
-        """Paths of the images; the suite's ``data.fraction`` sets fewer."""
+        """Paths of unlabelled images, as in the suite's ``CustomDatasetWithoutLabels``; its ``data.fraction`` sets fewer."""
         return [path for path, _ in self.samples]
 
     @images.setter
@@ -54,14 +50,10 @@ class UnlabelledImages(LabelledImages):
 def reading_folders(module: ModuleType, *listed: Images | None) -> Iterator[None]:
     """Within it, the datasets that a module of the suite makes of these folders are ours."""
     by_folder = {os.path.abspath(images.folder): images for images in listed if images is not None}
-    unlabelled = any(not images.classes for images in by_folder.values())
-    ours = {
-        "ImageFolder": UnlabelledImages if unlabelled else LabelledImages,
-        "CustomDatasetWithoutLabels": UnlabelledImages,
-    }
-    theirs = {name: getattr(module, name) for name in ours if by_folder and hasattr(module, name)}
+    names = ("ImageFolder", "CustomDatasetWithoutLabels")
+    theirs = {name: getattr(module, name) for name in names if by_folder and hasattr(module, name)}
     for name, dataset in theirs.items():
-        setattr(module, name, type(dataset.__name__, (ours[name],), {"listed": by_folder}))
+        setattr(module, name, type(dataset.__name__, (ListedImages,), {"listed": by_folder}))
     try:
         yield
     finally:

@@ -6,7 +6,6 @@ moment, in the middle of ``import solo``.
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import re
 import sys
@@ -22,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from solo.methods import METHODS
 from solo.methods.base import BaseMethod, BaseMomentumMethod
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from emim_solo.emim.method import EMIMMethod, complete_method_kwargs
 from emim_solo.ground.errors import UsageError
@@ -30,7 +29,7 @@ from emim_solo.images.folders import RunImages
 from emim_solo.suite import dali
 from emim_solo.suite.api import Suite, allow_few_classes, give_small_image_stem, open_copy, plain
 from emim_solo.suite.fixes import LabelsOptional
-from emim_solo.suite.loaders import listed_as_os, reading_folders
+from emim_solo.suite.loaders import reading_folders
 
 
 class EMIM(EMIMMethod, LabelsOptional, BaseMethod):
@@ -71,10 +70,10 @@ def _names_read_by(method: type) -> set[str]:
 
 
 @contextmanager
-def _listing(module: ModuleType, images: RunImages) -> Iterator[None]:
-    """Within it, a module of the suite that counts the folders in ``data.train_path`` is told what was listed."""
+def _no_listing(module: ModuleType) -> Iterator[None]:
+    """Within it, a module of the suite that counts the folders in ``data.train_path`` sees none: they are listed already."""
     theirs = module.os
-    module.os = SimpleNamespace(scandir=lambda _: []) if images.listed is None else listed_as_os(images.listed)  # type: ignore[attr-defined]
+    module.os = SimpleNamespace(scandir=lambda _: [])  # type: ignore[attr-defined]
     try:
         yield
     finally:
@@ -83,6 +82,7 @@ def _listing(module: ModuleType, images: RunImages) -> Iterator[None]:
 
 class MainSuite(Suite):
     generation = "main"
+    evaluation_module = "solo.data.classification_dataloader"
 
     def emim_class(self) -> type[LightningModule]:
         return EMIM
@@ -97,7 +97,7 @@ class MainSuite(Suite):
     def _complete(self, cfg: DictConfig, images: RunImages) -> DictConfig:
         from solo.args import pretrain
 
-        with _listing(pretrain, images):
+        with _no_listing(pretrain):
             cfg = pretrain.parse_cfg(cfg)
         method = self.method(cfg.method)
         if issubclass(method, BaseMomentumMethod) and OmegaConf.select(cfg, "momentum") is None:
@@ -134,9 +134,6 @@ class MainSuite(Suite):
             give_small_image_stem(momentum)
             momentum.conv1.load_state_dict(model.backbone.conv1.state_dict())
             momentum.conv1.requires_grad_(False)
-
-    def backbone(self, model: Any) -> nn.Module:
-        return model.backbone
 
     def train_loader(self, cfg: DictConfig, images: RunImages) -> DataLoader:
         from solo.data import pretrain_dataloader as suite_data
@@ -187,23 +184,8 @@ class MainSuite(Suite):
 
         return build_transform_pipeline(cfg.data.dataset, view)
 
-    def suite_evaluation_transform(self, dataset: str) -> Any:
-        from solo.data.classification_dataloader import prepare_transforms
-
-        return prepare_transforms(dataset)[1]
-
-    def evaluation_module(self) -> ModuleType:
-        return importlib.import_module("solo.data.classification_dataloader")
-
-    def _prepare_evaluation(self, cfg: DictConfig, val_path: str, transform: Any) -> tuple[Dataset, Dataset]:
-        return self.evaluation_module().prepare_datasets(
-            cfg.data.dataset,
-            transform,
-            transform,
-            train_data_path=cfg.data.train_path,
-            val_data_path=val_path,
-            data_format="image_folder" if cfg.data.format == "dali" else cfg.data.format,
-        )
+    def _evaluation_folders(self, train_path: Path, val_path: Path) -> dict[str, Any]:
+        return {"train_data_path": train_path, "val_data_path": val_path}
 
     def checkpointer(self, cfg: DictConfig) -> Callback:
         from solo.utils.checkpointer import Checkpointer
@@ -215,15 +197,6 @@ class MainSuite(Suite):
             keep_prev=cfg.checkpoint.keep_prev,
         )
 
-    def auto_umap(self, cfg: DictConfig) -> Callback:
-        try:
-            from solo.utils.auto_umap import AutoUMAP
-        except ImportError as error:
-            raise UsageError(
-                "auto_umap.enabled", f"auto_umap.enabled needs the umap extra ({error}): pip install 'emim-solo[umap]'"
-            ) from error
-        return AutoUMAP(cfg.name, logdir=Path(cfg.auto_umap.dir) / cfg.method, frequency=cfg.auto_umap.frequency)
-
     def knn_classifier(self, k: int, temperature: float, distance: str) -> Any:
         from solo.utils.knn import WeightedKNNClassifier
 
@@ -234,7 +207,7 @@ class MainSuite(Suite):
         from solo.methods.linear import LinearModel
 
         classes = cfg.data.get("num_classes", 1)
-        with _listing(linear, RunImages()):
+        with _no_listing(linear):
             cfg = LinearModel.add_and_assert_specific_cfg(linear.parse_cfg(open_copy(cfg)))
         cfg.data.num_classes = classes
         return cfg

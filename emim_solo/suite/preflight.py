@@ -1,4 +1,4 @@
-"""What a method needs of a config, beyond what all need: said in one line before any image is read.
+"""What a method requires of a config, beyond what all do: said in one line before any image is read.
 
 The suite says it with an assertion, an exception from inside torch or a NaN, some of them an epoch later.
 """
@@ -17,7 +17,7 @@ _ALL4ONE_HEADS, _ALL4ONE_NEIGHBOURS = 8, 5  # written in the suite
 
 
 class _Run(NamedTuple):
-    """What the needs speak of: ``kwargs`` are the method's, complete; ``processes`` train at once."""
+    """What a check is made on: ``kwargs`` are the method's, complete; ``processes`` train at once."""
 
     cfg: DictConfig
     kwargs: dict[str, Any]
@@ -27,34 +27,22 @@ class _Run(NamedTuple):
 
 
 def check_method(cfg: DictConfig, images: int | None) -> None:
-    """Check a complete config against what its method needs.
+    """Check a complete config against what its method can train with.
 
     Args:
         cfg: complete.
         images: that it trains on; None where they are not listed.
 
     Raises:
-        UsageError: every need that is not met, and what to set.
+        UsageError: all that is not met, and what to set.
     """
-    kwargs = OmegaConf.to_container(cfg.method_kwargs, resolve=True)
-    assert isinstance(kwargs, dict)
-    run = _Run(
-        cfg,
-        {str(name): value for name, value in kwargs.items()},
-        cfg.optimizer.batch_size,
-        len(cfg.devices) * cfg.num_nodes,
-        _images(cfg, images),
-    )
-    checks = [_momentum, _NEEDS.get(cfg.method, _nothing)]
-    if cfg.method != "swav" and "queue_size" in run.kwargs:
+    kwargs: Any = OmegaConf.to_container(cfg.method_kwargs, resolve=True)
+    run = _Run(cfg, kwargs, cfg.optimizer.batch_size, len(cfg.devices) * cfg.num_nodes, _images(cfg, images))
+    checks = [_momentum, *([_CHECKS[cfg.method]] if cfg.method in _CHECKS else [])]
+    if cfg.method != "swav" and "queue_size" in kwargs:
         checks.append(_whole_batches_in_queue)
-    unmet = [need for check in checks for need in check(run)]
-    if unmet:
+    if unmet := [sentence for check in checks for sentence in check(run)]:
         raise UsageError("method", f"{cfg.method} needs {'; '.join(unmet)}")
-
-
-def _nothing(run: _Run) -> Iterator[str]:
-    yield from ()
 
 
 def _momentum(run: _Run) -> Iterator[str]:
@@ -165,7 +153,7 @@ def _simclr(run: _Run) -> Iterator[str]:
         yield from _labels(run)
 
 
-_NEEDS: dict[str, Callable[[_Run], Iterator[str]]] = {
+_CHECKS: dict[str, Callable[[_Run], Iterator[str]]] = {
     "all4one": _all4one,
     "deepclusterv2": _deepclusterv2,
     "dino": _dino,

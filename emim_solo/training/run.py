@@ -11,8 +11,10 @@ import torch
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.seed import isolate_rng
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from PIL import Image
 
 from emim_solo.evaluation.protocol import FEWEST_IMAGES, Protocol
 from emim_solo.ground import files
@@ -21,7 +23,7 @@ from emim_solo.ground.settings import check, read
 from emim_solo.images.embedded import write_images
 from emim_solo.images.folders import HeldOut, Images, Listings, RunImages, expand_home
 from emim_solo.suite import load_suite
-from emim_solo.suite.api import open_copy
+from emim_solo.suite.api import in_one_line, open_copy
 from emim_solo.training import schema
 
 _REQUIRED = (
@@ -126,6 +128,10 @@ def prepare(cfg: DictConfig, listings: Listings | None = None) -> Run:
         images = replace(images, held=tuple(held_out.positions(len(images.listed))))
     cfg = suite.complete(cfg, images)
     _check_crops(cfg)
+    for number, view in enumerate(cfg.augmentations):
+        key = f"augmentations.{number}"
+        with isolate_rng(), in_one_line(key, f"{key} in solo-learn {suite.version}"):  # torchvision checks its settings
+            suite.view_transform(cfg, view)(Image.new("RGB", (8, 8)))
     OmegaConf.set_readonly(cfg, True)
     return Run(cfg, images, protocol)
 
@@ -152,19 +158,25 @@ def _check_values(cfg: DictConfig) -> None:
     strategy, known = values.get("strategy") or "auto", ["auto", *sorted(StrategyRegistry.available_strategies())]
     if strategy not in known:
         raise UsageError("strategy", f"strategy={strategy}: expected one of {', '.join(known)}")
+    _check_time(values.get("max_time"))
+
+
+def _check_time(most: Any) -> None:
     try:
-        Timer(values.get("max_time"))
+        remaining = Timer(most).time_remaining()
+        reason = "no time" if remaining is not None and remaining <= 0 else ""
     except (TypeError, ValueError, OverflowError, MisconfigurationException) as error:
-        raise UsageError(
-            "max_time",
-            f"max_time={values['max_time']}: expected DD:HH:MM:SS in quotes, or {{hours: 2}} ({' '.join(str(error).split())})",
-        ) from error
+        reason = " ".join(str(error).split())
+    if reason:
+        expected = "expected DD:HH:MM:SS in quotes, or settings by name as in {hours: 2}"
+        raise UsageError("max_time", f"max_time={most}: {expected} ({reason})")
 
 
 def _complete_view(view: DictConfig) -> DictConfig:
     """An entry of ``augmentations`` with what it leaves out, which the suite asks for: nothing happens by default."""
-    defaults = asdict(schema.View(crop_size=view.crop_size, num_crops=view.num_crops))
-    return OmegaConf.merge({key: value for key, value in defaults.items() if value is not None}, view)  # type: ignore[return-value]
+    whole = asdict(schema.View(crop_size=view.crop_size, num_crops=view.num_crops))
+    parts = ({key: part[key] for key in part if part[key] is not None} for part in (whole, view))
+    return OmegaConf.merge(*parts)  # type: ignore[return-value]
 
 
 def _is_there(values: Mapping[str, Any], key: str) -> bool:

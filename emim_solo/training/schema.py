@@ -16,7 +16,7 @@ from emim_solo.ground.settings import setting
 
 MOST_PROCESSES = 4_096
 _MOST_SEED = 2**32 - 1  # of NumPy's generators
-_MOST_CROPS, _MOST_PIXELS, _MOST_WORKERS = 1_000, 10_000, 1_024  # more is a typing error, and would end in memory
+_MOST_CROPS, _MOST_PIXELS, _MOST_WORKERS = 1_000, 4_096, 1_024  # more is a typing error, and would end in memory
 
 PRECISIONS = (
     16,
@@ -40,10 +40,10 @@ class Crop:
 @dataclass(kw_only=True)
 class Jitter:
     prob: float = setting(0.0, least=0, most=1)
-    brightness: float | list[float] = setting(0.0, least=0)
-    contrast: float | list[float] = setting(0.0, least=0)
-    saturation: float | list[float] = setting(0.0, least=0)
-    hue: float | list[float] = setting(0.0, least=-0.5, most=0.5)
+    brightness: float | tuple[float, float] = setting(0.0, least=0)
+    contrast: float | tuple[float, float] = setting(0.0, least=0)
+    saturation: float | tuple[float, float] = setting(0.0, least=0)
+    hue: float | tuple[float, float] = setting(0.0, least=-0.5, most=0.5)
 
 
 @dataclass(kw_only=True)
@@ -64,8 +64,8 @@ class View:
     solarization: Chance = field(default_factory=Chance)
     equalization: Chance = field(default_factory=Chance)
     horizontal_flip: Chance = field(default_factory=Chance)
-    mean: list[float] | None = None
-    std: list[float] | None = setting(None, above=0)
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = setting(None, above=0)
 
 
 @dataclass(kw_only=True)

@@ -9,7 +9,7 @@ import importlib
 import math
 import sys
 from collections.abc import Callable
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import lightning.pytorch
@@ -34,11 +34,6 @@ def install() -> None:
     _tell_clippings_apart(importlib.import_module("solo.methods.dino").DINO)
     _put_back_cholesky(importlib.import_module("solo.utils.whitening"))
     _only_update_knn(importlib.import_module("solo.utils.knn").WeightedKNNClassifier)
-    try:
-        auto_umap = importlib.import_module("solo.utils.auto_umap")
-    except ImportError:  # umap-learn is an extra
-        return
-    _modernise_auto_umap(auto_umap.AutoUMAP)
 
 
 def _alias_lightning() -> None:
@@ -103,7 +98,7 @@ def _modernise_validation(model: Any) -> None:
 def _step_schedules(model: Any) -> None:
     """main's ``scheduler.interval: step``: the same warm-up and cosine, moved on at every step.
 
-    ``scheduler_interval`` is set on the model by the face; 1.0.2 itself knows epochs only.
+    ``scheduler_interval`` is set on the model by ``Release102Suite``; 1.0.2 itself knows epochs only.
     """
     configure_optimizers = model.configure_optimizers
 
@@ -178,19 +173,3 @@ def _only_update_knn(metric: Any) -> None:
         self.update(*args, **kwargs)
 
     metric.forward = forward
-
-
-def _modernise_auto_umap(callback: Any) -> None:
-    """``trainer.val_dataloaders`` is no longer a list."""
-    plot = callback.plot
-
-    def plot_first(self: Any, trainer: lightning.pytorch.Trainer, module: Any) -> None:
-        seen = SimpleNamespace(
-            val_dataloaders=[trainer.val_dataloaders],
-            logger=trainer.logger,
-            is_global_zero=trainer.is_global_zero,
-            current_epoch=trainer.current_epoch,
-        )
-        plot(self, seen, module)
-
-    callback.plot = plot_first

@@ -7,7 +7,6 @@ import importlib
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -17,13 +16,13 @@ from solo.args.utils import N_CLASSES_PER_DATASET
 from solo.methods import METHODS
 from solo.methods.base import BaseMethod
 from solo.methods.linear import LinearModel
-from solo.utils import classification_dataloader, pretrain_dataloader
+from solo.utils import pretrain_dataloader
 from solo.utils.checkpointer import Checkpointer
 from solo.utils.knn import WeightedKNNClassifier
 from solo.utils.lars import LARSWrapper
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from emim_solo.emim.method import DEFAULTS as EMIM_DEFAULTS
 from emim_solo.emim.method import EMIMMethod, complete_method_kwargs
@@ -91,15 +90,6 @@ class EMIM(EMIMMethod, LabelsOptional, BaseMethod):
         super().__init__(**kwargs)
         self.add_emim(method_kwargs)
 
-    @staticmethod
-    def add_model_specific_args(parent_parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-        """EMIM's settings as command-line arguments, the way 1.0.2 declares a method's."""
-        parent_parser = BaseMethod.add_model_specific_args(parent_parser)
-        group = parent_parser.add_argument_group("emim")
-        for name, default in EMIM_DEFAULTS.items():
-            group.add_argument(f"--{name}", type=type(default), default=default)
-        return parent_parser
-
     def embeddings(self, out: Any) -> list[Tensor]:
         """1.0.2's base training step returns features only."""
         return [self.projector(features) for features in out["feats"]]
@@ -111,18 +101,14 @@ class CosineKNNClassifier(WeightedKNNClassifier):
     def __init__(self, k: int, T: float) -> None:
         super().__init__(k=k, T=T, distance_fx="cosine")
 
-    def update(
-        self,
-        train_features: Tensor | None = None,
-        train_targets: Tensor | None = None,
-        test_features: Tensor | None = None,
-        test_targets: Tensor | None = None,
-    ) -> None:
-        train_features, test_features = (
-            None if features is None else functional.normalize(features, dim=1)
-            for features in (train_features, test_features)
+    def update(self, **features_and_targets: Any) -> None:
+        """As the suite's."""
+        super().update(
+            **{
+                name: functional.normalize(value, dim=1) if name.endswith("features") and value is not None else value
+                for name, value in features_and_targets.items()
+            }
         )
-        super().update(train_features, train_targets, test_features, test_targets)
 
 
 class CollectiveCheckpointer(Checkpointer):
@@ -137,6 +123,7 @@ class CollectiveCheckpointer(Checkpointer):
 
 class Release102Suite(Suite):
     generation = "1.0.2"
+    evaluation_module = "solo.utils.classification_dataloader"
     linear_optimizers = ("sgd", "lars", "adam")
     schedulers = ("warmup_cosine", "cosine", "step", "none")
 
@@ -167,22 +154,23 @@ class Release102Suite(Suite):
             _check_view(view)
         if cfg.data.val_path is not None:
             cfg.optimizer.classifier_lr *= self._batch_scale(cfg)
-        given = plain(cfg.method_kwargs)
+        kwargs = plain(cfg.method_kwargs)
         if cfg.method == "emim":
-            cfg.method_kwargs = complete_method_kwargs(given, self._names_of_other_methods())
+            cfg.method_kwargs = complete_method_kwargs(kwargs, self._names_of_other_methods())
         else:
-            own = self._method_defaults(cfg.method)
-            cfg.method_kwargs = own | {name: value for name, value in given.items() if name in own}
+            defaults = self._method_defaults(cfg.method)
+            cfg.method_kwargs = defaults | {name: value for name, value in kwargs.items() if name in defaults}
         return cfg
 
     def _complete_common(self, cfg: DictConfig, defaults: dict[str, Any]) -> DictConfig:
         merged = OmegaConf.merge(_COMMON_DEFAULTS, defaults, open_copy(cfg))
         assert isinstance(merged, DictConfig)
         cfg = merged
-        if cfg.data.format == "h5" or cfg.data.fraction > 0:
-            raise UsageError(
-                "data.format", f"data.format=h5 and data.fraction: {_ONLY_MAIN}; use the whole image folder"
-            )
+        for key, only_main in (("data.format", cfg.data.format == "h5"), ("data.fraction", cfg.data.fraction > 0)):
+            if only_main:
+                raise UsageError(key, f"{key}: {_ONLY_MAIN}; use the whole image folder")
+        if OmegaConf.select(cfg, "auto_umap.enabled", default=False):
+            raise UsageError("auto_umap.enabled", f"auto_umap: {_ONLY_MAIN}; use 'emim-solo umap' on its checkpoints")
         if cfg.optimizer.exclude_bias_n_norm_wd:
             key = "optimizer.exclude_bias_n_norm_wd"
             raise UsageError(key, f"{key}=True: {_ONLY_MAIN}; leave it out")
@@ -277,9 +265,6 @@ class Release102Suite(Suite):
             kwargs["exclude_bias_n_norm"] = extra.pop("exclude_bias_n_norm")
         return {**kwargs, "extra_optimizer_args": extra}
 
-    def backbone(self, model: Any) -> nn.Module:
-        return model.encoder
-
     # -- data ---------------------------------------------------------------------------------------------------
 
     def train_loader(self, cfg: DictConfig, images: RunImages) -> DataLoader:
@@ -308,22 +293,8 @@ class Release102Suite(Suite):
         transform: Any = pretrain_dataloader.prepare_transform(cfg.data.dataset, **view_kwargs(cfg, view))
         return transform
 
-    def suite_evaluation_transform(self, dataset: str) -> Any:
-        return classification_dataloader.prepare_transforms(dataset)[1]
-
-    def evaluation_module(self) -> ModuleType:
-        module: ModuleType = classification_dataloader
-        return module
-
-    def _prepare_evaluation(self, cfg: DictConfig, val_path: str, transform: Any) -> tuple[Dataset, Dataset]:
-        return classification_dataloader.prepare_datasets(
-            cfg.data.dataset,
-            transform,
-            transform,
-            data_dir=Path("/"),  # joined with absolute folders: the folders themselves
-            train_dir=Path(cfg.data.train_path).absolute(),
-            val_dir=Path(val_path).absolute(),
-        )
+    def _evaluation_folders(self, train_path: Path, val_path: Path) -> dict[str, Any]:
+        return {"data_dir": Path("/"), "train_dir": train_path, "val_dir": val_path}  # joined: the folders themselves
 
     # -- callbacks and evaluation -------------------------------------------------------------------------------
 
@@ -333,17 +304,6 @@ class Release102Suite(Suite):
             logdir=Path(cfg.checkpoint.dir) / cfg.method,
             frequency=cfg.checkpoint.frequency,
             keep_previous_checkpoints=cfg.checkpoint.keep_prev,
-        )
-
-    def auto_umap(self, cfg: DictConfig) -> Callback:
-        try:
-            auto_umap = importlib.import_module("solo.utils.auto_umap")
-        except ImportError as error:
-            raise UsageError(
-                "auto_umap.enabled", f"auto_umap.enabled needs the umap extra ({error}): pip install 'emim-solo[umap]'"
-            ) from error
-        return auto_umap.AutoUMAP(
-            Namespace(name=cfg.name), logdir=Path(cfg.auto_umap.dir) / cfg.method, frequency=cfg.auto_umap.frequency
         )
 
     def knn_classifier(self, k: int, temperature: float, distance: str) -> Any:
