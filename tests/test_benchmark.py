@@ -24,6 +24,7 @@ from emim_solo.benchmark import plan
 from emim_solo.benchmark.cost import loading_seconds, measure
 from emim_solo.benchmark.runner import EVALUATION_SHARE, Runner, run_benchmark
 from emim_solo.checkpoints.opening import open_checkpoint
+from emim_solo.emim.measures import OF_A_PAIR
 from emim_solo.evaluation.linear import complete_settings
 from emim_solo.evaluation.protocol import Protocol
 from emim_solo.evaluation.score import score_checkpoint
@@ -431,8 +432,25 @@ def test_the_score_is_that_of_the_command_in_the_table_and_beside_the_accuracy(f
     assert "View information (nats)" in (finished / "table.md").read_text()
 
 
+def test_diagnostics_are_of_the_views_of_the_score(finished):
+    """Of both parts, what both have being the same numbers."""
+    rows_of = {
+        stage: {(row["name"], row["seed"]): row for row in rows.read(finished / "rows.jsonl") if row["stage"] == stage}
+        for stage in ("diagnostics", "score")
+    }
+    for run, diagnosed in rows_of["diagnostics"].items():
+        scored = rows_of["score"][run]
+        assert [diagnosed[key] for key in ("protocol", "images", "of")] == [
+            scored[key] for key in ("protocol", "images", "of")
+        ]
+        found = {name: diagnosed["metrics"][f"backbone_{name}"] for name in OF_A_PAIR}
+        assert found == pytest.approx({name: scored["metrics"][name] for name in OF_A_PAIR}, nan_ok=True)
+        assert diagnosed["metrics"].keys() >= {f"projector_{name}" for name in (*OF_A_PAIR, "spread", "collapsed")}
+
+
 def test_without_the_score_it_is_neither_made_nor_missed(settings, tmp_path, capsys):
     run_benchmark(settings(tmp_path / "b", only="emim", seeds=[0], max_epochs=1, score={"enabled": False}))
+    assert {row["stage"] for row in rows.read(tmp_path / "b" / "rows.jsonl")} >= {"diagnostics", "linear"}
     assert "score" not in {row["stage"] for row in rows.read(tmp_path / "b" / "rows.jsonl")}
     said = capsys.readouterr().out
     assert "View information" not in said
