@@ -152,7 +152,7 @@ class Suite(ABC):
         """
         with in_one_line("method_kwargs", f"config of {cfg.method} in solo-learn {self.version}"):
             cfg = count_classes(self._complete(open_copy(cfg), images), images.listed)
-        check_method(cfg, None if images.train is None else len(images.train))
+            check_method(cfg, None if images.train is None else len(images.train))
         return dali.complete_dali(cfg) if cfg.data.format == "dali" else cfg
 
     @abstractmethod

@@ -30,6 +30,7 @@ from emim_solo.suite import dali
 from emim_solo.suite.api import Suite, allow_few_classes, give_small_image_stem, open_copy, plain
 from emim_solo.suite.fixes import LabelsOptional
 from emim_solo.suite.loaders import reading_folders
+from emim_solo.suite.preflight import check_numbers
 
 
 class EMIM(EMIMMethod, LabelsOptional, BaseMethod):
@@ -66,7 +67,11 @@ def _names_of_other_methods() -> set[str]:
 
 def _names_read_by(method: type) -> set[str]:
     """main has no list of what its methods read from ``method_kwargs``: their source is the list."""
-    return set(re.findall(r"method_kwargs\.(\w+)", inspect.getsource(sys.modules[method.__module__])))
+    try:
+        source = inspect.getsource(sys.modules[method.__module__])
+    except (OSError, TypeError):  # a class of a notebook, or a compiled one
+        return set()
+    return set(re.findall(r"method_kwargs\.(\w+)", source))
 
 
 @contextmanager
@@ -112,6 +117,9 @@ class MainSuite(Suite):
                 f"{cfg.method} needs {names}: solo-learn main has no default for them; its "
                 f"scripts/pretrain/cifar have a config of each method to take them from",
             )
+        if method.__module__.startswith("solo."):
+            read = _names_read_by(method)
+            check_numbers({name: value for name, value in plain(cfg.method_kwargs).items() if name in read})
         return cfg
 
     def constructor_kwargs(self, cfg: DictConfig) -> dict[str, Any]:

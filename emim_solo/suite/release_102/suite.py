@@ -38,6 +38,7 @@ from emim_solo.suite.api import (
 )
 from emim_solo.suite.fixes import LabelsOptional
 from emim_solo.suite.loaders import reading_folders
+from emim_solo.suite.preflight import check_numbers
 from emim_solo.suite.release_102.compat import linear_warmup_cosine_annealing
 from emim_solo.suite.release_102.dali import DALIData
 
@@ -160,6 +161,8 @@ class Release102Suite(Suite):
         else:
             defaults = self._method_defaults(cfg.method)
             cfg.method_kwargs = defaults | {name: value for name, value in kwargs.items() if name in defaults}
+            if self.method(cfg.method).__module__.startswith("solo."):
+                check_numbers(plain(cfg.method_kwargs))
         return cfg
 
     def _complete_common(self, cfg: DictConfig, defaults: dict[str, Any]) -> DictConfig:
