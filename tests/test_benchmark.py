@@ -384,7 +384,7 @@ def test_loading_that_is_slower_than_the_steps_is_seen():
 
 def test_steps_timed_beforehand_change_no_result(finished, settings, tmp_path):
     run = plan.make_plan(settings(tmp_path)).runs[1]
-    alone = pretrain(run.cfg, version="alone")["metrics"]
+    alone = pretrain(run.run, version="alone")["metrics"]
     (row,) = [
         row
         for row in rows.read(finished / "rows.jsonl")

@@ -30,7 +30,7 @@ from emim_solo.ground.errors import UsageError
 from emim_solo.results import rows
 from emim_solo.results.tables import NO_DECAY
 from emim_solo.suite import load_suite
-from emim_solo.training.pretraining import pretrain
+from emim_solo.training.pretraining import prepare, pretrain
 
 QUICK = ["images=30", "views=3", "splits=2"]
 
@@ -50,8 +50,8 @@ def run(few_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Checkpoin
         },
     }
     (planned,) = make_plan(OmegaConf.create(settings)).runs
-    planned.cfg.checkpoint.keep_prev = True
-    return open_checkpoint(pretrain(planned.cfg, version="0")["checkpoint"])
+    planned.composed.checkpoint.keep_prev = True
+    return open_checkpoint(pretrain(prepare(planned.composed), version="0")["checkpoint"])
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def test_without_augmentation_views_are_the_images_of_evaluation(run):
 
 def test_scoring_leaves_the_random_state_alone(run):
     """While training, it must not change what is trained."""
-    model, views = run.model(), ScoredViews(run.cfg, Protocol.read("digits", QUICK))
+    model, views = run.model(), ScoredViews(run.cfg, Protocol.read("digits", QUICK), run.images)
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
@@ -321,7 +321,7 @@ def test_few_images_have_no_alpha_req_and_the_table_says_why(copy, capsys):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_a_model_in_another_precision_has_the_features_of_its_checkpoint(run, dtype):
     """As it is while a run trains in precision=bf16-true, and once the checkpoint of that run is opened."""
-    views = ScoredViews(run.cfg, Protocol.read("digits", QUICK))
+    views = ScoredViews(run.cfg, Protocol.read("digits", QUICK), run.images)
     training = run.model().to(dtype)
     opened = run.model()
     opened.load_state_dict(training.state_dict())

@@ -30,7 +30,6 @@ from emim_solo.ground.errors import UsageError
 from emim_solo.ground.settings import read, setting
 
 _WIDEST = 32_768  # a hidden layer of it has 4 GB of weights
-_HIGHEST_ORDER = 64  # of the series; each costs a product of two matrices
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class MethodSettings:
     proj_output_dim: int = setting(2048, least=1, most=_WIDEST)
     objective: str = setting("bound", choices=OBJECTIVES)
     marginal: str = setting("series", choices=MARGINALS)
-    series_order: int = setting(2, least=2, most=_HIGHEST_ORDER)
+    series_order: int = setting(2, least=2, most=2)
     residual: str = setting("isotropic", choices=RESIDUALS)
     weight: float = setting(4.0, least=0)
     noise_variance: float = setting(0.1, above=0)

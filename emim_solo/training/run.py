@@ -174,8 +174,9 @@ def _check_time(most: Any) -> None:
 
 def _complete_view(view: DictConfig) -> DictConfig:
     """An entry of ``augmentations`` with what it leaves out, which the suite asks for: nothing happens by default."""
-    defaults = asdict(schema.View(crop_size=view.crop_size, num_crops=view.num_crops))
-    return OmegaConf.merge({key: value for key, value in defaults.items() if value is not None}, view)  # type: ignore[return-value]
+    whole = asdict(schema.View(crop_size=view.crop_size, num_crops=view.num_crops))
+    parts = ({key: part[key] for key in part if part[key] is not None} for part in (whole, view))
+    return OmegaConf.merge(*parts)  # type: ignore[return-value]
 
 
 def _is_there(values: Mapping[str, Any], key: str) -> bool:

@@ -169,10 +169,9 @@ class Release102Suite(Suite):
         merged = OmegaConf.merge(_COMMON_DEFAULTS, defaults, open_copy(cfg))
         assert isinstance(merged, DictConfig)
         cfg = merged
-        if cfg.data.format == "h5" or cfg.data.fraction > 0:
-            raise UsageError(
-                "data.format", f"data.format=h5 and data.fraction: {_ONLY_MAIN}; use the whole image folder"
-            )
+        for key, only_main in (("data.format", cfg.data.format == "h5"), ("data.fraction", cfg.data.fraction > 0)):
+            if only_main:
+                raise UsageError(key, f"{key}: {_ONLY_MAIN}; use the whole image folder")
         if OmegaConf.select(cfg, "auto_umap.enabled", default=False):
             raise UsageError("auto_umap.enabled", f"auto_umap: {_ONLY_MAIN}; use 'emim-solo umap' on its checkpoints")
         if cfg.optimizer.exclude_bias_n_norm_wd:
