@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from omegaconf import DictConfig
 
 from emim_solo.ground.errors import UsageError
@@ -47,8 +48,9 @@ KEYS: dict[str, dict[str, Any]] = {  # and the config that each is set in
     **{f"scheduler.{key}": {"scheduler.name": "step"} for key in ("name", "lr_decay_steps", "interval")},
     **{f"momentum.{key}": {"method": "byol"} for key in ("base_tau", "final_tau", "classifier")},
 }
-CASES = [(key, value) for key in KEYS for value in VALUES]
-SAMPLE = 40
+GIGABYTES = ("backbone.kwargs.", "method_kwargs.")  # a network of a million neurons is a user's right
+CASES = [(key, value) for key in KEYS for value in VALUES if not (value == 1_000_000 and key.startswith(GIGABYTES))]
+SAMPLE = 25
 
 
 def first_step(cfg: DictConfig) -> None:
@@ -56,6 +58,8 @@ def first_step(cfg: DictConfig) -> None:
     suite, run = load_suite(), prepare(cfg)
     model: Any = suite.build(run.config)
     model.log = model.log_dict = lambda *_, **__: None
+    model.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, log_every_n_steps=0)
+    model.on_train_start()
     size = run.config.augmentations[0].crop_size
     batch = [torch.arange(4), [torch.randn(4, 3, size, size) for _ in range(2)], torch.arange(4)]
     with suppress(FloatingPointError):  # a loss that is not finite is said in one line, too

@@ -172,7 +172,7 @@ def make_plan(cfg: DictConfig) -> Plan:
                     error.key,
                     f"{name}: {error} (keys of the pretraining go under run, on the command line as +run.KEY=VALUE)",
                 ) from error
-            by_name[name] = suite.plain(run.config)
+            by_name[name] = suite.as_dict(run.config)
             if name in chosen:
                 entries.append(Entry(name, seed, composed, run, compare.config_hash(by_name[name])))
     _check_terms(by_name, benchmark.deviations or {})
@@ -231,7 +231,7 @@ def _compose(name: str, method: Method, seed: int, benchmark: Benchmark) -> Dict
             f"methods.{name}.config", f"methods.{name}: no '{file}.yaml' in '{folder}'; there are {there}"
         ) from error
     OmegaConf.set_struct(cfg, False)
-    kwargs = suite.plain(cfg.get("method_kwargs") or OmegaConf.create())
+    kwargs = suite.as_dict(cfg.get("method_kwargs") or OmegaConf.create())
     if method.method not in (None, cfg.method):  # on this one's terms: of its own settings only the widths are shared
         kwargs = {key: kwargs[key] for key in _SHARED_KWARGS if key in kwargs}
         cfg.method = method.method

@@ -42,7 +42,7 @@ from emim_solo.images.folders import differing_images
 from emim_solo.report.page import ROWS, spectrum_file, write_report
 from emim_solo.results import rows
 from emim_solo.results.tables import differences, evaluation_stages, headline, to_text
-from emim_solo.suite import load_suite, plain
+from emim_solo.suite import as_dict, load_suite
 from emim_solo.training.pretraining import pretrain, reset_peak_memory
 
 
@@ -245,7 +245,7 @@ class Runner:
         """The row of a run that diverged: its cells are flagged, and it is not tried again."""
         row = rows.new_row(
             "pretrain",
-            config=plain(run.cfg),
+            config=as_dict(run.cfg),
             suite=load_suite().identity,
             device="gpu" if torch.cuda.is_available() else "cpu",
             epochs=0,
@@ -254,7 +254,7 @@ class Runner:
             metrics={},
             failed=reason,
         )
-        return {**row, "config": plain(run.cfg)}
+        return {**row, "config": as_dict(run.cfg)}
 
     def _folder(self, run: Entry) -> Path:
         return self.plan.folder / run.cfg.method / run.version

@@ -22,7 +22,7 @@ from emim_solo.checkpoints.opening import CARD, Checkpoint, is_weights, open_che
 from emim_solo.ground import compare, files
 from emim_solo.ground.errors import UsageError
 from emim_solo.results import rows
-from emim_solo.suite import load_suite, plain
+from emim_solo.suite import as_dict, load_suite
 
 SUFFIXES = {"torchvision": ".pth", "timm": ".pth", "safetensors": ".safetensors", ONNX: ".onnx"}
 """Of the file by format; where it is .pth, .pt will do."""
@@ -91,7 +91,7 @@ def _in_library(
 ) -> tuple[Architecture, nn.Module] | None:
     """The library's network with the backbone's weights, if it gives the backbone's features."""
     try:
-        architecture = named(cfg.backbone.name, backbone, plain(cfg.backbone.kwargs), library)
+        architecture = named(cfg.backbone.name, backbone, as_dict(cfg.backbone.kwargs), library)
         network = architecture.filled(backbone.state_dict(), "the run")
         theirs = _features(network, images)
     except (AssertionError, RuntimeError, UsageError):  # it has none, or another one of that name
@@ -153,7 +153,7 @@ def _card(
     known: dict[str, Any] = {
         **{key: cfg[key] for key in ("name", "method", "seed")},
         "max_epochs": checkpoint.epochs,
-        "backbone": plain(cfg.backbone),
+        "backbone": as_dict(cfg.backbone),
         "data": {"dataset": cfg.data.dataset},
         "augmentations": [{"crop_size": size, "mean": mean, "std": std}],
     }
@@ -171,7 +171,7 @@ def _card(
         "trained on": f"{folder.parent.name}/{folder.name}" if cfg.data.dataset == "custom" else cfg.data.dataset,
         "epochs": checkpoint.epochs,
         "seed": cfg.seed,
-        "config": compare.config_hash(plain(cfg)),
+        "config": compare.config_hash(as_dict(cfg)),
         "solo-learn": suite.version,
         "emim-solo": emim_solo.__version__,
         "licence of the weights": "for whoever trained them to say" if licence == "other" else licence,
@@ -198,7 +198,7 @@ def _scores(checkpoint: Checkpoint) -> dict[tuple[str, str, str], str]:
     Of several rows that say the same of the same, the last counts. A number that is not known to be of the backbone, such
     as that of a projector, a picture or a step's time, has no place on its card.
     """
-    cfg, file = plain(checkpoint.trained), checkpoint.rows_file
+    cfg, file = as_dict(checkpoint.trained), checkpoint.rows_file
     scores: dict[tuple[str, str, str], str] = {}
     stored = rows.read(file) if file.is_file() else []
     for row in rows.of_checkpoint(stored, checkpoint.folder, compare.config_hash(cfg), checkpoint.epochs):

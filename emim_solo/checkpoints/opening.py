@@ -30,7 +30,7 @@ from emim_solo.ground import files
 from emim_solo.ground.errors import UsageError
 from emim_solo.ground.settings import checked
 from emim_solo.images.folders import Listings, RunImages, check_held_out, expand_home
-from emim_solo.suite import load_suite, plain
+from emim_solo.suite import as_dict, load_suite
 from emim_solo.suite.api import count_classes
 
 ARGUMENTS = "args.json"
@@ -204,7 +204,7 @@ def open_checkpoint(place: Path | str, changes: Sequence[str] = (), listings: Li
         network = _with_changes(
             OmegaConf.create({"backbone": {"kwargs": {}}}), changes_of_network, _OF_NETWORK
         ).backbone
-        architecture = Architecture(library, name, plain(network.kwargs), bool(network.get("small_image_stem")))
+        architecture = Architecture(library, name, as_dict(network.kwargs), bool(network.get("small_image_stem")))
         return _of_weights(Path(os.path.expanduser(file)), architecture, {}, changes, listings)
     path = Path(os.path.abspath(os.path.expanduser(place)))  # "." has neither method nor version in it
     if is_weights(path):
@@ -318,7 +318,7 @@ def _on_images(cfg: DictConfig, changes: Sequence[str], listings: Listings) -> D
         )
     for key, (kind, bounds) in _CHANGEABLE.items():
         section, _, name = key.rpartition(".")
-        values = plain(OmegaConf.select(cfg, section))
+        values = as_dict(OmegaConf.select(cfg, section))
         value = checked(values[name], kind, key, bounds) if name in values else None
         if isinstance(value, list) and len(value) != 3:
             raise UsageError(key, f"{key}={value}: expected three numbers")

@@ -20,7 +20,7 @@ from emim_solo.ground.errors import UsageError
 from emim_solo.ground.settings import checked, from_dotlist, read
 from emim_solo.images.folders import why_no_accuracy
 from emim_solo.results import rows
-from emim_solo.suite import load_suite, plain
+from emim_solo.suite import as_dict, load_suite
 
 
 def evaluation_row(
@@ -38,7 +38,7 @@ def evaluation_row(
     """
     return rows.new_row(
         stage,
-        config=plain(cfg),
+        config=as_dict(cfg),
         suite=load_suite().identity,
         device=str(device_of(cfg)),
         epochs=int(cfg.max_epochs) if epochs is None else epochs,

@@ -23,7 +23,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sequential
 
 from emim_solo.evaluation.features import Features, Split, all_finite, device_of, is_whole, pieces
 from emim_solo.ground.settings import read, setting
-from emim_solo.suite import load_suite, plain
+from emim_solo.suite import as_dict, load_suite
 
 LOGISTIC_ITERATIONS = 300
 
@@ -90,7 +90,7 @@ def complete_settings(given: Any) -> dict[str, Any]:
     """
     settings = OmegaConf.create(_without_none(asdict(read(LinearSettings, {} if given is None else given))))
     load_suite().check_values(settings, linear=True)
-    return plain(settings)
+    return as_dict(settings)
 
 
 class _Known(nn.Module):
@@ -183,7 +183,7 @@ def quiet_trainer(**kwargs: Any) -> Trainer:
 
 def _linear_config(cfg: DictConfig, settings: Mapping[str, Any]) -> DictConfig:
     """The schema of linear evaluation, filled from the pretraining's config and complete settings."""
-    data = plain(cfg.data)
+    data = as_dict(cfg.data)
     keys = ("dataset", "train_path", "val_path", "num_workers", "no_labels", "num_classes")
     base = {
         "name": f"{cfg.name}-linear",

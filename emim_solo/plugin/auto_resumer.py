@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from emim_solo.ground import compare
-from emim_solo.suite.api import plain
+from emim_solo.suite.api import as_dict
 
 
 def compare_all_settings_of_emim() -> None:
@@ -35,13 +35,13 @@ def compare_all_settings_of_emim() -> None:
         # 1.0.2's takes a Namespace, and its caller compares what it gets with the whole config
         if not isinstance(cfg, DictConfig) or "emim" not in (cfg.get("method"), cfg.get("pretrain_method")):
             return suites_find_checkpoint(self, cfg)
-        here = plain(OmegaConf.create(json.loads(json.dumps(plain(cfg), default=str))))
+        here = as_dict(OmegaConf.create(json.loads(json.dumps(as_dict(cfg), default=str))))
         candidates = []
         for arguments in Path(self.checkpoint_dir).rglob("args.json"):
             in_one_folder = copy.copy(self)
             in_one_folder.checkpoint_dir = arguments.parent
             try:
-                there = plain(OmegaConf.create(json.loads(arguments.read_text())))
+                there = as_dict(OmegaConf.create(json.loads(arguments.read_text())))
                 checkpoint, wandb_run_id = suites_find_checkpoint(in_one_folder, cfg)
             except (OSError, ValueError, OmegaConfBaseException):  # cut short, or another job is writing it
                 continue

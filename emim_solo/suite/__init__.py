@@ -9,9 +9,9 @@ from importlib import metadata
 from pathlib import Path
 
 from emim_solo.ground.errors import UsageError
-from emim_solo.suite.api import Suite, plain
+from emim_solo.suite.api import Suite, as_dict
 
-__all__ = ["Suite", "load_suite", "plain"]
+__all__ = ["Suite", "as_dict", "load_suite"]
 
 _INSTALL = (
     "install solo-learn main (a clone of github.com/vturrisi/solo-learn on the Python path) "

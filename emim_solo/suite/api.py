@@ -118,7 +118,7 @@ class Suite(ABC):
             key = "scheduler.lr_decay_steps"
             raise UsageError(key, f"scheduler.name=step without {key}: expected epochs, as in [60,80]")
         if kwargs := OmegaConf.select(cfg, "optimizer.kwargs"):
-            cfg.optimizer.kwargs = self._kwargs_of_optimizer(cfg.optimizer.name, plain(kwargs))
+            cfg.optimizer.kwargs = self._kwargs_of_optimizer(cfg.optimizer.name, as_dict(kwargs))
 
     def _kwargs_of_optimizer(self, name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
         makers, key = self.optimizer_makers(), "optimizer.kwargs"
@@ -152,7 +152,7 @@ class Suite(ABC):
         """
         with in_one_line("method_kwargs", f"config of {cfg.method} in solo-learn {self.version}"):
             cfg = count_classes(self._complete(open_copy(cfg), images), images.listed)
-        check_method(cfg, None if images.train is None else len(images.train))
+            check_method(cfg, None if images.train is None else len(images.train))
         return dali.complete_dali(cfg) if cfg.data.format == "dali" else cfg
 
     @abstractmethod
@@ -347,7 +347,7 @@ def in_one_line(key: str, what: str, to_do: str = "") -> Iterator[None]:
         ) from error
 
 
-def plain(cfg: DictConfig | ListConfig) -> dict[str, Any]:
+def as_dict(cfg: DictConfig | ListConfig) -> dict[str, Any]:
     """The config as dicts and lists, interpolations resolved."""
     container = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(container, dict)

@@ -27,9 +27,10 @@ from emim_solo.emim.method import EMIMMethod, complete_method_kwargs
 from emim_solo.ground.errors import UsageError
 from emim_solo.images.folders import RunImages
 from emim_solo.suite import dali
-from emim_solo.suite.api import Suite, allow_few_classes, give_small_image_stem, open_copy, plain
+from emim_solo.suite.api import Suite, allow_few_classes, as_dict, give_small_image_stem, open_copy
 from emim_solo.suite.fixes import LabelsOptional
 from emim_solo.suite.loaders import reading_folders
+from emim_solo.suite.preflight import check_numbers
 
 
 class EMIM(EMIMMethod, LabelsOptional, BaseMethod):
@@ -50,13 +51,13 @@ class EMIM(EMIMMethod, LabelsOptional, BaseMethod):
 
     def run_settings(self) -> dict[str, Any]:
         """The whole config."""
-        return plain(self.cfg)
+        return as_dict(self.cfg)
 
     @staticmethod
     def add_and_assert_specific_cfg(cfg: DictConfig) -> DictConfig:
         """Defaults and checks of the base method and of EMIM's ``method_kwargs``."""
         cfg = BaseMethod.add_and_assert_specific_cfg(cfg)
-        cfg.method_kwargs = complete_method_kwargs(plain(cfg.method_kwargs), _names_of_other_methods())
+        cfg.method_kwargs = complete_method_kwargs(as_dict(cfg.method_kwargs), _names_of_other_methods())
         return cfg
 
 
@@ -66,7 +67,11 @@ def _names_of_other_methods() -> set[str]:
 
 def _names_read_by(method: type) -> set[str]:
     """main has no list of what its methods read from ``method_kwargs``: their source is the list."""
-    return set(re.findall(r"method_kwargs\.(\w+)", inspect.getsource(sys.modules[method.__module__])))
+    try:
+        source = inspect.getsource(sys.modules[method.__module__])
+    except (OSError, TypeError):  # a class of a notebook, or a compiled one
+        return set()
+    return set(re.findall(r"method_kwargs\.(\w+)", source))
 
 
 @contextmanager
@@ -104,7 +109,7 @@ class MainSuite(Suite):
             cfg.momentum = {}  # every key has a default, and the section none
         cfg = method.add_and_assert_specific_cfg(cfg)
         if cfg.backbone.name.startswith("vit"):  # timm's own default is 224 pixels, whatever the crops are
-            cfg.backbone.kwargs = {"img_size": cfg.augmentations[0].crop_size} | plain(cfg.backbone.kwargs)
+            cfg.backbone.kwargs = {"img_size": cfg.augmentations[0].crop_size} | as_dict(cfg.backbone.kwargs)
         if method is not EMIM and (missing := sorted(_names_read_by(method) - set(cfg.method_kwargs))):
             names = ", ".join(f"method_kwargs.{name}" for name in missing)
             raise UsageError(
@@ -112,6 +117,9 @@ class MainSuite(Suite):
                 f"{cfg.method} needs {names}: solo-learn main has no default for them; its "
                 f"scripts/pretrain/cifar have a config of each method to take them from",
             )
+        if method.__module__.startswith("solo."):
+            read = _names_read_by(method)
+            check_numbers({name: value for name, value in as_dict(cfg.method_kwargs).items() if name in read})
         return cfg
 
     def constructor_kwargs(self, cfg: DictConfig) -> dict[str, Any]:

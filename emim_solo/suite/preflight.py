@@ -5,7 +5,8 @@ The suite says it with an assertion, an exception from inside torch or a NaN, so
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
@@ -43,6 +44,19 @@ def check_method(cfg: DictConfig, images: int | None) -> None:
         checks.append(_whole_batches_in_queue)
     if unmet := [sentence for check in checks for sentence in check(run)]:
         raise UsageError("method", f"{cfg.method} needs {'; '.join(unmet)}")
+
+
+def check_numbers(kwargs: Mapping[str, Any]) -> None:
+    """Check the ``method_kwargs`` that a method of the suite reads: it declares no types, and all of them are numbers.
+
+    Raises:
+        UsageError: one is something else.
+    """
+    for name, value in kwargs.items():
+        values = value if name == "num_prototypes" and isinstance(value, list) else [value]
+        if not all(isinstance(each, int | float) and math.isfinite(each) for each in values):
+            key = f"method_kwargs.{name}"
+            raise UsageError(key, f"{key}={str(value)[:80]}: expected a finite number, or True or False for a switch")
 
 
 def _momentum(run: _Run) -> Iterator[str]:

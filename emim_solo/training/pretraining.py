@@ -27,7 +27,7 @@ from emim_solo.ground.errors import UsageError
 from emim_solo.ground.stopping import Stopped
 from emim_solo.images.folders import check_images
 from emim_solo.results import rows
-from emim_solo.suite import load_suite, plain
+from emim_solo.suite import as_dict, load_suite
 from emim_solo.training.callbacks import (
     RESULTS,
     ContinueCheckpoints,
@@ -73,7 +73,7 @@ def pretrain(run: Run, version: str | None = None, more_callbacks: Sequence[Call
         opening.check_fits(start.checkpoint, start.contents, cfg, model)
     files.writable_folder(run.base, "checkpoint.dir", _bytes_of(model) if cfg.checkpoint.enabled else 0)
     scoring = score_callbacks(run, model)
-    timer = Timer(plain(cfg).get("max_time"))
+    timer = Timer(as_dict(cfg).get("max_time"))
     score = next((callback for callback in scoring if isinstance(callback, LiveScore)), None)
     keep = KeepResults(timer, run.images.record, score)
     callbacks: list[Callback] = [SeedEachEpoch(cfg.seed), StopOnNaN(), timer, keep, *scoring]
@@ -105,7 +105,7 @@ def pretrain(run: Run, version: str | None = None, more_callbacks: Sequence[Call
 
 
 def _row(run: Run, **fields: Any) -> dict[str, Any]:
-    config = plain(run.config)
+    config = as_dict(run.config)
     checkpoint = str(run.folder) if run.config.checkpoint.enabled else None
     suite = load_suite().identity
     row = rows.new_row(
@@ -213,7 +213,7 @@ def _trainer(run: Run, callbacks: list[Callback]) -> Trainer:
         *TrainerOptions.__dataclass_fields__,
         *("max_epochs", "num_nodes", "devices"),
     }
-    options = {name: value for name, value in plain(cfg).items() if name in names and name != "max_time"}
+    options = {name: value for name, value in as_dict(cfg).items() if name in names and name != "max_time"}
     strategy = options.get("strategy")
     options["strategy"] = DDPStrategy(find_unused_parameters=False) if strategy == "ddp" else strategy or "auto"
     if not on_gpu(cfg):

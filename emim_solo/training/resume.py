@@ -20,7 +20,7 @@ from emim_solo.checkpoints import opening
 from emim_solo.ground import compare
 from emim_solo.ground.errors import UsageError
 from emim_solo.images.folders import HeldOut, check_held_out, differing_images
-from emim_solo.suite.api import plain
+from emim_solo.suite.api import as_dict
 from emim_solo.training.live_score import stopped_early
 from emim_solo.training.run import Run, Start
 
@@ -61,7 +61,7 @@ def decide(run: Run, version: str | None = None) -> Run:
 
 def _had_ended(contents: Mapping[str, Any], cfg: DictConfig) -> bool:
     """Whether a run's score, its steps or its time had ended it when a checkpoint was written."""
-    timer = Timer(plain(cfg).get("max_time"))
+    timer = Timer(as_dict(cfg).get("max_time"))
     if state := contents.get("callbacks", {}).get(timer.state_key):
         timer.load_state_dict(state)
     remaining = timer.time_remaining()
@@ -100,7 +100,7 @@ def _to_resume(run: Run) -> tuple[Path, dict[str, Any]] | None:
 
 def _differences(stored: Mapping[str, Any], run: Run) -> list[str]:
     """What a stored config differs in from that of a run, of what changes results."""
-    ours = plain(run.config)
+    ours = as_dict(run.config)
     theirs = {key: value for key, value in stored.items() if key in ours or key == "score"}
     if not (stored.get("score") or {}).get("enabled"):  # then the section is not in ours
         theirs.pop("score", None)

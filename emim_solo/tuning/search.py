@@ -31,7 +31,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from emim_solo.ground import compare, configs, files
 from emim_solo.ground.errors import UsageError
 from emim_solo.images.folders import Listings
-from emim_solo.suite import plain
+from emim_solo.suite import as_dict
 from emim_solo.training.run import Run, prepare
 
 SAMPLERS = ("TPESampler", "RandomSampler", "GPSampler")
@@ -168,7 +168,7 @@ class Search:
             # What optimizer and backbone take is checked by themselves.
             free = key in of_trainer or key.rpartition(".")[0].endswith(".kwargs")
             if not (free or key in known or _has(base, key)):
-                near = difflib.get_close_matches(key, compare.leaves(plain(base)), n=3, cutoff=0.0)
+                near = difflib.get_close_matches(key, compare.leaves(as_dict(base)), n=3, cutoff=0.0)
                 raise UsageError(f"the config has no {key} to search: did you mean {', '.join(near)}?")
         if known != first:
             base = self.complete(first, Path(), 0).config

@@ -28,7 +28,7 @@ from emim_solo.ground import compare, files
 from emim_solo.ground.errors import UsageError
 from emim_solo.ground.stopping import Stopped
 from emim_solo.results import rows
-from emim_solo.suite import load_suite, plain
+from emim_solo.suite import as_dict, load_suite
 from emim_solo.training.live_score import MONITOR, LiveScore, is_last_epoch
 from emim_solo.training.pretraining import pretrain, reset_peak_memory
 from emim_solo.tuning.search import Search
@@ -114,7 +114,7 @@ class Tuning:
             **{key: getattr(self.search, key) for key in ("sampler", "pruner", "seed")},
         }
         more = {"search": search, "protocol": asdict(self.protocol), "solo-learn": load_suite().identity}
-        return dict(json.loads(json.dumps({**plain(base), **more}, default=str)))
+        return dict(json.loads(json.dumps({**as_dict(base), **more}, default=str)))
 
     def _open(self, pruner: Any, identity: Mapping[str, Any]) -> optuna.Study:
         path = self.folder / "study.db"
@@ -219,7 +219,7 @@ class Tuning:
             cfg = self.base.copy()
             for key, value in values.items():
                 OmegaConf.update(cfg, key, value, force_add=True)
-        config = plain(cfg)
+        config = as_dict(cfg)
         row = rows.new_row(
             "tune",
             config=config,
@@ -272,7 +272,7 @@ class Tuning:
         document = {
             "defaults": ["_self_", *off],
             "hydra": {"output_subdir": None, "run": {"dir": "."}},
-            **plain(self.search.compose(row_of(best)["params"])),
+            **as_dict(self.search.compose(row_of(best)["params"])),
         }
         text = (
             f"# {self.command}\n"

@@ -33,11 +33,12 @@ from emim_solo.suite.api import (
     IMAGENET_STD,
     Suite,
     allow_few_classes,
+    as_dict,
     open_copy,
-    plain,
 )
 from emim_solo.suite.fixes import LabelsOptional
 from emim_solo.suite.loaders import reading_folders
+from emim_solo.suite.preflight import check_numbers
 from emim_solo.suite.release_102.compat import linear_warmup_cosine_annealing
 from emim_solo.suite.release_102.dali import DALIData
 
@@ -154,12 +155,14 @@ class Release102Suite(Suite):
             _check_view(view)
         if cfg.data.val_path is not None:
             cfg.optimizer.classifier_lr *= self._batch_scale(cfg)
-        kwargs = plain(cfg.method_kwargs)
+        kwargs = as_dict(cfg.method_kwargs)
         if cfg.method == "emim":
             cfg.method_kwargs = complete_method_kwargs(kwargs, self._names_of_other_methods())
         else:
             defaults = self._method_defaults(cfg.method)
             cfg.method_kwargs = defaults | {name: value for name, value in kwargs.items() if name in defaults}
+            if self.method(cfg.method).__module__.startswith("solo."):
+                check_numbers(as_dict(cfg.method_kwargs))
         return cfg
 
     def _complete_common(self, cfg: DictConfig, defaults: dict[str, Any]) -> DictConfig:
@@ -213,7 +216,7 @@ class Release102Suite(Suite):
             model.to(memory_format=torch.channels_last)
 
     def constructor_kwargs(self, cfg: DictConfig) -> dict[str, Any]:
-        values = plain(cfg)
+        values = as_dict(cfg)
         small_stem = values["backbone"].get("small_image_stem", False)
         if small_stem and not cfg.backbone.name.startswith("resnet"):
             key = "backbone.small_image_stem"
@@ -300,7 +303,7 @@ class Release102Suite(Suite):
 
     def checkpointer(self, cfg: DictConfig) -> Callback:
         return CollectiveCheckpointer(
-            Namespace(**plain(cfg)),
+            Namespace(**as_dict(cfg)),
             logdir=Path(cfg.checkpoint.dir) / cfg.method,
             frequency=cfg.checkpoint.frequency,
             keep_previous_checkpoints=cfg.checkpoint.keep_prev,
@@ -327,7 +330,7 @@ class Release102Suite(Suite):
     def linear_model(self, backbone: nn.Module, cfg: DictConfig) -> LightningModule:
         module = importlib.import_module("solo.methods.linear")
         allow_few_classes(module)
-        kwargs = self._optimizer_kwargs(plain(cfg))
+        kwargs = self._optimizer_kwargs(as_dict(cfg))
         for name in ("eta_lars", "grad_clip_lars"):  # fixed in 1.0.2's LinearModel, as complete_linear makes sure of
             kwargs.pop(name, None)
         schedule = cfg.scheduler
