@@ -361,7 +361,7 @@ def test_a_folder_that_cannot_be_written_is_said_before_images_are_read(
         run = prepare(make_cfg(checkpoint__dir=str(tmp_path / place), data__train_path=str(broken.parent)))
         with refused("checkpoint.dir", "cannot write to"):
             pretrain(run)
-    with refused("checkpoint.dir", "MB left"):
+    with refused("disk.full", "checkpoint.dir", "MB left"):
         files.writable_folder(tmp_path, "checkpoint.dir", needed=10**18)
     with refused("--output", "cannot write to"):
         files.writable_folder(tmp_path / "file", "--output")

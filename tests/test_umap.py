@@ -22,6 +22,7 @@ from sklearn import datasets, metrics
 from emim_solo.evaluation import umap as umap_pictures
 from emim_solo.evaluation.features import Features, Split
 from emim_solo.evaluation.thumbnails import write_sprite_sheet
+from emim_solo.images.folders import RunImages
 from emim_solo.results.palette import PALETTE, class_styles
 
 pytest.importorskip("umap", reason="umap-learn is the extra 'umap'")
@@ -189,7 +190,7 @@ def test_pictures_of_an_unlabelled_folder_without_validation_images(solid_image,
     images = torch.randn(30, 8, generator=torch.Generator().manual_seed(0))
     train = Split(images, None, torch.full((30,), -1))
     methods = {name: Features(train, train, []) for name in ("emim-0.5", "emim-0.7")}
-    found = umap_pictures.make_pictures(methods, cfg, tmp_path / "umap", seed=0, limit=20)
+    found = umap_pictures.make_pictures(methods, cfg, RunImages.of(cfg), tmp_path / "umap", seed=0, limit=20)
     assert [list(metrics) for metrics in found.values()] == [["train_trustworthiness"]] * 2
     suffixes = ("png", "pdf", "csv", "json", "webp")
     assert {path.name for path in (tmp_path / "umap").iterdir()} == {f"train.{suffix}" for suffix in suffixes}

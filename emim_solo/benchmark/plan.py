@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from emim_solo import suite
-from emim_solo.evaluation.knn import DISTANCES, KS, TEMPERATURE
+from emim_solo.evaluation.knn import KnnSettings
 from emim_solo.evaluation.linear import complete_settings
 from emim_solo.evaluation.protocol import Protocol
 from emim_solo.ground import compare, configs, files
@@ -36,13 +36,6 @@ class Method:
     method_kwargs: dict[str, Any] | None = None
     run: dict[str, Any] | None = None
     share_of_epochs: float | None = setting(None, above=0, most=1)
-
-
-@dataclass
-class KNN:
-    ks: list[int] = setting(list(KS), least=1)
-    distances: list[str] = setting(list(DISTANCES), choices=DISTANCES)
-    temperature: float = setting(TEMPERATURE, above=0)
 
 
 @dataclass
@@ -78,7 +71,7 @@ class Benchmark:
     max_epochs: int | None = setting(None, least=1)
     run: dict[str, Any] | None = None
     deviations: dict[str, Any] | None = None
-    knn: KNN = field(default_factory=KNN)
+    knn: KnnSettings = field(default_factory=KnnSettings)
     linear: dict[str, Any] | None = None
     diagnostics: Diagnostics = field(default_factory=Diagnostics)
     score: Score = field(default_factory=Score)

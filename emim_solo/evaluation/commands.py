@@ -139,7 +139,11 @@ def knn_main(arguments: Sequence[str]) -> None:
     flags, no_setting, changes = split(arguments)
     given = parser.parse_args([*no_setting, *flags])
     values = {"ks": given.k, "distances": given.distance, "temperature": given.temperature}
-    settings = asdict(read(KnnSettings, values, "knn"))
+    try:
+        settings = asdict(read(KnnSettings, values))
+    except UsageError as error:
+        flag = {"ks": "-k", "distances": "--distance"}.get(error.key.partition(".")[0], "--temperature")
+        raise UsageError(error.key, f"{flag}: {error}") from error
 
     def evaluate(checkpoint: Checkpoint, features: Features) -> Mapping[str, float]:
         return knn(features, **settings, device=device_of(checkpoint.cfg))

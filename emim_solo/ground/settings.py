@@ -21,7 +21,14 @@ from emim_solo.ground.errors import UsageError
 
 Kind = TypeVar("Kind")
 _LONGEST = 80  # characters of a value in an error
-_NAMES = {int: "a whole number", float: "a number", bool: "True or False", str: "a text", type(None): "null"}
+_NAMES = {
+    int: "a whole number",
+    float: "a number",
+    bool: "True or False",
+    str: "a text",
+    dict: "settings by name",
+    type(None): "null",
+}
 
 
 def setting(
@@ -187,7 +194,8 @@ def _expected(hint: Any, bounds: Mapping[str, Any]) -> str:
         elif dataclasses.is_dataclass(option):
             words.append("settings by name")
         else:
-            words.append(_NAMES.get(option, getattr(option, "__name__", str(option))))
+            kind = typing.get_origin(option) or option
+            words.append(_NAMES.get(kind, getattr(kind, "__name__", str(kind))))
     if bounds.get("choices"):
         words = [f"one of {', '.join(map(str, bounds['choices']))}" if word == _NAMES[str] else word for word in words]
     limits = {"least": "at least", "above": "above", "most": "at most"}
