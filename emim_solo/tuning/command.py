@@ -5,14 +5,12 @@ from __future__ import annotations
 import argparse
 import shlex
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import optuna
 from omegaconf import OmegaConf
 
 from emim_solo.ground import configs, files
-from emim_solo.ground.errors import UsageError
 from emim_solo.tuning.search import Search
 from emim_solo.tuning.study import Tuning
 
@@ -32,15 +30,12 @@ def tune_main(arguments: Sequence[str]) -> None:
     parser.add_argument("--trials", type=int, help="how many in all, instead of the search's")
     parser.add_argument("--output", type=Path, help="folder of the search, by default runs/tune/<name of the config>")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="the same in every trial, or searched")
-    given = parser.parse_intermixed_args(list(arguments))
-    search = Search.read(given.config_path, given.config_name, given.search, given.overrides)
-    if given.trials is not None:
-        if given.trials < 1:
-            raise UsageError(f"--trials {given.trials}: expected at least 1")
-        search = replace(search, trials=given.trials)
-    name = OmegaConf.select(search.compose({}), "name", default="")
-    if given.output is None:
+    options = parser.parse_intermixed_args(list(arguments))
+    search = Search.read(options.config_path, options.config_name, options.search, options.overrides, options.trials)
+    folder = options.output
+    if folder is None:
+        name = OmegaConf.select(search.compose({}), "name", default="")
         files.check_name("name", name)
-    folder = (given.output or Path("runs/tune") / name).expanduser()
+        folder = Path("runs/tune") / name
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    Tuning(search, folder, shlex.join(["emim-solo", "tune", *arguments])).run()
+    Tuning(search, folder.expanduser(), shlex.join(["emim-solo", "tune", *arguments])).run()

@@ -9,9 +9,11 @@ import difflib
 import inspect
 import json
 import math
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override, Transformer
+from hydra.core.override_parser.types import Glob, IntervalSweep, Override, RangeSweep, Transformer
 from hydra.errors import HydraException
 from lightning.pytorch import Trainer
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -30,6 +32,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from emim_solo.ground import compare, configs, files
 from emim_solo.ground.errors import UsageError
+from emim_solo.ground.settings import checked, read, setting
 from emim_solo.images.folders import Listings
 from emim_solo.suite import as_dict
 from emim_solo.training.run import Run, prepare
@@ -43,7 +46,29 @@ PRUNERS = (
     "ThresholdPruner",
     "NopPruner",
 )
-_NOT_SEARCHED = ("score", "data", "hydra", *compare.NOT_HASHED)
+_NOT_SEARCHED = ("score", "data", *compare.NOT_HASHED)
+_SET_BY_TUNE = ("auto_resume", "checkpoint", "hydra", "resume_from_checkpoint", "wandb_run_id")
+_MOST = 100_000  # of an argument of a sampler or pruner: more candidates take minutes, then memory
+_TRIED = 12  # trials in memory: the samplers draw the first ten at random
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a search file has.
+
+    Attributes:
+        trials: how many, whatever becomes of them.
+        sampler: of ``optuna.samplers``: a name, or a mapping of it to its arguments.
+        pruner: of ``optuna.pruners``, the same; None gives the default, ``none`` stops no trial.
+        seed: of the sampler.
+        params: keys of a config, each with a range, or with one value for all trials.
+    """
+
+    trials: int = setting(20, least=1)
+    sampler: str | dict[str, Any] = setting("TPESampler", choices=SAMPLERS)
+    pruner: str | dict[str, Any] | None = setting(None, choices=("none", *PRUNERS))
+    seed: int = setting(0, least=0)
+    params: dict[str, Any] = setting({})
 
 
 @dataclass(frozen=True)
@@ -55,24 +80,21 @@ class Search:
         config: its name.
         fixed: overrides of every trial, as typed.
         params: what is searched, by key.
-        trials: how many, whatever becomes of them.
-        sampler: of ``optuna.samplers``: a name, or a mapping of it to its arguments.
-        pruner: of ``optuna.pruners``, the same; None gives the default, ``none`` stops no trial.
-        seed: of the sampler.
+        settings: of the search file and the command.
+        listings: of the image folders, which all trials share.
     """
 
     folder: Path
     config: str
     fixed: tuple[str, ...]
     params: Mapping[str, Override]
-    trials: int
-    sampler: Any
-    pruner: Any
-    seed: int
+    settings: Settings
     listings: Listings = field(default_factory=Listings)
 
     @staticmethod
-    def read(config_path: str, config: str, name: str | None, overrides: Sequence[str]) -> Search:
+    def read(
+        config_path: str, config: str, name: str | None, overrides: Sequence[str], trials: int | None = None
+    ) -> Search:
         """A search from a YAML file and the command line, of which the latter decides.
 
         Args:
@@ -81,32 +103,45 @@ class Search:
             name: of the file, or of a shipped one. None takes the shipped ``default``, and its ``params`` only if
                 ``overrides`` search nothing.
             overrides: in Hydra's grammar: sweeps are searched, all else is the same in every trial.
+            trials: how many, instead of the file's.
 
         Raises:
-            UsageError: no such folder or file, an unknown key in it, a wrong value, or nothing to search.
+            UsageError: no such folder or file, an unknown key in it, a wrong value, a key that is not for a search, or
+                nothing to search.
         """
-        given = _parsed(overrides)
-        settings = _read_settings(name or "default")
-        from_file = [
-            f"{key}={value if isinstance(value, str) else json.dumps(value)}"
-            for key, value in settings.pop("params").items()
-        ]
-        if name is not None or not any(override.is_sweep_override() for override in given.values()):
-            given = _parsed(from_file) | given
-        params = {key: override for key, override in given.items() if override.is_sweep_override()}
+        typed = _parsed(overrides)
+        document = _read_file(name or "default")
+        if trials is not None and isinstance(document, dict):
+            document["trials"] = trials
+        settings = read(Settings, document, "search")
+        if name is not None or not any(override.is_sweep_override() for override in typed.values()):
+            lines = (
+                f"{key}={value if isinstance(value, str) else json.dumps(value)}"
+                for key, value in compare.leaves(settings.params).items()
+            )
+            typed = _parsed(list(lines)) | typed
+        params = {key: override for key, override in typed.items() if override.is_sweep_override()}
         if not params:
             raise UsageError(
+                "search.params",
                 "nothing to search: expected keys with ranges, as in 'optimizer.lr=tag(log, interval(1e-3, 1e-1))', "
-                "in params of --search or after the options"
+                "in params of --search or after the options",
             )
-        fixed = tuple(str(override.input_line) for key, override in given.items() if key not in params)
-        search = Search(configs.find(config_path), config.removesuffix(".yaml"), fixed, params, **settings)
+        for key, override in typed.items():
+            section = re.split("[./]", key)[0]
+            if section in _SET_BY_TUNE or (key == "score.enabled" and override.value() is not True):
+                raise UsageError(
+                    key, f"{override.input_line}: a search sets {key} itself, the same in each trial: leave it out"
+                )
+        fixed = tuple(str(override.input_line) for key, override in typed.items() if key not in params)
+        search = Search(configs.find(config_path), config.removesuffix(".yaml"), fixed, params, settings)
         for key in params:  # each of them can be read, before any other work
             search.distribution(key)
             if key.split(".")[0] in _NOT_SEARCHED:
                 raise UsageError(
+                    key,
                     f"{key} cannot be searched: trials differ in their recipe, not in images, scoring or names; "
-                    "give it one value"
+                    "give it one value",
                 )
         return search
 
@@ -124,8 +159,8 @@ class Search:
                     f"{'' if groups.get_group_options(key) else '++'}{key}={value}" for key, value in values.items()
                 ]
                 cfg = compose(self.config, overrides=[*self.fixed, *chosen])
-        except (HydraException, OmegaConfBaseException) as error:
-            raise UsageError(" ".join(str(error).split())) from error
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
+            raise UsageError("config", " ".join(str(error).split())) from error
         OmegaConf.set_struct(cfg, False)
         OmegaConf.update(cfg, "score.enabled", True, force_add=True)
         return cfg
@@ -141,44 +176,69 @@ class Search:
         kept = {"enabled": True, "dir": str(folder), "frequency": 1, "keep_prev": False}
         cfg.checkpoint = {**(cfg.get("checkpoint") or {}), **kept}
         if cfg.get("resume_from_checkpoint") is not None:
-            raise UsageError("resume_from_checkpoint: trials start afresh, or go on from their own; leave it out")
+            raise UsageError(
+                "resume_from_checkpoint",
+                "resume_from_checkpoint: trials start afresh, or go on from their own; leave it out",
+            )
         run = prepare(cfg, self.listings)
         if run.processes > 1:
             raise UsageError(
-                f"devices={run.config.devices}, num_nodes={run.config.num_nodes}: a trial runs on one device; set devices=1, and "
-                "start the command several times on the same folder, with another CUDA_VISIBLE_DEVICES each"
+                "devices",
+                f"devices={run.config.devices}, num_nodes={run.config.num_nodes}: a trial runs on one device; set devices=1, "
+                "and start the command several times on the same folder, with another CUDA_VISIBLE_DEVICES each",
             )
         return run
 
-    def check(self) -> DictConfig:
-        """Check every key, and both ends of every range, each with the first values of the others.
+    def check(self) -> Run:
+        """Check every key, both ends of every range, each with the first values of the others, sampler and pruner.
 
         Returns:
-            The complete config of the first values.
+            The run of the first values.
 
         Raises:
-            UsageError: a key that the config does not have, or a value that it does not take.
+            UsageError: a key that the config does not have, or a value that it, or Optuna, does not take.
         """
         written = self.compose({})
         first = {key: self.ends(key)[0] for key in self.params}
         known = {key: value for key, value in first.items() if _has(written, key)}
-        base = self.complete(known, Path(), 0).config
+        base = self.complete(known, Path(), 0)
         of_trainer = inspect.signature(Trainer.__init__).parameters
         for key in self.params:
             # What optimizer and backbone take is checked by themselves.
             free = key in of_trainer or key.rpartition(".")[0].endswith(".kwargs")
-            if not (free or key in known or _has(base, key)):
-                near = difflib.get_close_matches(key, compare.leaves(as_dict(base)), n=3, cutoff=0.0)
-                raise UsageError(f"the config has no {key} to search: did you mean {', '.join(near)}?")
+            if not (free or key in known or _has(base.config, key)):
+                near = difflib.get_close_matches(key, compare.leaves(as_dict(base.config)), n=3, cutoff=0.0)
+                raise UsageError(key, f"the config has no {key} to search: did you mean {', '.join(near)}?")
         if known != first:
-            base = self.complete(first, Path(), 0).config
+            base = self.complete(first, Path(), 0)
         for key in self.params:
             for value in self.ends(key)[1:]:
                 try:
                     self.complete({**first, key: value}, Path(), 0)
                 except UsageError as error:
-                    raise UsageError(f"{self.params[key].input_line}: {error}") from error
+                    raise UsageError(error.key or key, f"{self.params[key].input_line}: {error}") from error
+        self._try_out(base.config.max_epochs)
         return base
+
+    def _try_out(self, max_epochs: int) -> None:
+        """A few trials in memory: Optuna looks at some settings when it needs them, which is after the first trainings."""
+        space = {key: self.distribution(key) for key in self.params}
+        sampler, pruner = self.make_sampler(0), self.make_pruner(max_epochs)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                study = optuna.create_study(sampler=sampler, pruner=pruner, direction="maximize")
+                for number in range(_TRIED):
+                    trial = study.ask(space)
+                    trial.report(float(number), 1)
+                    trial.should_prune()
+                    study.tell(trial, float(number))
+        except Exception as error:  # whatever a library runs into that was given an odd number
+            raise UsageError(
+                "search",
+                f"search.sampler={self.settings.sampler}, search.pruner={self.settings.pruner}: Optuna does not draw trials "
+                f"with them ({' '.join(str(error).split()) or type(error).__name__})",
+            ) from error
 
     def ends(self, key: str) -> list[Any]:
         """The ends of a range, or all choices."""
@@ -192,36 +252,44 @@ class Search:
         """A sweep of Hydra's as a distribution of Optuna's; the end of ``range`` is left out, as in Hydra.
 
         Raises:
-            UsageError: an empty range, or one that cannot be logarithmic.
+            UsageError: an empty range, one that cannot be logarithmic, or a sweep that is no range and no choice.
         """
         override = self.params[key]
         sweep = override.value()
-        log = "log" in getattr(sweep, "tags", ())
+        tags: set[str] = getattr(sweep, "tags", set())
         kind: Any = FloatDistribution
         try:
+            if override.is_delete():
+                raise ValueError("a key that is left out has no values")
+            if tags - {"log"} or (tags and not isinstance(sweep, IntervalSweep)):
+                raise ValueError(f"the tag {', '.join(tags)}: log is for interval, and there is no other")
+            if getattr(sweep, "shuffle", False):
+                raise ValueError("shuffle: the order of the trials is the sampler's")
+            if isinstance(sweep, Glob):
+                raise ValueError("glob: name the choices")
             if isinstance(sweep, IntervalSweep):
                 low, high = sweep.start, sweep.end
                 if isinstance(low, int) and isinstance(high, int):
                     kind = IntDistribution
                 if low is None or high is None or not (math.isfinite(low) and math.isfinite(high)):
                     raise ValueError("an end is not finite")
-                return kind(low, high, log=log)
-            if log:
-                raise ValueError("log is for interval")
-            if override.is_range_sweep():
-                values: list[Any] = sorted(override.sweep_iterator())  # type: ignore[type-var]
-                if not values:
+                return kind(low, high, log=bool(tags))
+            if isinstance(sweep, RangeSweep):
+                start, stop, step = (Decimal(str(number)) for number in (sweep.start, sweep.stop, sweep.step))
+                if (count := math.ceil((stop - start) / step)) < 1:
                     raise ValueError("the range is empty")
-                step = values[1] - values[0] if len(values) > 1 else 1
-                if all(isinstance(value, int) for value in values):
+                if all(isinstance(number, int) for number in (sweep.start, sweep.stop, sweep.step)):
                     kind = IntDistribution
-                return kind(values[0], values[-1], step=step)
+                number = int if kind is IntDistribution else float
+                low, high = sorted((number(start), number(start + (count - 1) * step)))
+                return kind(low, high, step=number(abs(step)))
             choices: list[Any] = list(override.sweep_iterator(transformer=Transformer.encode))
             return CategoricalDistribution(choices)
-        except (ValueError, HydraException) as error:
+        except (ValueError, ArithmeticError, HydraException) as error:
             raise UsageError(
-                f"{override.input_line}: {error}; expected choice(a, b, ...), range(start, stop, step), "
-                "interval(low, high), int(interval(low, high)) or tag(log, interval(low, high))"
+                key,
+                f"{override.input_line}: {str(error) or type(error).__name__}; expected choice(a, b, ...), "
+                "range(start, stop, step), interval(low, high), int(interval(low, high)) or tag(log, interval(low, high))",
             ) from error
 
     def suggest(self, trial: optuna.Trial) -> dict[str, Any]:
@@ -238,47 +306,37 @@ class Search:
 
     def make_sampler(self, number: int) -> Any:
         """The sampler of one trial, seeded by its number: several processes, or one after a kill, never draw alike."""
-        seed = int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0])
-        return _of_optuna(optuna.samplers, "sampler", self.sampler, SAMPLERS, seed=seed)
+        seed = int(np.random.SeedSequence([self.settings.seed, number]).generate_state(1)[0])
+        return _of_optuna(optuna.samplers, "sampler", self.settings.sampler, SAMPLERS, seed=seed)
 
     def make_pruner(self, max_epochs: int) -> Any:
         """The pruner; a step of its is an epoch."""
-        pruner = "NopPruner" if self.pruner == "none" else self.pruner
+        pruner = "NopPruner" if self.settings.pruner == "none" else self.settings.pruner
         if pruner is None:
             pruner = {"MedianPruner": {"n_startup_trials": 5, "n_warmup_steps": max_epochs // 3}}
         return _of_optuna(optuna.pruners, "pruner", pruner, PRUNERS)
 
 
-def _read_settings(name: str) -> dict[str, Any]:
-    """``trials``, ``sampler``, ``pruner``, ``seed`` and ``params`` of a YAML file."""
+def _read_file(name: str) -> Any:
+    """What a search file holds."""
     path = configs.file_or_shipped(name, "tune", "search")
-    defaults: dict[str, Any] = {"trials": 20, "sampler": "TPESampler", "pruner": None, "seed": 0, "params": {}}
     try:
-        given = yaml.safe_load(files.read_text(path)) or {}
-    except yaml.YAMLError as error:
-        raise UsageError(f"search '{path}' is no YAML ({' '.join(str(error).split())})") from error
-    if not isinstance(given, dict) or given.keys() - defaults.keys():
-        odd = ", ".join(map(str, given.keys() - defaults.keys())) if isinstance(given, dict) else type(given).__name__
-        raise UsageError(f"search '{path}': unknown {odd}: expected {', '.join(defaults)}")
-    settings: dict[str, Any] = defaults | given
-    if not isinstance(settings["params"], dict):
-        raise UsageError(f"search '{path}': params: expected keys of a config, each with a range")
-    for key, least in (("trials", 1), ("seed", 0)):
-        if type(settings[key]) is not int or settings[key] < least:
-            raise UsageError(f"search '{path}': {key}={settings[key]}: expected a whole number of at least {least}")
-    return settings
+        return OmegaConf.to_container(OmegaConf.create(files.read_text(path)))
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise UsageError("search", f"search '{path}' is no YAML ({' '.join(str(error).split())})") from error
 
 
 def _parsed(overrides: Sequence[str]) -> dict[str, Override]:
     """Overrides by their keys; the last of a key counts."""
-    found, parser = {}, OverridesParser.create()
+    parsed, parser = {}, OverridesParser.create()
     for text in overrides:
         try:
-            override = parser.parse_override(text)
+            # Hydra takes null as a choice in its short form alone.
+            override = parser.parse_override(re.sub(r"=choice\((.*\bnull\b.*)\)$", r"=\1", text))
         except HydraException as error:
-            raise UsageError(f"'{text}': {' '.join(str(error).split())}") from error
-        found[override.key_or_group] = override
-    return found
+            raise UsageError(text.partition("=")[0], f"'{text}': {' '.join(str(error).split())}") from error
+        parsed[override.key_or_group] = override
+    return parsed
 
 
 def _has(cfg: DictConfig, key: str) -> bool:
@@ -290,15 +348,30 @@ def _has(cfg: DictConfig, key: str) -> bool:
     return isinstance(node, DictConfig) and last in node.keys()  # noqa: SIM118 - ??? counts
 
 
-def _of_optuna(module: Any, key: str, given: Any, names: Sequence[str], **arguments: Any) -> Any:
-    name, own = given, dict[str, Any]()
-    if isinstance(given, dict) and len(given) == 1:
-        name, own = next((name, own or {}) for name, own in given.items())
+def _of_optuna(module: Any, key: str, choice: Any, names: Sequence[str], **arguments: Any) -> Any:
+    """A sampler or pruner with its arguments, which are of the types that their defaults have."""
+    name, options = next(iter(choice.items())) if isinstance(choice, Mapping) and len(choice) == 1 else (choice, {})
     if name not in names:
-        raise UsageError(f"{key}={given}: expected one of {', '.join(names)}, or a mapping of it to its arguments")
+        raise UsageError(
+            f"search.{key}",
+            f"search.{key}={choice}: expected one of {', '.join(names)}, or a mapping of one to its arguments",
+        )
+    known = inspect.signature(getattr(module, name)).parameters
+    place = f"search.{key}.{name}"
+    if not isinstance(options, Mapping | None):
+        raise UsageError(place, f"{place}={options}: expected its arguments by name")
+    for argument, value in (options or {}).items():
+        if argument in arguments or argument not in known:
+            others = ", ".join(known.keys() - arguments.keys()) or "none"
+            raise UsageError(f"{place}.{argument}", f"{place}.{argument} is not for a search: expected {others}")
+        default = known[argument].default
+        hint: Any = {str: int | str, type(None): bool | float | None, type: float}.get(type(default), type(default))
+        checked(value, hint, f"{place}.{argument}", {"least": 0, "most": _MOST} if hint is int else {})
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            return getattr(module, name)(**(arguments | own))
+            warnings.simplefilter("ignore")
+            return getattr(module, name)(**arguments, **(options or {}))
     except (TypeError, ValueError, ImportError) as error:
-        raise UsageError(f"{key}={given}: Optuna does not take it ({error})") from error
+        raise UsageError(
+            place, f"search.{key}={choice}: Optuna does not take it ({' '.join(str(error).split())})"
+        ) from error

@@ -6,11 +6,12 @@ import fcntl
 import json
 import math
 import shlex
+import sqlite3
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,22 +20,26 @@ import optuna
 import torch
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
-from omegaconf import DictConfig, OmegaConf
+from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 
 from emim_solo.checkpoints import opening as checkpoints
-from emim_solo.evaluation.score import Protocol
 from emim_solo.ground import compare, files
 from emim_solo.ground.errors import UsageError
 from emim_solo.ground.stopping import Stopped
+from emim_solo.images.folders import differing_images
 from emim_solo.results import rows
 from emim_solo.suite import as_dict, load_suite
 from emim_solo.training.live_score import MONITOR, LiveScore, is_last_epoch
 from emim_solo.training.pretraining import pretrain, reset_peak_memory
+from emim_solo.training.run import Run
 from emim_solo.tuning.search import Search
 from emim_solo.tuning.tables import STATES, counts, draw, ranked, row_of, short, table
 
 _STARTS, _MOST_STARTS = "starts", 3
+# First parts of an error's key that no recipe is to blame for: the search ends, and its trial goes on when they are well.
+_SURROUNDINGS = ("checkpoint", "data", "disk", "images")
+_MEANT_OTHERWISE = {"${": "OmegaConf", "::": "fsspec, by which Lightning writes checkpoints"}
 
 
 class Report(Callback):
@@ -70,6 +75,16 @@ class Locks:
 
     def __init__(self, path: Path) -> None:
         self.file = open(path, "ab")  # noqa: SIM115 - as long as the search
+        try:
+            with self.together():
+                pass
+        except OSError as error:
+            raise UsageError(
+                "disk.locks",
+                f"--output: the file system of '{path.parent}' has no locks ({error.strerror}), by which the processes of a "
+                "search and its database share a folder: take a folder on a local disk, or have locks mounted (NFS: with "
+                "lockd; Lustre: with flock)",
+            ) from error
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -98,44 +113,64 @@ class Tuning:
 
     def __init__(self, search: Search, folder: Path, command: str) -> None:
         self.search, self.folder, self.command = search, folder, command
+        for text, reader in _MEANT_OTHERWISE.items():
+            if text in str(folder):
+                raise UsageError(
+                    "--output", f"--output '{folder}': {text} has a meaning for {reader}; take another name"
+                )
         self.base = base = search.check()
-        self.protocol = Protocol.read(str(base.score.protocol))
-        pruner = search.make_pruner(base.max_epochs)
-        search.make_sampler(0)
+        assert base.protocol is not None
+        self.protocol = base.protocol
         files.writable_folder(folder, "--output")
         self.locks = Locks(folder / "lock")
         with self.locks.together():
-            self.study = self._open(pruner, self._identity(base))
+            self.study = self._open(base)
 
-    def _identity(self, base: DictConfig) -> dict[str, Any]:
+    def _identity(self, base: Run) -> dict[str, Any]:
         """What has to be the same for trials to be compared, and so for a search to go on."""
-        search = {
-            "params": {key: override.get_value_string() for key, override in self.search.params.items()},
-            **{key: getattr(self.search, key) for key in ("sampler", "pruner", "seed")},
+        settings = {key: getattr(self.search.settings, key) for key in ("sampler", "pruner", "seed")}
+        params = {key: override.get_value_string() for key, override in self.search.params.items()}
+        more = {
+            "search": {"params": params, **settings},
+            "protocol": asdict(self.protocol),
+            "solo-learn": load_suite().identity,
+            "images": base.images.record,
         }
-        more = {"search": search, "protocol": asdict(self.protocol), "solo-learn": load_suite().identity}
-        return dict(json.loads(json.dumps({**as_dict(base), **more}, default=str)))
+        return dict(json.loads(json.dumps({**as_dict(base.config), **more}, default=str)))
 
-    def _open(self, pruner: Any, identity: Mapping[str, Any]) -> optuna.Study:
-        path = self.folder / "study.db"
-        options = {"connect_args": {"timeout": 60}}  # while another process writes
-        try:
-            storage = optuna.storages.RDBStorage(f"sqlite:///{path.absolute()}", engine_kwargs=options)
+    def _open(self, base: Run) -> optuna.Study:
+        path, here = self.folder / "study.db", self._identity(base)
+
+        def connect() -> sqlite3.Connection:  # a URL would read the path's ?, # and % as its own
+            return sqlite3.connect(path, timeout=60, check_same_thread=False)  # while another process writes
+
+        with _storage(path, Exception):  # SQLAlchemy's and Optuna's own, of many types
+            storage = optuna.storages.RDBStorage("sqlite:///study.db", engine_kwargs={"creator": connect})
             study = optuna.create_study(
-                storage=storage, pruner=pruner, study_name="tune", direction="maximize", load_if_exists=True
+                storage=storage,
+                pruner=self.search.make_pruner(base.config.max_epochs),
+                study_name="tune",
+                direction="maximize",
+                load_if_exists=True,
             )
             there = study.user_attrs.get("search")
-        except Exception as error:  # SQLAlchemy's and Optuna's own, of many types
+            if there is None:
+                study.set_user_attr("search", here)
+                return study
+        recorded, images = there.pop("images", {}), here.pop("images")
+        odd = differing_images(recorded, images)
+        # Images that are recorded are compared by what they are, not by where they lie.
+        moved = [f"data.{part}_path" for part in recorded.keys() & images.keys()]
+        odd += compare.differences(there, here, but=(*moved, *compare.NO_RESULT))
+        if odd:
             raise UsageError(
-                f"'{path}' is damaged, or of another Optuna ({str(error).splitlines()[0]}): take another --output, or "
-                "remove it to start afresh"
-            ) from error
-        if there is None:
-            study.set_user_attr("search", dict(identity))
-        elif odd := compare.differences(there, identity):
-            raise UsageError(
-                f"'{self.folder}' has another search: {', '.join(odd)}; take another --output, or the same keys and values"
+                "search.other",
+                f"'{self.folder}' has another search: {', '.join(odd)}; take another --output, or the same keys, values and "
+                "images",
             )
+        if not recorded:
+            print(f"'{self.folder}' is of version 0.2, which recorded no images: its trials are taken to be of these")
+            study.set_user_attr("search", {**there, "images": images})
         return study
 
     def run(self) -> None:
@@ -144,13 +179,22 @@ class Tuning:
         Raises:
             UsageError: no trial was finished.
         """
+        with _storage(self.folder / "study.db", StorageInternalError):
+            self._run_all()
+
+    def _run_all(self) -> None:
+        trials_wanted = self.search.settings.trials
         if done := len(ranked(self.study)):
-            print(f"going on in '{self.folder}': {done} of {self.search.trials} trials are there")
+            print(f"going on in '{self.folder}': {done} of {trials_wanted} trials are there")
         while (trial := self._next()) is not None:
-            # Whatever a trial may do wrong, a full disk is not its fault: the search ends, and can go on.
             sizes = (path.stat().st_size for path in self.folder.glob("*/trial-*/*.ckpt"))
             files.writable_folder(self.folder, "--output", max(sizes, default=0))
-            self._run(trial)
+            try:
+                self._run(trial)
+            except (Stopped, UsageError, OSError):
+                with suppress(StorageInternalError):
+                    trial.set_user_attr(_STARTS, [])  # its user's will or a full disk, not its fault
+                raise
             with self.locks.together():
                 self._write()
             self.locks.leave(trial.number)
@@ -162,7 +206,9 @@ class Tuning:
         elif trials[0].state != TrialState.COMPLETE:
             first = row_of(min(trials, key=lambda trial: trial.number))
             why = first.get("reason") or first.get("state")
-            raise UsageError(f"none of {len(trials)} trials was finished ({counts(trials)}); trial 1: {why}")
+            raise UsageError(
+                "search.unfinished", f"none of {len(trials)} trials was finished ({counts(trials)}); trial 1: {why}"
+            )
         else:
             with self.locks.together():
                 self._write()
@@ -178,7 +224,7 @@ class Tuning:
             for trial in found:
                 if trial.state == TrialState.RUNNING and self.locks.take(trial.number):
                     return optuna.Trial(self.study, trial._trial_id)
-            if sum(trial.state != TrialState.WAITING for trial in found) >= self.search.trials:
+            if sum(trial.state != TrialState.WAITING for trial in found) >= self.search.settings.trials:
                 return None
             new = self.study.ask()
             self.locks.take(new.number)
@@ -187,13 +233,16 @@ class Tuning:
     def _run(self, trial: optuna.Trial) -> None:
         """One trial to its end, which the storage then knows."""
         start, values = time.perf_counter(), self.search.suggest(trial)
-        number, cfg = trial.number + 1, None
+        number, config = (
+            trial.number + 1,
+            {**as_dict(self.base.config), **values},
+        )  # if it is refused before it is complete
         fields: dict[str, Any] = {"device": "gpu" if torch.cuda.is_available() else "cpu"}
         state, reason, score = TrialState.FAIL, None, math.nan
         try:
             run = self.search.complete(values, self.folder, number)
-            cfg = run.config
-            self._count_starts(trial, cfg)
+            config = as_dict(run.config)
+            self._count_starts(trial, config["method"])
             row = pretrain(run, version=f"trial-{number}", more_callbacks=[Report(trial)])
             score = row["metrics"].get(MONITOR, math.nan)
             fields = {key: row[key] for key in ("device", "seconds", "epochs")}
@@ -204,22 +253,16 @@ class Tuning:
         except optuna.TrialPruned:
             state = TrialState.PRUNED
         except (UsageError, FloatingPointError, torch.linalg.LinAlgError) as error:  # the last: of diverged features
+            if isinstance(error, UsageError) and error.key.split(".")[0] in _SURROUNDINGS:
+                raise
             reason = str(error).splitlines()[0]
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
             reason = f"out of memory ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
-        except Stopped:
-            trial.set_user_attr(_STARTS, [])  # its user's will, not its fault
-            raise
         scored = self.study.get_trials(deepcopy=False)[trial.number].intermediate_values
         if state != TrialState.COMPLETE:
             score = scored[max(scored)] if scored else math.nan
-        if cfg is None:  # refused before it was complete
-            cfg = self.base.copy()
-            for key, value in values.items():
-                OmegaConf.update(cfg, key, value, force_add=True)
-        config = as_dict(cfg)
         row = rows.new_row(
             "tune",
             config=config,
@@ -237,26 +280,27 @@ class Tuning:
         self.study.tell(trial, score if state == TrialState.COMPLETE else None, state)
         shown = f", {score:.2f} nats" if math.isfinite(score) else ""
         print(
-            f"trial {number} of {self.search.trials}: {STATES[state]}{shown}; "
+            f"trial {number} of {self.search.settings.trials}: {STATES[state]}{shown}; "
             f"{', '.join(f'{key}={short(value)}' for key, value in values.items())}; {row['seconds']:.0f} s",
             flush=True,
         )
         if reason:
             print(f"! trial {number}: {reason}", file=sys.stderr)
 
-    def _count_starts(self, trial: optuna.Trial, cfg: DictConfig) -> None:
+    def _count_starts(self, trial: optuna.Trial, method: str) -> None:
         """A trial whose process was killed again and again without an epoch between, as when memory ends, has failed.
 
         Raises:
             UsageError: it was.
         """
-        last = checkpoints.by_epoch(self.folder / cfg.method / f"trial-{trial.number + 1}")
+        last = checkpoints.by_epoch(self.folder / method / f"trial-{trial.number + 1}")
         epochs = last[-1][0] + 1 if last else 0
         starts = [*trial.user_attrs.get(_STARTS, []), epochs]
         trial.set_user_attr(_STARTS, starts)
         if starts.count(epochs) > _MOST_STARTS:
             raise UsageError(
-                f"its process was killed {_MOST_STARTS} times after {epochs} epochs: it may need more memory"
+                "search.killed",
+                f"its process was killed {_MOST_STARTS} times after {epochs} epochs: it may need more memory",
             )
 
     def _write(self) -> None:
@@ -274,13 +318,28 @@ class Tuning:
             "hydra": {"output_subdir": None, "run": {"dir": "."}},
             **as_dict(self.search.compose(row_of(best)["params"])),
         }
+        command = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in self.command)
         text = (
-            f"# {self.command}\n"
+            f"# {command}\n"
             f"# Trial {best.number + 1} of {len(trials)} ({counts(trials)}): {best.value:.4f} nats of view information "
             f"by protocol {self.protocol.hash}.\n"
         )
         text += yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=10_000)
         files.write_text(self.folder / "best.yaml", text)
+
+
+@contextmanager
+def _storage(path: Path, errors: type[Exception]) -> Iterator[None]:
+    """One line where the database fails under us."""
+    try:
+        yield
+    except errors as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise UsageError(
+            "search.storage",
+            f"the trials of a search cannot be read from or written to '{path}' ({reason}): make room on its disk if it is "
+            "full, and the same command goes on; where it is no database of Optuna's, take another --output",
+        ) from error
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -81,43 +81,33 @@ def draw(trials: Sequence[FrozenTrial], search: Search, stem: Path) -> None:
     scores = np.array([score_of(trial) for trial in shown], dtype=float)
     finished = np.array([trial.state == TrialState.COMPLETE for trial in shown])
     numbers = np.array([trial.number + 1 for trial in shown])
+    keys = list(search.params)
     with matplotlib.rc_context({"text.parse_math": False}):  # a value with a $ in it is a value
-        columns = min(3, 1 + len(search.params))
-        lines = math.ceil((1 + len(search.params)) / columns)
+        columns = min(3, 1 + len(keys))
+        lines = math.ceil((1 + len(keys)) / columns)
         figure = Figure(figsize=(3.4 * columns, 2.7 * lines), layout="constrained")
-        panels = figure.subplots(lines, columns, sharey=True, squeeze=False).ravel()
-        for axes in panels[1 + len(search.params) :]:
-            axes.remove()
-        panels[0].step(
-            numbers[finished], np.maximum.accumulate(scores[finished]), where="post", color=PALETTE[1], label="best"
-        )
-        for axes, key in zip(panels, (None, *search.params), strict=False):
-            places: Any = numbers
-            if key is None:
-                axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-                axes.set_xlabel("trial")
-            else:
-                distribution = search.distribution(key)
-                places = [trial.params.get(key) for trial in shown]
-                if isinstance(distribution, CategoricalDistribution):
-                    axes.set_xticks(range(len(distribution.choices)), [short(value) for value in distribution.choices])
-                    places = [distribution.choices.index(value) for value in places]
-                elif getattr(distribution, "log", False):
-                    axes.set_xscale("log")
-                    axes.xaxis.set_major_formatter("{x:g}")  # its own is mathematics, which is off
-                    axes.xaxis.set_minor_formatter(NullFormatter())
-                axes.set_xlabel(key)
-            places = np.array(places)
-            axes.scatter(places[finished], scores[finished], s=16, color=PALETTE[0], label="finished")
-            axes.scatter(
-                places[~finished],
-                scores[~finished],
-                s=16,
-                facecolor="none",
-                edgecolor=PALETTE[0],
-                label="stopped early",
-            )
+        first, *others = figure.subplots(lines, columns, sharey=True, squeeze=False).ravel()
+        best = np.maximum.accumulate(scores[finished])
+        first.step(numbers[finished], best, where="post", color=PALETTE[1], label="best")
+        first.xaxis.set_major_locator(MaxNLocator(integer=True))
+        panels = [(first, "trial", numbers)]
+        for axes, key in zip(others, keys, strict=False):
+            distribution, values = search.distribution(key), [trial.params[key] for trial in shown]
+            if isinstance(distribution, CategoricalDistribution):
+                axes.set_xticks(range(len(distribution.choices)), [short(value) for value in distribution.choices])
+                values = [distribution.choices.index(value) for value in values]
+            elif getattr(distribution, "log", False):
+                axes.set_xscale("log")
+                axes.xaxis.set_major_formatter("{x:g}")  # its own is mathematics, which is off
+                axes.xaxis.set_minor_formatter(NullFormatter())
+            panels.append((axes, key, np.array(values)))
+        for axes, label, places in panels:
+            axes.set_xlabel(label)
             axes.spines[["top", "right"]].set_visible(False)
-        panels[0].set_ylabel("view information (nats)")
-        panels[0].legend(frameon=False, fontsize=7)
+            for chosen, fill, state in ((finished, PALETTE[0], "finished"), (~finished, "none", "stopped early")):
+                axes.scatter(places[chosen], scores[chosen], s=16, facecolor=fill, edgecolor=PALETTE[0], label=state)
+        for axes in others[len(keys) :]:
+            axes.remove()
+        first.set_ylabel("view information (nats)")
+        first.legend(frameon=False, fontsize=7)
         files.write_figure(stem, figure)
