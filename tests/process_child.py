@@ -1,10 +1,12 @@
 """What a process of tests/processes.py does; run there with ``given`` among its globals."""
 
+import multiprocessing
 import os
 import runpy
 import sys
 
 given = globals()["given"]  # by processes.start
+multiprocessing.set_start_method("fork", force=True)  # of the workers of loaders, as in any other process
 
 for number, name in ((1, "stdout"), (2, "stderr")):
     file = os.open(os.path.join(given["output"], name), os.O_WRONLY | os.O_CREAT | os.O_APPEND)

@@ -361,7 +361,7 @@ def test_a_folder_that_cannot_be_written_is_said_before_images_are_read(
         run = prepare(make_cfg(checkpoint__dir=str(tmp_path / place), data__train_path=str(broken.parent)))
         with refused("checkpoint.dir", "cannot write to"):
             pretrain(run)
-    with refused("checkpoint.dir", "MB left"):
+    with refused("disk.full", "checkpoint.dir", "MB left"):
         files.writable_folder(tmp_path, "checkpoint.dir", needed=10**18)
     with refused("--output", "cannot write to"):
         files.writable_folder(tmp_path / "file", "--output")
@@ -406,7 +406,7 @@ def test_numbers_that_an_evaluation_cannot_take_are_refused_before_features(trai
         (commands.umap_main, ["--limit", "0"]),
         (commands.umap_main, ["--seed", "-1"]),
     ):
-        with refused(None, arguments[0], "expected"):
+        with refused(None, arguments[1], "expected"):
             main([str(trained), *arguments])
 
 
