@@ -30,7 +30,7 @@ SMALL = [
 ]
 
 
-def emim_solo(*arguments: str, cwd: Path, timeout: int = 300) -> subprocess.CompletedProcess[str]:
+def emim_solo(*arguments: str, cwd: Path, timeout: int = 900) -> subprocess.CompletedProcess[str]:
     command = Path(sys.executable).parent / "emim-solo"
     return subprocess.run(
         [str(command), *arguments],

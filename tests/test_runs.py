@@ -406,7 +406,7 @@ def test_numbers_that_an_evaluation_cannot_take_are_refused_before_features(trai
         (commands.umap_main, ["--limit", "0"]),
         (commands.umap_main, ["--seed", "-1"]),
     ):
-        with refused(None, arguments[0], "expected"):
+        with refused(None, arguments[1], "expected"):
             main([str(trained), *arguments])
 
 

@@ -191,7 +191,7 @@ def _expected(hint: Any, bounds: Mapping[str, Any]) -> str:
             kinds = typing.get_args(option)
             length = f" of {len(kinds)}" if typing.get_origin(option) is tuple else ""
             words.append(f"a list{length}, each {_expected(kinds[0], bounds)}")
-        elif dataclasses.is_dataclass(option):
+        elif dataclasses.is_dataclass(option) or typing.get_origin(option) is dict:
             words.append("settings by name")
         else:
             kind = typing.get_origin(option) or option
