@@ -73,3 +73,20 @@ def test_settings_are_as_drawn() -> None:
     for one in drawn:
         assert 64 <= one["dim"] <= 2048 and 32 <= one["batch"] <= 512 and 2 <= one["views"] <= 8
         assert 3e-4 <= one["lr"] <= 3e-2
+
+
+@pytest.mark.parametrize(("count", "samples", "dimension"), [(2, 40, 5), (4, 6, 20)])
+def test_the_noisy_mean_tells_of_its_image(methods: Any, count: int, samples: int, dimension: int) -> None:
+    """The candidate of docs/results/out-of-the-box/default.md, term by term from the eigenvalues."""
+    import candidates
+
+    torch.manual_seed(0)
+    common = torch.randn(samples, dimension)
+    views = [(common + torch.randn(samples, dimension)).double() for _ in range(count)]
+    r = min(samples, dimension)
+    z = torch.nn.functional.normalize(torch.stack(views).float(), dim=-1).double()
+    eigenvalues = torch.linalg.svdvals(z.mean(0)).square() * r / samples
+    within = (z - z.mean(0)).square().sum() / (samples * (count - 1))
+    expected = r / 2 * torch.log(1 + within / count) - torch.log(1 + eigenvalues).sum() / 2
+    found = candidates.spanned(*views, entropy="mean", noise=1.0, averaged=True)
+    torch.testing.assert_close(found.double(), expected / r, rtol=1e-4, atol=1e-6)
