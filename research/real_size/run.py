@@ -1,6 +1,6 @@
 """``emim-solo benchmark`` on one CPU core, with what a reader needs to place its seconds.
 
-    python research/real_size/run.py --config-path research/real_size --config-name two-views-recipes [key=value ...]
+    python research/real_size/run.py --config-path research/real_size --config-name two-views-recipes [--keep ROWS] [key=value ...]
 
 Arguments, rows and results are those of ``emim-solo benchmark``. Four things are added:
 
@@ -12,15 +12,21 @@ Arguments, rows and results are those of ``emim-solo benchmark``. Four things ar
   view information take a third of the time (``evaluation_precision`` in the row). Features are float32 afterwards;
 - the forecast before the first run is left out: it trains some steps of every recipe.
 
-The same command goes on where it was.
+The same command goes on where it was. With `--keep ROWS` each row is written to that file, too, and where the folder of the
+runs has no rows, those of its complete runs are taken from there: checkpoints are not needed for a run that is complete. A run of
+which a stage is missing is then made again.
 """
 
 from __future__ import annotations
 
 import functools
+import json
 import os
+import sys
 import time
+from collections import defaultdict
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -29,6 +35,8 @@ import torch
 from torch import Tensor
 
 from emim_solo import rows
+from emim_solo.benchmark.report import ROWS
+from emim_solo.benchmark.results import evaluation_stages
 from emim_solo.benchmark.runner import Runner
 from emim_solo.checkpoints import Checkpoint
 from emim_solo.cli import main
@@ -59,7 +67,37 @@ def timed(stage: Any) -> Any:
     return begin
 
 
-def with_costs(append: Any) -> Any:
+def complete(lines: list[str], stages: set[str]) -> list[str]:
+    """The lines of runs that have a row of every stage, or one that says that they diverged."""
+    found: dict[tuple[str, int, str], list[dict[str, Any]]] = defaultdict(list)
+    for line in lines:
+        row = json.loads(line)
+        found[row["name"], row["seed"], row["config_hash"]].append(row)
+    whole = [
+        of_run
+        for of_run in found.values()
+        if stages <= {row["stage"] for row in of_run} or any(row.get("failed") for row in of_run)
+    ]
+    return [json.dumps(row) + "\n" for of_run in whole for row in of_run]
+
+
+def restored(init: Any, keep: Path) -> Any:
+    """A runner that begins with the rows that were kept, where its folder has none."""
+
+    @functools.wraps(init)
+    def begin(self: Any, plan: Any) -> None:
+        rows_file = plan.folder / ROWS
+        if keep.is_file() and not rows_file.is_file() and plan.runs:
+            plan.folder.mkdir(parents=True, exist_ok=True)
+            stages = {"pretrain", *evaluation_stages(plan.runs[0].cfg, scored=bool(plan.settings["score"]))}
+            rows_file.write_text("".join(complete(keep.read_text().splitlines(), stages)))
+            keep.write_text(rows_file.read_text())
+        init(self, plan)
+
+    return begin
+
+
+def with_costs(append: Any, keep: Path | None) -> Any:
     @functools.wraps(append)
     def add(path: Any, row: Mapping[str, Any]) -> None:
         costs = {
@@ -70,7 +108,8 @@ def with_costs(append: Any) -> Any:
             "evaluation_precision": "bfloat16" if NATIVE else "float32",
             "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
-        append(path, {**row, **costs})
+        for file in filter(None, (path, keep)):
+            append(file, {**row, **costs})
 
     return add
 
@@ -95,12 +134,17 @@ def in_bfloat16(model_of: Any) -> Any:
 
 
 if __name__ == "__main__":
-    import sys
-
+    arguments = sys.argv[1:]
+    kept = None
+    if "--keep" in arguments:
+        place = arguments.index("--keep")
+        kept = Path(arguments[place + 1]).absolute()
+        del arguments[place : place + 2]
+        Runner.__init__ = restored(Runner.__init__, kept)  # type: ignore[method-assign]
     torch.set_num_threads(1)
     Runner._stage = timed(Runner._stage)  # type: ignore[method-assign]
     Runner.say_how_long = lambda self: None  # type: ignore[method-assign]
-    rows.append = with_costs(rows.append)
+    rows.append = with_costs(rows.append, kept)
     if NATIVE:
         Checkpoint.model = in_bfloat16(Checkpoint.model)  # type: ignore[method-assign]
-    main(["benchmark", *sys.argv[1:]])
+    main(["benchmark", *arguments])
