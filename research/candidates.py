@@ -132,6 +132,44 @@ def centroid(*embeddings: Tensor, noise_variance: float = 1.0) -> Tensor:
     return -torch.logdet(torch.eye(len(moments)) + moments / noise_variance) / (2 * d)
 
 
+def spanned(
+    *embeddings: Tensor,
+    noise: float = 0.1,
+    entropy: str = "views",
+    form: str = "log_det",
+    weight: float = 1.0,
+    averaged: bool = False,
+) -> Tensor:
+    """(-H + weight H(Z|Z')) / r on the sphere, both entropies over the r = min(N, d) directions that a batch spans.
+
+    Of N samples there are at most r directions with any variance. The isotropic bound of the package takes Jensen's inequality
+    over all d: its residual then has d / 2 logarithms where the log det has r / 2 that can change. Here both have r, and
+    moments are scaled so that a direction has variance 1 on average: with `noise` in the same unit nothing is left that d or
+    N would change. H is of each view's own moments ("views"), which views that disagree cannot raise; or of the views' mean
+    ("mean"), which is H(Z + Z') - H(Z - Z') of two views: to first order in the correlation where the MI is of second order.
+    With "mean", `averaged` and noise 1 the loss is minus the information about the image in the mean of its views, seen through
+    noise of the variance of one direction: the mean has K times less residual variance than a view. With weight 0 it is the
+    information of the noisy mean about the mean itself.
+    `form` "renyi" has the logarithm of tr C^2 in place of the log det, exact in the scale and to second order in the shape.
+    """
+    z = torch.nn.functional.normalize(torch.stack([view.float() for view in embeddings]), dim=-1)
+    views, samples, d = z.shape
+    r = min(samples, d)
+    within = (z - z.mean(0)).square().sum() / (samples * (views - 1))  # of a total variance of 1
+    residual = r / 2 * torch.log(within / (views if averaged else 1) + noise)
+    h = z.new_zeros(())
+    parts = z if entropy == "views" else z.mean(0, keepdim=True)
+    for part in parts:
+        smaller = part if samples < d else part.T
+        moments = smaller @ smaller.T * (r / samples)  # of trace r where the part is on the sphere
+        if form == "log_det":
+            h = h + torch.logdet(moments + noise * torch.eye(r)) / 2
+        else:
+            trace = moments.diagonal().sum()
+            h = h + r / 2 * torch.log(trace / r + noise) - r / 4 * torch.log(r * moments.square().sum() / trace**2)
+    return (weight * residual - h / len(parts)) / r
+
+
 class MovingAverage(torch.nn.Module):
     """The default family with the pooled second moments averaged over steps, history detached.
 
@@ -179,6 +217,7 @@ LOSSES: dict[str, Any] = {
     "shrunk": shrunk,
     "centroid": centroid,
     "family": family,
+    "spanned": spanned,
     "moving_average": MovingAverage,
     "scheduled": Scheduled,
 }

@@ -81,7 +81,9 @@ def images_of(folder: Path) -> tuple[Tensor, Tensor]:
     return torch.tensor(stored["x"]).permute(0, 3, 1, 2).contiguous(), torch.tensor(stored["y"]).long()
 
 
-def augment(x: Tensor, size: int = CROP, scale: tuple[float, float] = (0.2, 1.0), colour: float = 1.0) -> Tensor:
+def augment(
+    x: Tensor, size: int = CROP, scale: tuple[float, float] = (0.2, 1.0), colour: float = 1.0, flip: float = 0.5
+) -> Tensor:
     """Random resized crop, flip, brightness, contrast, saturation, hue, grayscale: each image its own."""
     spread = 1.2 * colour
     n = x.shape[0]
@@ -89,7 +91,7 @@ def augment(x: Tensor, size: int = CROP, scale: tuple[float, float] = (0.2, 1.0)
     ratio = torch.empty(n).uniform_(math.log(3 / 4), math.log(4 / 3)).exp().sqrt()
     width, height = (side * ratio).clamp(max=1), (side / ratio).clamp(max=1)
     theta = torch.zeros(n, 2, 3)
-    theta[:, 0, 0] = width * ((torch.rand(n) < 0.5).float() * 2 - 1)
+    theta[:, 0, 0] = width * ((torch.rand(n) < 1 - flip).float() * 2 - 1)
     theta[:, 0, 2] = (torch.rand(n) * 2 - 1) * (1 - width)
     theta[:, 1, 1] = height
     theta[:, 1, 2] = (torch.rand(n) * 2 - 1) * (1 - height)

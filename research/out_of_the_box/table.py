@@ -1,0 +1,100 @@
+"""Out of the box: how far each method is from the best of each setting, over all settings that have all methods.
+
+    python research/out_of_the_box/table.py docs/results/out-of-the-box/rows.jsonl [--half choose|show] [--more ROWS.jsonl] [--each]
+
+Accuracy is the mean of 20-NN and linear. A run that diverged has 10 %, which is chance. Columns: mean distance to the best
+method of the setting, the distance that a tenth of the settings exceed, the share of runs that collapsed or diverged, and
+EMIM's default less the method. Brackets are 95 % intervals by bootstrap over settings. Settings that some method lacks are
+left out and counted. With --more, rows of candidates are compared in the same way; the best of a setting stays that of the
+methods, so a candidate's distance can be negative.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+CHANCE, RESAMPLES, REFERENCE = 10.0, 10_000, "emim"
+
+
+def accuracy(row: dict[str, Any]) -> float:
+    return CHANCE if "failed" in row else (row["knn"] + row["linear"]) / 2
+
+
+def read(path: Path, half: str | None, seed: int = 0) -> dict[str, dict[int, dict[str, Any]]]:
+    """Rows by method and setting."""
+    found: dict[str, dict[int, dict[str, Any]]] = {}
+    for row in map(json.loads, path.read_text().splitlines()):
+        if half in (None, row["half"]) and row["seed"] == seed:
+            found.setdefault(row["method"], {})[row["setting"]] = row
+    return found
+
+
+def interval(values: np.ndarray, statistic: Any = np.mean) -> str:
+    """The statistic and its interval; one setting has none."""
+    if len(values) < 2:
+        return f"{statistic(values):.1f}"
+    chosen = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
+    low, high = np.quantile(statistic(values[chosen], axis=1), [0.025, 0.975])
+    return f"{statistic(values):.1f} [{low:.1f}, {high:.1f}]"
+
+
+def worst_tenth(values: np.ndarray, axis: int = 0) -> Any:
+    return np.quantile(values, 0.9, axis=axis)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rows", type=Path)
+    parser.add_argument("--half", choices=("choose", "show"))
+    parser.add_argument("--more", type=Path, nargs="+", default=[], help="rows of candidates")
+    parser.add_argument("--each", action="store_true", help="the accuracies of each setting, too")
+    arguments = parser.parse_args()
+    rows = read(arguments.rows, arguments.half)
+    complete = sorted(set.intersection(*(set(by_setting) for by_setting in rows.values())))
+    every = {setting for by_setting in rows.values() for setting in by_setting}
+    best = {setting: max(accuracy(rows[name][setting]) for name in rows) for setting in complete}
+    methods = list(rows)
+    for path in arguments.more:
+        rows |= read(path, arguments.half)
+    if arguments.each:
+        print(f"| setting | {' | '.join(rows)} |\n|---|{'---:|' * len(rows)}")
+        for setting in complete:
+            s = next(iter(rows.values()))[setting]["settings"]
+            head = f"{setting}: {s['data']}, d {s['dim']}, N {s['batch']}, K {s['views']}, lr {s['lr']:g}, {s['steps']} steps, clip {s['clip']:g}"
+            cells = []
+            for by_setting in rows.values():
+                row = by_setting.get(setting)
+                cell = "" if row is None else f"{accuracy(row):.1f}"
+                cells.append(f"**{cell}**" if row is not None and accuracy(row) == best[setting] else cell)
+            print(f"| {head} | {' | '.join(cells)} |")
+        print()
+    print(f"{len(complete)} settings with all of {len(methods)} methods; {len(every) - len(complete)} not complete.\n")
+    print(
+        "| method | settings | mean distance to the best | worst decile | collapsed | diverged | EMIM's default less it |"
+    )
+    print("|---|---:|---:|---:|---:|---:|---:|")
+    lines = []
+    for name, by_setting in rows.items():
+        own = [setting for setting in complete if setting in by_setting]
+        if not own:
+            continue
+        values = np.array([accuracy(by_setting[setting]) for setting in own])
+        distance = np.array([best[setting] for setting in own]) - values
+        shares = [
+            100 * np.mean([test(by_setting[setting]) for setting in own])
+            for test in (lambda row: bool(row.get("collapsed")), lambda row: "failed" in row)
+        ]
+        reference = np.array([accuracy(rows[REFERENCE][setting]) for setting in own])
+        paired = "" if name == REFERENCE else interval(reference - values)
+        cells = [interval(distance), interval(distance, worst_tenth), *(f"{share:.0f} %" for share in shares), paired]
+        lines.append((distance.mean(), f"| {name} | {len(own)} | {' | '.join(cells)} |"))
+    print("\n".join(line for _, line in sorted(lines)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""The best recipe of each method, by the rule of docs/predictions.md, as overrides of the benchmark's command line.
+
+    python research/real_size/choose.py ROWS.jsonl            # prints methods.emim.run.optimizer.lr=0.006 ...
+    python research/real_size/choose.py ROWS.jsonl --table    # what was found, as Markdown
+
+The rule: the highest mean of 20-NN (cosine, k = 20) and of the linear classifier on images that were not trained on. A
+recipe that diverged has no such mean. Recipes are named METHOD_ANYTHING. A method of which a recipe is missing is an error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+TRIES = 4
+OWN = {"emim": "weight", "vicreg": "sim_loss_weight", "barlow_twins": "lamb", "simclr": "temperature"}
+
+
+def recipes(path: Path) -> dict[str, dict[str, dict[str, Any]]]:
+    """By method, by name of the recipe: 20-NN, linear, their mean, and the row of the pretraining."""
+    found: dict[tuple[str, str], dict[str, Any]] = defaultdict(dict)
+    for row in map(json.loads, path.read_text().splitlines()):
+        entry = found[row["method"], row["name"]]
+        if row["stage"] == "pretrain":
+            entry |= {"pretrain": row, "failed": row.get("failed")}
+        elif row["stage"] == "knn":
+            entry["knn"] = row["metrics"]["backbone_cosine_k20"]
+        elif row["stage"] == "linear":
+            entry["linear"] = row["metrics"]["acc1"]
+    by_method: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
+    for (method, name), entry in found.items():
+        if {"knn", "linear"} <= entry.keys():
+            entry["mean"] = (entry["knn"] + entry["linear"]) / 2
+        elif not entry.get("failed"):
+            continue
+        by_method[method][name] = entry
+    return by_method
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rows", type=Path)
+    parser.add_argument("--table", action="store_true")
+    arguments = parser.parse_args()
+    by_method = recipes(arguments.rows)
+    if arguments.table:
+        print("| recipe | 20-NN top-1 (%) | linear top-1 (%) | mean |\n|---|---:|---:|---:|")
+        for entries in by_method.values():
+            best = max(entries, key=lambda name: entries[name].get("mean", 0.0))
+            for name, entry in entries.items():
+                cells = [f"{entry[key]:.1f}" if key in entry else "diverged" for key in ("knn", "linear", "mean")]
+                mark = "**" if name == best else ""
+                print(f"| {mark}{name}{mark} | {' | '.join(cells)} |")
+        return
+    for method in OWN:
+        entries = by_method.get(method, {})
+        if len(entries) < TRIES:
+            parser.error(f"{method} has {len(entries)} of {TRIES} recipes so far")
+        best = max(entries.values(), key=lambda entry: entry.get("mean", 0.0))
+        config = best["pretrain"]["config"]
+        rate = config["optimizer"]["lr"] * 256 / config["optimizer"]["batch_size"]
+        print(f"methods.{method}.run.optimizer.lr={rate:g}")
+        print(f"methods.{method}.method_kwargs.{OWN[method]}={config['method_kwargs'][OWN[method]]:g}")
+
+
+if __name__ == "__main__":
+    main()

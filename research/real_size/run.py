@@ -1,0 +1,150 @@
+"""``emim-solo benchmark`` on one CPU core, with what a reader needs to place its seconds.
+
+    python research/real_size/run.py --config-path research/real_size --config-name two-views-recipes [--keep ROWS] [key=value ...]
+
+Arguments, rows and results are those of ``emim-solo benchmark``. Four things are added:
+
+- each row has ``cpu_seconds``, the processor time of its stage with child processes included, which other work on the
+  machine hardly changes; ``load``, the machine's load average when the stage ended; ``processor``, its features; and
+  ``threads``;
+- one OpenMP thread;
+- where the processor has bfloat16, the frozen network is evaluated in bfloat16 autocast, as it was trained: features and
+  view information take a third of the time (``evaluation_precision`` in the row). Features are float32 afterwards;
+- the forecast before the first run is left out: it trains some steps of every recipe.
+
+The same command goes on where it was. With `--keep ROWS` each row is written to that file, too, and where the folder of the
+runs has no rows, those of its complete runs are taken from there: checkpoints are not needed for a run that is complete. A run of
+which a stage is missing is then made again.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+from torch import Tensor
+
+from emim_solo import rows
+from emim_solo.benchmark.report import ROWS
+from emim_solo.benchmark.results import evaluation_stages
+from emim_solo.benchmark.runner import Runner
+from emim_solo.checkpoints import Checkpoint
+from emim_solo.cli import main
+
+CAPABILITIES = {name for name, there in torch.cpu.get_capabilities().items() if there is True}
+FEATURES = {"avx2", "avx512_f", "avx512_bf16", "amx_bf16"}
+NATIVE = bool(CAPABILITIES & {"avx512_bf16", "amx_bf16"})
+
+
+def cpu_seconds() -> float:
+    """Of this process and of its children that have ended."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+class Clock:
+    """When the stage in progress began, in processor seconds."""
+
+    start = cpu_seconds()
+
+
+def timed(stage: Any) -> Any:
+    @functools.wraps(stage)
+    def begin(*args: Any, **kwargs: Any) -> Any:
+        Clock.start = cpu_seconds()
+        return stage(*args, **kwargs)
+
+    return begin
+
+
+def complete(lines: list[str], stages: set[str]) -> list[str]:
+    """The lines of runs that have a row of every stage, or one that says that they diverged."""
+    found: dict[tuple[str, int, str], list[dict[str, Any]]] = defaultdict(list)
+    for line in lines:
+        row = json.loads(line)
+        found[row["name"], row["seed"], row["config_hash"]].append(row)
+    whole = [
+        of_run
+        for of_run in found.values()
+        if stages <= {row["stage"] for row in of_run} or any(row.get("failed") for row in of_run)
+    ]
+    return [json.dumps(row) + "\n" for of_run in whole for row in of_run]
+
+
+def restored(init: Any, keep: Path) -> Any:
+    """A runner that begins with the rows that were kept, where its folder has none."""
+
+    @functools.wraps(init)
+    def begin(self: Any, plan: Any) -> None:
+        rows_file = plan.folder / ROWS
+        if keep.is_file() and not rows_file.is_file() and plan.runs:
+            plan.folder.mkdir(parents=True, exist_ok=True)
+            stages = {"pretrain", *evaluation_stages(plan.runs[0].cfg, scored=bool(plan.settings["score"]))}
+            rows_file.write_text("".join(complete(keep.read_text().splitlines(), stages)))
+            keep.write_text(rows_file.read_text())
+        init(self, plan)
+
+    return begin
+
+
+def with_costs(append: Any, keep: Path | None) -> Any:
+    @functools.wraps(append)
+    def add(path: Any, row: Mapping[str, Any]) -> None:
+        costs = {
+            "cpu_seconds": round(cpu_seconds() - Clock.start, 1),
+            "load": [round(value, 1) for value in os.getloadavg()],
+            "processor": sorted(CAPABILITIES & FEATURES),
+            "threads": torch.get_num_threads(),
+            "evaluation_precision": "bfloat16" if NATIVE else "float32",
+            "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
+        for file in filter(None, (path, keep)):
+            append(file, {**row, **costs})
+
+    return add
+
+
+def in_bfloat16(model_of: Any) -> Any:
+    """The model of a checkpoint, its forward in autocast, its outputs in float32."""
+
+    @functools.wraps(model_of)
+    def build(*args: Any, **kwargs: Any) -> Any:
+        model = model_of(*args, **kwargs)
+        forward = model.forward
+
+        def evaluate(images: Tensor) -> Any:
+            with torch.autocast("cpu", torch.bfloat16):
+                out = forward(images.contiguous(memory_format=torch.channels_last))
+            return {name: value.float() if isinstance(value, Tensor) else value for name, value in out.items()}
+
+        model.forward = evaluate
+        return model.to(memory_format=torch.channels_last)
+
+    return build
+
+
+if __name__ == "__main__":
+    arguments = sys.argv[1:]
+    kept = None
+    if "--keep" in arguments:
+        place = arguments.index("--keep")
+        kept = Path(arguments[place + 1]).absolute()
+        del arguments[place : place + 2]
+        Runner.__init__ = restored(Runner.__init__, kept)  # type: ignore[method-assign]
+    torch.set_num_threads(1)
+    Runner._stage = timed(Runner._stage)  # type: ignore[method-assign]
+    Runner.say_how_long = lambda self: None  # type: ignore[method-assign]
+    rows.append = with_costs(rows.append, kept)
+    if NATIVE:
+        Checkpoint.model = in_bfloat16(Checkpoint.model)  # type: ignore[method-assign]
+    main(["benchmark", *arguments])

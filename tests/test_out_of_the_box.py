@@ -1,0 +1,92 @@
+"""The losses of research/out_of_the_box against those of the suite and of lightly."""
+
+from __future__ import annotations
+
+import sys
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+RESEARCH = Path(__file__).parents[1] / "research"
+
+
+@pytest.fixture(scope="module")
+def methods() -> Any:
+    pytest.importorskip("lightly")
+    sys.path[:0] = [str(RESEARCH), str(RESEARCH / "out_of_the_box")]
+    try:
+        import methods
+
+        yield methods
+    finally:
+        del sys.path[:2]
+
+
+def _pairs(loss: Any, views: list[torch.Tensor], **kwargs: Any) -> torch.Tensor:
+    return torch.stack([loss(a, b, **kwargs) for a, b in combinations(views, 2)]).mean()
+
+
+@pytest.mark.parametrize(("count", "samples", "dimension"), [(2, 12, 5), (3, 6, 20), (8, 16, 16)])
+@pytest.mark.parametrize("name", ["vicreg", "barlow_twins", "simclr", "emp_ssl"])
+def test_losses_are_those_of_their_libraries(methods: Any, name: str, count: int, samples: int, dimension: int) -> None:
+    """Value and gradient; a loss of two views is the mean over all pairs of views."""
+    from emim_solo.suite import load_suite
+
+    load_suite()
+    import rivals
+    from solo.losses.barlow import barlow_loss_func
+    from solo.losses.simclr import simclr_loss_func
+    from solo.losses.vicreg import vicreg_loss_func
+
+    theirs = {
+        "vicreg": lambda z: _pairs(vicreg_loss_func, z),
+        "barlow_twins": lambda z: _pairs(barlow_loss_func, z, lamb=0.0051, scale_loss=0.024),
+        "simclr": lambda z: _pairs(simclr_loss_func, z, temperature=0.5),
+        "emp_ssl": lambda z: rivals.emp_ssl(*z),
+    }[name]
+    torch.manual_seed(0)
+    common = torch.randn(samples, dimension)
+    one = [(common + torch.randn(samples, dimension)).requires_grad_() for _ in range(count)]
+    other = [view.detach().clone().requires_grad_() for view in one]
+    ours, reference = getattr(methods, name)(*one), theirs(other)
+    torch.testing.assert_close(ours, reference, rtol=1e-4, atol=1e-5)
+    ours.backward()
+    reference.backward()
+    for a, b in zip(one, other, strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-5)
+
+
+def test_settings_are_as_drawn() -> None:
+    """The committed settings are what the committed seed draws: 40, both halves the same size, within the ranges."""
+    pytest.importorskip("lightly")
+    sys.path[:0] = [str(RESEARCH / "out_of_the_box")]
+    try:
+        import draw
+    finally:
+        del sys.path[:1]
+    drawn = draw.settings()
+    assert draw.read() == drawn
+    assert [one["half"] for one in drawn].count("choose") == len(drawn) / 2 == 20
+    for one in drawn:
+        assert 64 <= one["dim"] <= 2048 and 32 <= one["batch"] <= 512 and 2 <= one["views"] <= 8
+        assert 3e-4 <= one["lr"] <= 3e-2
+
+
+@pytest.mark.parametrize(("count", "samples", "dimension"), [(2, 40, 5), (4, 6, 20)])
+def test_the_noisy_mean_tells_of_its_image(methods: Any, count: int, samples: int, dimension: int) -> None:
+    """The candidate of docs/results/out-of-the-box/default.md, term by term from the eigenvalues."""
+    import candidates
+
+    torch.manual_seed(0)
+    common = torch.randn(samples, dimension)
+    views = [(common + torch.randn(samples, dimension)).double() for _ in range(count)]
+    r = min(samples, dimension)
+    z = torch.nn.functional.normalize(torch.stack(views).float(), dim=-1).double()
+    eigenvalues = torch.linalg.svdvals(z.mean(0)).square() * r / samples
+    within = (z - z.mean(0)).square().sum() / (samples * (count - 1))
+    expected = r / 2 * torch.log(1 + within / count) - torch.log(1 + eigenvalues).sum() / 2
+    found = candidates.spanned(*views, entropy="mean", noise=1.0, averaged=True)
+    torch.testing.assert_close(found.double(), expected / r, rtol=1e-4, atol=1e-6)
