@@ -6,8 +6,6 @@ import runpy
 import sys
 
 given = globals()["given"]  # by processes.start
-multiprocessing.set_start_method("fork", force=True)  # of the workers of loaders, as in any other process
-
 multiprocessing.set_start_method("fork", force=True)  # that of an ordinary process, for the workers of its loaders
 for number, name in ((1, "stdout"), (2, "stderr")):
     file = os.open(os.path.join(given["output"], name), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
