@@ -4,8 +4,8 @@
 
 Accuracy is the mean of 20-NN and linear. A run that diverged has 10 %, which is chance. Columns: mean distance to the best
 method of the setting, the distance that a tenth of the settings exceed, the share of runs that collapsed or diverged, and
-EMIM's default less the method. Brackets are 95 % intervals by bootstrap over settings. Settings that some method lacks are
-left out and counted. With --more, rows of candidates are compared in the same way; the best of a setting stays that of the
+EMIM's default less the method. Brackets are 95 % intervals by bootstrap over settings, from six settings on. Settings that some method
+lacks are left out and counted; methods without any row are named. With --more, rows of candidates are compared in the same way; the best of a setting stays that of the
 methods, so a candidate's distance can be negative.
 """
 
@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from methods import METHODS
 
-CHANCE, RESAMPLES, REFERENCE = 10.0, 10_000, "emim"
+CHANCE, RESAMPLES, FEWEST, REFERENCE = 10.0, 10_000, 6, "emim"  # FEWEST: settings for an interval
 
 
 def accuracy(row: dict[str, Any]) -> float:
@@ -35,8 +36,8 @@ def read(path: Path, half: str | None, seed: int = 0) -> dict[str, dict[int, dic
 
 
 def interval(values: np.ndarray, statistic: Any = np.mean) -> str:
-    """The statistic and its interval; one setting has none."""
-    if len(values) < 2:
+    """The statistic and its interval; a few settings have none."""
+    if len(values) < FEWEST:
         return f"{statistic(values):.1f}"
     chosen = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
     low, high = np.quantile(statistic(values[chosen], axis=1), [0.025, 0.975])
@@ -73,7 +74,10 @@ def main() -> None:
                 cells.append(f"**{cell}**" if row is not None and accuracy(row) == best[setting] else cell)
             print(f"| {head} | {' | '.join(cells)} |")
         print()
-    print(f"{len(complete)} settings with all of {len(methods)} methods; {len(every) - len(complete)} not complete.\n")
+    print(f"{len(complete)} settings with all of {len(methods)} methods; {len(every) - len(complete)} not complete.")
+    if without := [name for name in METHODS if name not in methods]:
+        print(f"Partial: no rows of {', '.join(without)}.")
+    print()
     print(
         "| method | settings | mean distance to the best | worst decile | collapsed | diverged | EMIM's default less it |"
     )
