@@ -254,11 +254,6 @@ def test_a_full_disk_fails_no_trial_however_often(
             full.setattr(shutil, "disk_usage", lambda _: usage._replace(free=2 * 10**7))
             with refused("disk.full", "20 MB left"):
                 tune_main(written(tmp_path, **ONE))
-    with refused("search.storage", "full", "goes on"):
-        tuning = Tuning(Search.read("pretrain/digits", "emim", written(tmp_path, **ONE)[5], []), tmp_path, "")
-        with tuning.study._storage._backend.engine.connect() as connection:  # type: ignore[attr-defined]
-            connection.exec_driver_sql("PRAGMA max_page_count = 1")
-        tuning.run()
     tune_main(written(tmp_path, **ONE))
     (row,) = rows.read(tmp_path / "trials.jsonl")
     assert (row["trial"], row["state"]) == (1, "finished")

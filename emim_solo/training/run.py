@@ -174,8 +174,8 @@ def _check_time(most: Any) -> None:
 
 def _complete_view(view: DictConfig) -> DictConfig:
     """An entry of ``augmentations`` with what it leaves out, which the suite asks for: nothing happens by default."""
-    whole = asdict(schema.View(crop_size=view.crop_size, num_crops=view.num_crops))
-    parts = ({key: part[key] for key in part if part[key] is not None} for part in (whole, view))
+    whole: dict[Any, Any] = asdict(schema.View(crop_size=view.crop_size, num_crops=view.num_crops))
+    parts = ({key: value for key, value in part.items() if value is not None} for part in (whole, view))
     return OmegaConf.merge(*parts)  # type: ignore[return-value]
 
 
