@@ -343,13 +343,13 @@ def test_a_pruned_trial_keeps_its_score_and_a_search_without_a_finished_one_says
 def test_errors_and_kills_of_trials_are_kept_and_the_search_goes_on(
     written: Written, tmp_path: Path, capsys: pytest.CaptureFixture[str], refused: Refused
 ) -> None:
-    """A projector that fits no memory, and one whose process is killed at each start."""
-    params = {"method_kwargs.proj_hidden_dim": "choice(1000000000000)"}
+    """A backbone that fits no memory, and one whose process is killed at each start."""
+    params = {"backbone.name": "resnet50", "backbone.kwargs.width_per_group": "choice(1000000000000)"}
     arguments = written(tmp_path, trials=2, params=params)
     search = Search.read("pretrain/digits", "emim", arguments[5], [])
     tuning = Tuning(search, tmp_path, "")
     killed = tuning.study.ask()
-    killed.suggest_categorical("method_kwargs.proj_hidden_dim", [1000000000000])
+    killed.suggest_categorical("backbone.kwargs.width_per_group", [1000000000000])
     killed.set_user_attr("starts", [0, 0, 0])
     with refused("search.unfinished", "2 failed", "trial 1", "killed 3 times"):
         tuning.run()

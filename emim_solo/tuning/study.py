@@ -233,10 +233,8 @@ class Tuning:
     def _run(self, trial: optuna.Trial) -> None:
         """One trial to its end, which the storage then knows."""
         start, values = time.perf_counter(), self.search.suggest(trial)
-        number, config = (
-            trial.number + 1,
-            {**as_dict(self.base.config), **values},
-        )  # if it is refused before it is complete
+        number = trial.number + 1
+        config = {**as_dict(self.base.config), **values}  # of a trial that is refused before its config is complete
         fields: dict[str, Any] = {"device": "gpu" if torch.cuda.is_available() else "cpu"}
         state, reason, score = TrialState.FAIL, None, math.nan
         try:
