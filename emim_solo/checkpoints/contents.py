@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import pickle
 import re
 import warnings
@@ -132,9 +133,11 @@ def _parse(file: BinaryIO, path: Path, *, weights_alone: bool) -> Any:
         file.seek(0)
         with _without_objects(file) if weights_alone and zipped else nullcontext():
             return torch.load(file, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
     except Exception as error:  # the libraries raise many types on a file that is not whole
+        if (
+            isinstance(error, OSError) and error.errno != errno.EINVAL
+        ):  # of the disk; EINVAL: torch seeks before the start
+            raise
         reason = " ".join(str(error).split())
         what = re.search(r"(?:GLOBAL|global:?) (\S+)", reason)
         if isinstance(error, pickle.UnpicklingError) and (whole or what):
