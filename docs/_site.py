@@ -44,8 +44,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Turn links from the repository's root, and out of docs/, into links within the site."""
-    if "/" in page.file.src_uri:
-        return markdown
     assert page.file.abs_src_path is not None
-    outside = r"\.\./" if Path(page.file.abs_src_path).parent == Path(config.docs_dir) else "docs/"
-    return re.sub(rf'(\]\(|(?:src|href)="){outside}', r"\1", markdown)
+    depth = page.file.src_uri.count("/")
+    in_docs = Path(config.docs_dir) in Path(page.file.abs_src_path).parents
+    outside = re.escape("../" * (depth + 1)) if in_docs else "docs/"
+    return re.sub(rf'(\]\(|(?:src|href)="){outside}', rf"\1{'../' * depth}", markdown)
