@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from emim_solo.ground import moved
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 moved.install()
 
