@@ -125,6 +125,7 @@ def emim_loss_func(
     noise_variance: float = 0.1,
     gaussian_weight: float = 0.0,
     directions: Tensor | None = None,
+    gather: bool = True,
 ) -> Tensor:
     """EMIM's loss: the negative mutual information of two views, or a cheap bound, per dimension.
 
@@ -168,6 +169,7 @@ def emim_loss_func(
         gaussian_weight: of the distance of the marginals from Gaussian ones, >= 0.
         directions: d x m, of unit length, along which that is taken; `random_directions`, others in every step and the
             same in every process. Asked for with a gaussian_weight above 0.
+        gather: take the samples of all processes for one batch. False: each process has the loss of its own samples.
 
     Returns:
         The loss in nats per dimension, a 0-dim tensor: float64 if an input is, else float32.
@@ -175,13 +177,7 @@ def emim_loss_func(
     Raises:
         ValueError, TypeError, FloatingPointError: as `mutual_information`.
     """
-    _check_choice("objective", objective, OBJECTIVES)
-    _check_choice("marginal", marginal, MARGINALS)
-    _check_choice("residual", residual, RESIDUALS)
-    _check_noise_variance(noise_variance)
-    _check_series_order(series_order)
-    _check_weight("weight", weight)
-    _check_weight("gaussian_weight", gaussian_weight)
+    check_loss_settings(objective, marginal, series_order, residual, weight, noise_variance, gaussian_weight)
     if gaussian_weight and directions is None:
         raise ValueError("a gaussian_weight above 0 needs directions, d x m: random_directions(d, m, seed=step)")
 
@@ -196,11 +192,30 @@ def emim_loss_func(
         return negative / views.shape[-1]
 
     with _full_precision(z1):
-        views = _views((z1, z2, *more), standardise=True)
+        views = _views((z1, z2, *more), True, gather)
         value = _with_retry(loss, views)
         if gaussian_weight and directions is not None:
             value = value + gaussian_weight * epps_pulley(views.flatten(0, 1) @ directions.to(views.dtype)).mean()
         return value
+
+
+def check_loss_settings(
+    objective: str = "bound",
+    marginal: str = "series",
+    series_order: int = 2,
+    residual: str = "isotropic",
+    weight: float = 4.0,
+    noise_variance: float = 0.1,
+    gaussian_weight: float = 0.0,
+) -> None:
+    """Raises ValueError for a setting that `emim_loss_func` cannot take."""
+    _check_choice("objective", objective, OBJECTIVES)
+    _check_choice("marginal", marginal, MARGINALS)
+    _check_choice("residual", residual, RESIDUALS)
+    _check_noise_variance(noise_variance)
+    _check_series_order(series_order)
+    _check_weight("weight", weight)
+    _check_weight("gaussian_weight", gaussian_weight)
 
 
 def entropies(

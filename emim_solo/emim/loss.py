@@ -1,0 +1,53 @@
+"""EMIM's loss as a module for a training loop of one's own: it needs torch alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from emim_solo.emim.objective import check_loss_settings, emim_loss_func, random_directions
+
+
+class EMIMLoss(nn.Module):
+    """EMIM's loss of two or more views, lower is better.
+
+    Put the embeddings of the views, the outputs of a projector, into it: ``loss = EMIMLoss()(z1, z2)``. It has no parameters.
+    With more than one process under ``torch.distributed``, call it once in each process and step.
+
+    Args:
+        gather: take the embeddings of all processes for one batch. False: each process has the loss of its own batch.
+        directions: number of random directions of a step, where ``gaussian_weight`` is above 0.
+        **settings: ``objective``, ``marginal``, ``residual``, ``weight``, ``noise_variance``, ``gaussian_weight`` as
+            :func:`emim_solo.emim.objective.emim_loss_func` takes them.
+
+    Raises:
+        ValueError: a setting that the loss cannot take.
+        TypeError: a setting that it does not know.
+    """
+
+    def __init__(self, *, gather: bool = True, directions: int = 16, **settings: Any) -> None:
+        super().__init__()
+        check_loss_settings(**settings)
+        self.gather, self.directions, self.settings = gather, directions, settings
+        self.steps = 0  # the seed of the directions: the same in every process
+
+    def forward(self, *views: Tensor) -> Tensor:
+        """The loss in nats per dimension, a 0-dim tensor.
+
+        Args:
+            views: two or more ``(N, d)`` arrays; row i is the same image in each.
+
+        Raises:
+            ValueError, TypeError, FloatingPointError: as :func:`emim_solo.emim.objective.emim_loss_func`.
+        """
+        if len(views) < 2:
+            raise ValueError(f"EMIM's loss takes two views or more, got {len(views)}")
+        directions = None
+        if self.settings.get("gaussian_weight"):
+            directions = random_directions(views[0].shape[1], self.directions, seed=self.steps, device=views[0].device)
+            self.steps += 1
+        return emim_loss_func(*views, **self.settings, gather=self.gather, directions=directions)
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in self.settings.items())
