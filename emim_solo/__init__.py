@@ -15,18 +15,30 @@ __version__ = "0.3.0"
 moved.install()
 
 if TYPE_CHECKING:
+    from emim_solo.emim.loss import EMIMLoss
+    from emim_solo.emim.measures import view_information
     from emim_solo.emim.objective import emim_loss_func, mutual_information, null_mutual_information
     from emim_solo.ground.errors import UsageError
     from emim_solo.plugin.registration import register
 
 _HOME = {
+    "EMIMLoss": "emim.loss",
     "UsageError": "ground.errors",
     "emim_loss_func": "emim.objective",
     "mutual_information": "emim.objective",
     "null_mutual_information": "emim.objective",
     "register": "plugin.registration",
+    "view_information": "emim.measures",
 }
-__all__ = ["UsageError", "emim_loss_func", "mutual_information", "null_mutual_information", "register"]
+__all__ = [
+    "EMIMLoss",
+    "UsageError",
+    "emim_loss_func",
+    "mutual_information",
+    "null_mutual_information",
+    "register",
+    "view_information",
+]
 
 
 def __getattr__(name: str) -> Any:

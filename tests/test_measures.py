@@ -11,7 +11,7 @@ import torch
 from scipy import integrate, special, stats
 
 from emim_solo.emim import measures
-from emim_solo.emim.measures import half_widths, lidar, scores, view_information
+from emim_solo.emim.measures import half_widths, image_information, lidar, scores
 from emim_solo.emim.theory import gaussian_mutual_information
 
 
@@ -245,7 +245,7 @@ def test_non_gaussianity_is_seeded_and_nothing_of_nothing():
 @pytest.mark.parametrize(("images", "views", "d"), [(60, 4, 8), (12, 2, 30), (40, 3, 60)])
 def test_independent_views_have_no_information(images, views, d):
     """With more dimensions than images, too, and with features of very different sizes."""
-    found = [view_information(noise(images, views, d, seed=s) * torch.arange(1, d + 1), seed=s) for s in range(150)]
+    found = [image_information(noise(images, views, d, seed=s) * torch.arange(1, d + 1), seed=s) for s in range(150)]
     differences = np.subtract(*np.transpose(found))
     assert abs(differences.mean()) < 3.5 * stats.sem(differences)
     assert np.mean(found, axis=0)[1] > 3 * abs(differences.mean()), "the plug-in alone counts as some"
@@ -253,7 +253,7 @@ def test_independent_views_have_no_information(images, views, d):
 
 def test_null_is_the_expectation_of_wishart_log_determinants():
     images, views, d = 200, 3, 10
-    nulls = [view_information(noise(images, views, d, seed=s), noise_variance=1e-9, seed=s)[1] for s in range(100)]
+    nulls = [image_information(noise(images, views, d, seed=s), noise_variance=1e-9, seed=s)[1] for s in range(100)]
     assert np.mean(nulls) == pytest.approx(d**2 / (4 * images * views * (views - 1)), rel=0.1)
 
 
@@ -261,29 +261,29 @@ def test_null_is_the_expectation_of_wishart_log_determinants():
 @pytest.mark.parametrize("e", [0.001, 0.1])
 def test_gaussian_views_have_the_information_of_their_covariances(scale, e):
     between, within = covariances(5, scale)
-    value, null = view_information(gaussian_views(20_000, 3, between, within), noise_variance=e)
+    value, null = image_information(gaussian_views(20_000, 3, between, within), noise_variance=e)
     assert value - null == pytest.approx(closed_form(between, within, e), rel=0.02)
 
 
 def test_information_does_not_see_order_of_images_and_views_nor_scale():
     features = gaussian_views(50, 4, *covariances(6, 1.0))
-    value, _ = view_information(features)
+    value, _ = image_information(features)
     other = features[torch.randperm(50)][:, [2, 0, 3, 1]] * torch.linspace(0.1, 9, 6) + 5
-    assert view_information(other)[0] == pytest.approx(value, rel=1e-9)
+    assert image_information(other)[0] == pytest.approx(value, rel=1e-9)
 
 
 def test_pieces_make_the_whole(monkeypatch):
     features = gaussian_views(50, 4, *covariances(6, 1.0))
-    whole = view_information(features), lidar(features)
+    whole = image_information(features), lidar(features)
     monkeypatch.setattr(measures, "_PIECE", 7 * 4 * 6)
-    assert view_information(features) == pytest.approx(whole[0], rel=1e-12)
+    assert image_information(features) == pytest.approx(whole[0], rel=1e-12)
     assert lidar(features) == pytest.approx(whole[1], rel=1e-12)
 
 
 def test_constant_features_add_nothing():
     features = gaussian_views(50, 4, *covariances(6, 1.0)).float()
     with_constants = torch.cat((features, torch.full((50, 4, 3), 0.1), torch.zeros(50, 4, 2)), dim=2)
-    assert view_information(with_constants) == pytest.approx(view_information(features), rel=1e-9)
+    assert image_information(with_constants) == pytest.approx(image_information(features), rel=1e-9)
     collapsed = scores(torch.full((50, 4, 6), 0.1))
     assert collapsed["view_information"] == collapsed["pair_information"] == collapsed["lidar"] == 0
 
@@ -350,19 +350,19 @@ def test_features_that_are_not_finite_give_nan_throughout():
     features = noise(20, 3, 4)
     features[3, 1, 2] = math.inf
     assert all(math.isnan(value) for value in (*scores(features).values(), *half_widths(features).values()))
-    assert math.isnan(lidar(features)) and all(map(math.isnan, view_information(features)))
+    assert math.isnan(lidar(features)) and all(map(math.isnan, image_information(features)))
 
 
 @pytest.mark.parametrize("shape", [(20, 4), (1, 3, 4), (20, 1, 4), (20, 3, 1)])
 def test_shapes_that_hold_no_views_are_refused(shape):
-    for function in (view_information, lidar, scores, half_widths):
+    for function in (image_information, lidar, scores, half_widths):
         with pytest.raises(ValueError, match=r"\(images, views, dimensions\)"):
             function(noise(*shape))
 
 
 def test_settings_that_make_no_sense_are_refused():
     with pytest.raises(ValueError, match="noise_variance"):
-        view_information(noise(20, 3, 4), noise_variance=0)
+        image_information(noise(20, 3, 4), noise_variance=0)
     with pytest.raises(ValueError, match="delta"):
         lidar(noise(20, 3, 4), delta=0)
     with pytest.raises(ValueError, match="3 images"):

@@ -216,7 +216,9 @@ def test_numbers_of_readme_are_those_of_the_committed_tables() -> None:
     ] + [[rounded(cifar[method][column]) for method in methods] for column in ("linear top-1 (%)", "20-NN top-1 (%)")]
     assert [row[1:] for row in shown[:4]] == expected
     scores = table("docs/results/label-free/cifar10.md", "Spearman, all")
-    assert shown[4][1:] == [f"{name} {scores[name]['Spearman, all']}" for name in ("view information", "RankMe", "LiDAR")]
+    assert shown[4][1:] == [
+        f"{name} {scores[name]['Spearman, all']}" for name in ("view information", "RankMe", "LiDAR")
+    ]
     text = README.read_text()
     behind = table("docs/results/cifar10-lab/rivals_test.md", "emim minus")["vicreg"]["20-NN"]
     assert f"VICReg is {rounded(behind).lstrip('-')} above" in text.replace("\n  ", " ") and behind.startswith("-")

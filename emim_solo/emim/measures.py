@@ -1,19 +1,17 @@
-"""Measures of a representation without labels: pure functions on feature arrays.
+"""Measures of a representation without labels, in float64 on the CPU, information in nats: pure functions on features.
 
-Some take one view of each image, ``(N, d)``, some two, some q views of each, ``(N, q, d)``. Work is done in float64 on the CPU;
-information is in nats. None looks at labels, so none can be tuned to the evaluation. :func:`scores` and :func:`diagnose`
-are all of them by name: what ``emim-solo score`` and a benchmark's diagnostics write into their rows.
+:func:`scores` and :func:`diagnose` are all of them by name: what ``emim-solo score`` and a benchmark's diagnostics write
+into their rows.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -35,11 +33,9 @@ SPECTRUM_IMAGES = 25_600
 UNIFORMITY_IMAGES = 4_096
 """Uniformity holds the distance of every pair."""
 DECAY_RANKS = (5, 50)
-"""Ranks of the covariance spectrum that the power law is fitted to, as far as they exist. The first few
-follow the classes and the last the noise, so neither tells how fast the bulk decays."""
+"""Ranks that the power law is fitted to, from 1: the first few follow the classes and the last the noise."""
 COLLAPSED_RANK = 3.0
-"""Centred :func:`rankme` of the embeddings under which a run counts as collapsed. Runs that collapsed in
-the laboratory had 1.4 and 2.5 of 256 dimensions, the lowest sound one 31."""
+"""Centred :func:`rankme` of collapsed embeddings: collapsed runs had 1.4 and 2.5 of 256 dimensions, sound ones 31."""
 COLLAPSED_SPREAD = 0.05
 """Spread (see :func:`spread`) under which a run counts as collapsed; 1 is a uniform sphere."""
 _PIECE = 2**24  # numbers in float64: 128 MB
@@ -49,10 +45,10 @@ _PIECE = 2**24  # numbers in float64: 128 MB
 
 def _as_matrix(features: Tensor) -> Tensor:
     """Float64 copy on the CPU of a finite ``(N, d)`` array with at least two rows."""
-    if features.ndim != 2:
-        raise ValueError(f"features have shape {tuple(features.shape)}, expected (samples, dimensions)")
-    if features.shape[0] < 2 or features.shape[1] < 1:
-        raise ValueError(f"features have shape {tuple(features.shape)}, expected at least 2 samples and 1 dimension")
+    if features.ndim != 2 or features.shape[0] < 2 or features.shape[1] < 1:
+        raise ValueError(
+            f"features have shape {tuple(features.shape)}, expected (samples, dimensions), at least 2 samples and 1 dimension"
+        )
     matrix = features.detach().to(device="cpu", dtype=torch.float64)
     if not torch.isfinite(matrix).all():
         raise FloatingPointError("features hold NaN or infinite values")
@@ -60,15 +56,10 @@ def _as_matrix(features: Tensor) -> Tensor:
 
 
 def rankme(features: Tensor, *, centred: bool = False) -> float:
-    """RankMe: the exponential of the entropy of the normalised singular values.
+    """RankMe of ``(N, d)`` features: the exponential of the entropy of the normalised singular values.
 
-    Args:
-        features: ``(N, d)``.
-        centred: subtract the mean first. RankMe is published without it, and then a large common mean
-            counts as one strong direction.
-
-    Returns:
-        A number from 1 to ``min(N, d)``; 0 for features that are all zero, which have no direction at all.
+    From 1 to ``min(N, d)``, 0 for features that are all zero. Published without the mean subtracted (``centred``): a large
+    common mean counts as one strong direction.
 
     Source: Garrido et al., "RankMe: Assessing the Downstream Performance of Pretrained Self-Supervised
     Representations by Their Rank", ICML 2023, equation 1.
@@ -84,12 +75,7 @@ def rankme(features: Tensor, *, centred: bool = False) -> float:
 
 
 def alignment(features1: Tensor, features2: Tensor, *, power: float = 2.0) -> float:
-    """Mean distance, to a power, between the two views of an image on the unit sphere: 0 is perfect.
-
-    Args:
-        features1: ``(N, d)``, one view of each image.
-        features2: ``(N, d)``, the other view of the same images in the same order.
-        power: exponent of the distance.
+    """Mean distance, to a power, of two views ``(N, d)`` of the same images on the unit sphere: 0 is perfect.
 
     Source: Wang & Isola, "Understanding Contrastive Representation Learning through Alignment and
     Uniformity on the Hypersphere", ICML 2020.
@@ -102,14 +88,9 @@ def alignment(features1: Tensor, features2: Tensor, *, power: float = 2.0) -> fl
 
 
 def uniformity(features: Tensor, *, temperature: float = 2.0) -> float:
-    """Log of the mean Gaussian potential between pairs on the unit sphere: lower is more uniform.
+    """Log of the mean potential ``exp(-t |x - y|^2)`` of the pairs of ``(N, d)`` features on the unit sphere, N^2 distances.
 
-    Args:
-        features: ``(N, d)``; the cost is N^2 distances.
-        temperature: t of the potential ``exp(-t |x - y|^2)``.
-
-    Returns:
-        From ``-4 t`` (two opposite points) to 0 (all points in one place).
+    From ``-4 t`` (two opposite points; lower is more uniform) to 0 (all points in one place).
 
     Source: Wang & Isola (see :func:`alignment`).
     """
@@ -118,53 +99,38 @@ def uniformity(features: Tensor, *, temperature: float = 2.0) -> float:
 
 
 def spectrum(features: Tensor) -> Tensor:
-    """Eigenvalues of the covariance of the features (N in the denominator), largest first.
-
-    Args:
-        features: ``(N, d)``.
-
-    Returns:
-        ``min(N, d)`` eigenvalues in float64; the others are zero.
-    """
+    """The first ``min(N, d)`` eigenvalues of the covariance of ``(N, d)`` features (N in the denominator), largest first."""
     matrix = _as_matrix(features)
     singular_values = torch.linalg.svdvals(matrix - matrix.mean(dim=0))
     return singular_values.square() / len(matrix)
 
 
-def alpha_req(features: Tensor, *, ranks: tuple[int, int] = DECAY_RANKS) -> float:
-    """alpha-ReQ: the exponent of the power law ``k^-alpha`` that the covariance spectrum follows.
+def alpha_req(features: Tensor) -> float:
+    """alpha-ReQ: the exponent of the power law ``k^-alpha`` that the covariance spectrum of ``(N, d)`` features follows.
 
-    A least-squares line through ``(log k, log eigenvalue)``, each rank weighted by ``1 / k`` so that a
-    decade of ranks counts the same wherever it lies.
-
-    Args:
-        features: ``(N, d)``.
-        ranks: first and last rank of the fit, counted from 1. Ranks that do not exist, or whose eigenvalue
-            is zero to rounding, are left out.
-
-    Returns:
-        alpha, or NaN where fewer than three ranks are left to fit.
+    A least-squares line through ``(log k, log eigenvalue)``, each rank of :data:`DECAY_RANKS` weighted by ``1 / k`` so that
+    a decade of ranks counts the same wherever it lies; NaN where fewer than three have an eigenvalue above rounding.
 
     Source: Agrawal et al., "alpha-ReQ: Assessing Representation Quality in Self-Supervised Learning by
     measuring eigenspectrum decay", NeurIPS 2022.
     """
-    eigenvalues = spectrum(features).numpy()
-    floor = eigenvalues[0] * np.finfo(np.float64).eps * max(features.shape)
-    last = min(ranks[1], int((eigenvalues > floor).sum()))
-    k = np.arange(ranks[0], last + 1)
+    eigenvalues = spectrum(features)
+    floor = eigenvalues[0] * torch.finfo(torch.float64).eps * max(features.shape)
+    first, last = DECAY_RANKS
+    k = torch.arange(first, min(last, int((eigenvalues > floor).sum())) + 1)
     if len(k) < 3:
         return math.nan
-    # polyfit weights the residuals, not their squares.
-    slope, _ = np.polyfit(np.log(k), np.log(eigenvalues[k - 1]), deg=1, w=np.sqrt(1 / k))
-    return float(-slope)
+    weights = 1 / k.double()
+    weights /= weights.sum()
+    x, y = k.double().log(), eigenvalues[k - 1].log()
+    x, y = x - weights @ x, y - weights @ y
+    return -(weights @ (x * y) / (weights @ x.square())).item()
 
 
 def spread(features: Tensor) -> float:
-    """Root mean squared distance of the features from their mean direction, on the unit sphere.
+    """Root mean squared distance of ``(N, d)`` features from their mean direction, on the unit sphere.
 
-    Returns:
-        From 0 (all images in one direction: complete collapse) to 1 (the directions cancel, as on a uniform
-        sphere).
+    From 0 (all in one direction: complete collapse) to 1 (the directions cancel, as on a uniform sphere).
 
     Source: the test for collapse of Chen & He, "Exploring Simple Siamese Representation Learning", CVPR
     2021, section 4.1, with the sum over dimensions in place of their mean so that 1 does not depend on d.
@@ -174,31 +140,20 @@ def spread(features: Tensor) -> float:
 
 
 def collapsed(embeddings: Tensor) -> bool:
-    """Whether embeddings have collapsed, to a point or to very few directions.
+    """Whether embeddings ``(N, d)`` of the projector have collapsed, to a point or to very few directions.
 
     The rule: the :func:`spread` is under :data:`COLLAPSED_SPREAD`, or the centred :func:`rankme` is
     under :data:`COLLAPSED_RANK` (under half the dimensions where there are fewer than six).
-
-    Args:
-        embeddings: ``(N, d)``, the output of the projector.
     """
     limit = min(COLLAPSED_RANK, min(embeddings.shape) / 2)
     return spread(embeddings) < COLLAPSED_SPREAD or rankme(embeddings, centred=True) < limit
 
 
 def pair_information(features1: Tensor, features2: Tensor, *, noise_variance: float = 0.1) -> tuple[float, float]:
-    """Mutual information of two views and its null, in nats.
+    """Mutual information of two views ``(N, d)`` of the same images and its null, in nats: read the difference.
 
     The estimator has a bias of about ``d^2 / 2N`` on independent features; the null, the same estimator with
-    the pairs of one view rolled by one, shows it. Read the difference.
-
-    Args:
-        features1: ``(N, d)``, one view of each image.
-        features2: ``(N, d)``, the other view of the same images in the same order.
-        noise_variance: e > 0, of the standardised features.
-
-    Returns:
-        ``(mutual information, null)``.
+    the pairs of one view rolled by one, shows it.
     """
     first, second = _as_matrix(features1), _as_matrix(features2)
     null = null_mutual_information(first, second, noise_variance=noise_variance, gather=False)
@@ -206,16 +161,11 @@ def pair_information(features1: Tensor, features2: Tensor, *, noise_variance: fl
 
 
 def non_gaussianity(features: Tensor, *, directions: int = 64, seed: int = 0) -> tuple[float, float]:
-    """How far the features' one-dimensional projections are from Gaussian, and the same of Gaussian samples: sliced Epps-Pulley.
+    """How far projections of ``(N, d)`` features onto random directions are from Gaussian, and as many Gaussian samples.
 
-    The :func:`emim_solo.emim.objective.epps_pulley` statistic of the projections onto random directions, in the mean over these.
-    The covariance is not tested: second moments hold it anyway. Where this is at its null the marginals may be taken for
-    Gaussian, and the mutual information from second moments for a lower bound of the true one (see :mod:`emim_solo.emim.theory`).
-
-    Args:
-        features: ``(N, d)``, standardised here, as the objective does.
-        directions: number of them, uniform on the sphere.
-        seed: of the directions, and of the Gaussian samples.
+    The mean :func:`emim_solo.emim.objective.epps_pulley` statistic of the standardised features. The covariance is not tested:
+    second moments hold it anyway. Where this is at its null the marginals may be taken for Gaussian, and the mutual
+    information from second moments for a lower bound of the true one (see :mod:`emim_solo.emim.theory`).
 
     Returns:
         ``(statistic, null)``, from 0 on: signs +-1 have 0.05, a uniform distribution 0.005; the null falls as 1/N. Directions
@@ -229,8 +179,8 @@ def non_gaussianity(features: Tensor, *, directions: int = 64, seed: int = 0) ->
     # The mean of a constant feature is rounded, so what centring leaves is no signal (as in objective.py).
     varying = spread > 2e-15 + 16 * torch.finfo(features.dtype).eps * mean.abs()
     projected = (matrix - mean)[:, varying] / spread[varying] @ slices[varying]
-    found = epps_pulley(projected).mean().item() if varying.any() else math.nan
-    return found, _gaussian_null(len(matrix), directions, seed)
+    statistic = epps_pulley(projected).mean().item() if varying.any() else math.nan
+    return statistic, _gaussian_null(len(matrix), directions, seed)
 
 
 @cache
@@ -243,28 +193,25 @@ def _gaussian_null(samples: int, directions: int, seed: int) -> float:
 # -- of several views -------------------------------------------------------------------------------------------------
 
 
-def view_information(features: Tensor, *, noise_variance: float = 0.1, seed: int = 0) -> tuple[float, float]:
-    """Information of a view about its image, and its null, in nats: read the difference.
+def image_information(features: Tensor, *, noise_variance: float = 0.1, seed: int = 0) -> tuple[float, float]:
+    """Information of a view about its image, and its null, in nats: read the difference, which is the view information.
 
-    Features x are standardised over all images and views; one that is constant to rounding becomes 0 and adds nothing.
-    With noise of variance e added to every view,
+    Features are standardised over all images and views; one that is constant to rounding adds nothing. With noise of
+    variance e added to every view,
 
         I(Z; image) = 1/2 [log det(S_w + S_b + e I) - log det(S_w + e I)],
 
     S_w the covariance within images (N (q - 1) degrees of freedom), S_b that of the images' means less S_w / q. It is
-    exact where views are Gaussian about their image's mean and the means are Gaussian, and bounds the information of
-    two views about each other from above (data processing).
+    exact where means, and views about them, are Gaussian, and bounds the information of two views about each other from
+    above (data processing).
 
-    The null is the same number after every view was given to a random image. Views that are independent of their images
-    do not change in distribution by that, whatever it is: of such views the difference has the mean 0 for every N, q, d
-    and e. (At e = 0 log determinants of Wishart matrices give d^2 / (4 N q (q - 1)) to first order.) With more dimensions
-    than images the same holds, the null is a few nats, and e alone keeps the determinants above 0.
-
-    The difference of views that do tell their image is too low, by up to about d^2 / 4N nats where S_b outweighs S_w and
-    e is small: compare scores of one N, q, e and, across widths, with care.
+    The null is the same number after every view was given to a random image (at e = 0 d^2 / (4 N q (q - 1)) to first order,
+    by Wishart log determinants). Of views that are independent of their images the difference has the mean 0 for every N, q,
+    d and e. Of views that do tell their image it is too low, by up to about d^2 / 4N nats where S_b outweighs S_w and e is
+    small: compare scores of one N, q, e.
 
     Args:
-        features: ``(N, q, d)``, N and q at least 2.
+        features: ``(N, q, d)``, all at least 2.
         noise_variance: e > 0.
         seed: of the null.
 
@@ -274,11 +221,10 @@ def view_information(features: Tensor, *, noise_variance: float = 0.1, seed: int
     Raises:
         ValueError: another shape, or a bad noise variance.
     """
-    images, views, _ = _check(features)
-    if not noise_variance > 0:
-        raise ValueError(f"noise_variance must be above 0, got {noise_variance}")
+    _check(features, noise_variance=noise_variance)
     if not _finite(features):
         return math.nan, math.nan
+    images, views, _ = features.shape
     mean, total, between = _moments(features)
     scale = total.diagonal().rsqrt()
     # The mean of a constant feature is rounded, so what centring leaves is no signal (as in objective.py).
@@ -301,22 +247,16 @@ def lidar(features: Tensor, *, delta: float = 1e-4) -> float:
     """LiDAR: effective rank of the between-image covariance, whitened by the within-image one.
 
     Eigenvalues are those of ``(S_w + delta I)^-1 S_b``, with S_b the covariance of the images' means and S_w the mean
-    square distance of views from them (N and N q in the denominators). As in :func:`rankme`, the authors' 1e-7
-    beside each eigenvalue's share is left out.
-
-    Args:
-        features: ``(N, q, d)``, all at least 2; the authors take 1,000 images and 50 views.
-        delta: > 0, on the features as they are.
+    square distance of views from them (N and N q in the denominators), of features ``(N, q, d)``, all at least 2, as they
+    are. As in :func:`rankme`, the authors' 1e-7 beside each eigenvalue's share is left out; they take N = 1,000 and q = 50.
 
     Returns:
-        A number from 1 to ``min(N - 1, d)``; 0 where all images have one mean. NaN for features that are not finite, or so
-        large, of a run that diverged, that delta is lost in their rounding.
+        From 1 to ``min(N - 1, d)``; 0 where all images have one mean. NaN for features that are not finite, or so large, of
+        a run that diverged, that delta is lost in their rounding.
 
     Source: Thilak et al., "LiDAR: Sensing Linear Probing Performance in Joint Embedding SSL Architectures", ICLR 2024.
     """
-    _check(features)
-    if not delta > 0:
-        raise ValueError(f"delta must be above 0, got {delta}")
+    _check(features, delta=delta)
     if not _finite(features):
         return math.nan
     _, total, between = _moments(features)
@@ -336,26 +276,20 @@ def _of_pair(first: Tensor, second: Tensor, noise_variance: float, seed: int) ->
     order = torch.randperm(len(first), generator=torch.Generator().manual_seed(seed))[:SPECTRUM_IMAGES]
     first, second = (view[order].to("cpu", torch.float64) for view in (first, second))
     information, null = pair_information(first, second, noise_variance=noise_variance)
-    values = (
-        information - null,
-        null,
-        rankme(first),
-        alpha_req(first),
-        alignment(first, second),
-        uniformity(first[:UNIFORMITY_IMAGES]),
-    )
-    return dict(zip(OF_A_PAIR, values, strict=True))
+    return {
+        "pair_information": information - null,
+        "pair_information_null": null,
+        "rankme": rankme(first),
+        "alpha_req": alpha_req(first),
+        "alignment": alignment(first, second),
+        "uniformity": uniformity(first[:UNIFORMITY_IMAGES]),
+    }
 
 
 def scores(features: Tensor, *, noise_variance: float = 0.1, delta: float = 1e-4, seed: int = 0) -> dict[str, float]:
-    """The measures :data:`NAMES` of one set of features.
+    """The measures :data:`NAMES` of features ``(N, q, d)``, all at least 2, in any order: they are shuffled where it counts.
 
-    Args:
-        features: ``(N, q, d)``, all at least 2. In any order: they are shuffled where it counts.
-        noise_variance: e of the informations.
-        delta: of LiDAR.
-        seed: of the nulls, and of the images taken where there are more than :data:`SPECTRUM_IMAGES` (for uniformity
-            :data:`UNIFORMITY_IMAGES`).
+    ``seed`` is of the nulls, and of the images taken where there are more than :data:`SPECTRUM_IMAGES`.
 
     Returns:
         ``view_information`` and, of the first two views, ``pair_information``, each less its null, which is
@@ -368,24 +302,17 @@ def scores(features: Tensor, *, noise_variance: float = 0.1, delta: float = 1e-4
     _check(features)
     if not _finite(features):
         return dict.fromkeys(NAMES, math.nan)
-    view, null = view_information(features, noise_variance=noise_variance, seed=seed)
+    view, null = image_information(features, noise_variance=noise_variance, seed=seed)
     of_views = {"view_information": view - null, "view_information_null": null, "lidar": lidar(features, delta=delta)}
     return of_views | _of_pair(features[:, 0], features[:, 1], noise_variance, seed)
 
 
 def diagnose(features1: Tensor, features2: Tensor, *, noise_variance: float = 0.1, seed: int = 0) -> dict[str, float]:
-    """What two views of each image say of a run's health.
-
-    Args:
-        features1: ``(N, d)``, one view of each image.
-        features2: ``(N, d)``, the other view of the same images in the same order.
-        noise_variance: e of the information.
-        seed: of the null.
+    """What two views ``(N, d)`` of the same images say of a run's health.
 
     Returns:
         The measures :data:`OF_A_PAIR`, as :func:`scores` has them, and ``spread``, ``collapsed`` (1 or 0), ``non_gaussianity``
-        and ``non_gaussianity_null`` of the first view. Features with NaN or infinite values give NaN throughout, so that the
-        row can be kept and its cells flagged.
+        and ``non_gaussianity_null`` of the first view. Features with NaN or infinite values give NaN throughout.
     """
     of_first = ("spread", "collapsed", "non_gaussianity", "non_gaussianity_null")
     if not (torch.isfinite(features1).all() and torch.isfinite(features2).all()):
@@ -397,44 +324,100 @@ def diagnose(features1: Tensor, features2: Tensor, *, noise_variance: float = 0.
 def half_widths(features: Tensor, *, splits: int = 10, seed: int = 0, **settings: float) -> dict[str, float]:
     """Half the width of a 95 % interval around each of the :func:`scores`, over the choice of images.
 
-    The images are split into two halves at random; the halves are independent, so a quarter of the squared difference of
-    their scores estimates the variance of the whole's, and its mean over the splits is taken. The plain bootstrap does not
-    serve here: an image drawn twice is no second image, and with d = 256 and N = 180 to 500 it moved the information
-    by 3 to 9 nats where its standard error was 0.2 to 1.9. Against the spread over new
-    images these are half as wide again for independent views, right for Gaussian ones, and up to 40 % too narrow for heavy
-    tails.
+    Of two random halves of the images, a quarter of the squared difference of their scores estimates the variance of the
+    whole's; its mean over the splits, each of which costs what :func:`scores` costs, is taken. The bootstrap does not serve: an
+    image drawn twice is no second image (docs/label-free.md). Against the spread over new images these are half as wide again
+    for independent views, right for Gaussian ones, and up to 40 % too narrow for heavy tails.
 
     Args:
         features: ``(N, q, d)``, N at least 4.
-        splits: into two halves; each costs what :func:`scores` costs.
+        splits: into two halves.
         seed: of the splits, and of the scores.
         **settings: of :func:`scores`.
 
     Returns:
         By name of the score; NaN where that is NaN.
     """
-    images, _, _ = _check(features)
+    widths = _half_widths(features, lambda half: list(scores(half, seed=seed, **settings).values()), splits, seed)
+    return dict(zip(NAMES, widths, strict=True))
+
+
+def _half_widths(features: Tensor, values: Callable[[Tensor], list[float]], splits: int, seed: int) -> list[float]:
+    _check(features)
+    images = len(features)
     if images < 4 or splits < 1:
         raise ValueError(f"{images} images and {splits} splits: expected at least 4 images and 1 split")
     generator = torch.Generator().manual_seed(seed)
-    squares: dict[str, float] = {}
+    square: Any = 0
     for _ in range(splits):
         halves = torch.randperm(images, generator=generator)[: images // 2 * 2].view(2, -1)
-        one, other = (scores(features[half], seed=seed, **settings) for half in halves)
-        for name in one:
-            squares[name] = squares.get(name, 0.0) + (one[name] - other[name]) ** 2
-    factor = float(stats.t.ppf((1 + CONFIDENCE) / 2, df=splits))
-    return {name: factor * math.sqrt(square / splits / 4) for name, square in squares.items()}
+        one, other = (torch.tensor(values(features[half]), dtype=torch.float64) for half in halves)
+        square = square + (one - other).square() / splits
+    widths: list[float] = (t_quantile(splits) * (square / 4).sqrt()).tolist()
+    return widths
 
 
-def _check(features: Tensor) -> tuple[int, int, int]:
+@cache
+def t_quantile(degrees: int) -> float:
+    """What Student's t of so many degrees of freedom is under in absolute value with a probability of 95 %."""
+    x = torch.linspace(0, 20, 200_001, dtype=torch.float64)
+    log_scale = math.lgamma((degrees + 1) / 2) - math.lgamma(degrees / 2) - math.log(math.pi * degrees) / 2
+    density = torch.exp(log_scale - (degrees + 1) / 2 * torch.log1p(x.square() / degrees))
+    probability = 2 * torch.cumulative_trapezoid(density, x)  # up to x[1], x[2], ...
+    above = int((probability < CONFIDENCE).sum())
+    left = (probability[above] - CONFIDENCE) / (probability[above] - probability[above - 1])
+    return (x[above + 1] - left * (x[1] - x[0])).item()
+
+
+class ViewInformation(NamedTuple):
+    """What a view tells about its image, in nats.
+
+    Attributes:
+        score: the estimate less its null: the number that ranks encoders.
+        null: the same estimate after every view was given to a random image.
+        half_width: of a 95 % interval around the score, over the choice of images.
+    """
+
+    score: float
+    null: float
+    half_width: float
+
+
+def view_information(features: Any, *, noise_variance: float = 0.1, splits: int = 10, seed: int = 0) -> ViewInformation:
+    """The view information of any features, with its null and its interval: see :func:`image_information`.
+
+    Args:
+        features: ``(N, q, d)``, q augmented views of each of N >= 4 images: a tensor or a NumPy array.
+        noise_variance: e > 0.
+        splits: of the images into halves, for the interval; each costs about what the score costs.
+        seed: of the null and the splits.
+
+    Returns:
+        Score, null and half width; NaN for features that are not finite.
+
+    Raises:
+        ValueError: another shape, or a bad setting.
+    """
+    features = torch.as_tensor(features)
+
+    def score(part: Tensor) -> float:
+        information, null = image_information(part, noise_variance=noise_variance, seed=seed)
+        return information - null
+
+    (half_width,) = _half_widths(features, lambda half: [score(half)], splits, seed)
+    information, null = image_information(features, noise_variance=noise_variance, seed=seed)
+    return ViewInformation(information - null, null, half_width)
+
+
+def _check(features: Tensor, **above_0: float) -> None:
     if features.ndim != 3 or min(features.shape) < 2 or not features.is_floating_point():
         raise ValueError(
             f"features have shape {tuple(features.shape)} and dtype {features.dtype}, expected floating (images, views, "
             "dimensions), at least 2 of each"
         )
-    images, views, dimensions = features.shape
-    return images, views, dimensions
+    for name, value in above_0.items():
+        if not value > 0:
+            raise ValueError(f"{name} must be above 0, got {value}")
 
 
 def _finite(features: Tensor) -> bool:

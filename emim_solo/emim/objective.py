@@ -7,10 +7,9 @@ and smooth:
 
     I = 1/2 [log det(I + C11/e) + log det(I + C22/e) - log det(I + C/e)],   C the joint covariance.
 
-The estimators and the losses here are derived from the paper's two theorems; they are not the authors'
-code. Everything is in nats and is computed from the GLOBAL batch: under torch.distributed the embeddings
-are gathered with their gradients, every process computes the same value, and the gradients that
-DistributedDataParallel averages are those of one process on the joined batch.
+Estimators and losses are derived from the paper's two theorems; they are not the authors' code. Everything is in nats, of
+the GLOBAL batch: under torch.distributed the embeddings are gathered with their gradients, every process computes the same
+value, and the gradients that DistributedDataParallel averages are those of one process on the joined batch.
 
 The plug-in MI of N samples of INDEPENDENT d-dimensional embeddings is about d^2/(2N) nats, not 0: read
 `mutual_information` beside `null_mutual_information`.
@@ -32,17 +31,6 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn.functional import mse_loss, normalize
 
-__all__ = [
-    "emim_loss_func",
-    "entropies",
-    "epps_pulley",
-    "gram",
-    "log_det",
-    "mutual_information",
-    "null_mutual_information",
-    "random_directions",
-]
-
 FORMS = ("auto", "primal", "dual", "pooled")
 OBJECTIVES = ("exact", "bound")
 MARGINALS = ("exact", "series")
@@ -62,16 +50,15 @@ def mutual_information(
 
     Args:
         z1: N x d embeddings of the first view, of this process.
-        z2: N x d embeddings of the second view; row i is paired with row i of `z1`.
-        noise_variance: variance e > 0 of the isotropic noise added to both views. In float32 a value
-            under about 1e-5 is lost in rounding when the views agree: pass float64 embeddings then.
+        z2: N x d embeddings of the second view, paired by row.
+        noise_variance: e > 0 of the isotropic noise added to both views. In float32 under about 1e-5 is lost in rounding
+            when the views agree: pass float64 embeddings then.
         form: "primal" (2d x 2d matrices) and "dual" (N x N, for any d) are the same number; "auto" takes
             the cheaper. "pooled" takes the views for exchangeable (one encoder, one distribution of
             augmentations), pools their moments, and has half the small-sample bias.
         standardise: scale every feature of each view to unit variance over the global batch. Features
             are centred in any case. A constant feature becomes 0: it adds nothing and gets no gradient.
-        gather: take the samples of all processes for one batch, where several train. False is for what one of them
-            does on its own.
+        gather: take the samples of all processes that train for one batch; False for what one does on its own.
 
     Returns:
         The MI in nats, a 0-dim tensor: float64 if an input is, else float32, whatever autocast says.
@@ -79,16 +66,12 @@ def mutual_information(
     Raises:
         ValueError: shapes differ, over the processes too; not N x d; N < 2; a bad option.
         TypeError: an input is not of floating dtype.
-        FloatingPointError: an input holds NaN or Inf, or a covariance cannot be factorised in float64 either. On a
-            GPU, where a check would make every step wait, and in torch.compile, the result and its gradient are NaN
-            instead, for what float32 cannot factorise too.
+        FloatingPointError: an input holds NaN or Inf, or a covariance cannot be factorised in float64 either. On a GPU and
+            in torch.compile, which would wait for a check, the result and its gradient are NaN instead, for what float32
+            cannot factorise too.
         RuntimeError: a second derivative is asked for (create_graph=True), or a transform of torch.func.
     """
-    _check_choice("form", form, FORMS)
-    _check_noise_variance(noise_variance)
-    with _full_precision(z1):
-        views = _views((z1, z2), standardise, gather)
-        return _with_retry(lambda x: _mutual_information(x, form, noise_variance), views)
+    return _of_pairs(z1, z2, 0, noise_variance, form, standardise, gather)
 
 
 def null_mutual_information(
@@ -102,14 +85,20 @@ def null_mutual_information(
 ) -> Tensor:
     """The MI that the estimator reports for unrelated pairs: its small-sample bias on this very batch.
 
-    `mutual_information` with `z2` rolled by one sample over the global batch: the same embeddings,
-    the pairing broken. Arguments, value and errors are those of `mutual_information`.
+    That is `mutual_information`, its arguments and errors, with `z2` rolled by one sample over the global batch.
     """
+    return _of_pairs(z1, z2, 1, noise_variance, form, standardise, gather)
+
+
+def _of_pairs(
+    z1: Tensor, z2: Tensor, roll: int, noise_variance: float, form: str, standardise: bool, gather: bool
+) -> Tensor:
     _check_choice("form", form, FORMS)
-    _check_noise_variance(noise_variance)
+    _check_number("noise_variance", noise_variance, above_0=True)
     with _full_precision(z1):
-        first, second = _views((z1, z2), standardise, gather)
-        views = torch.stack((first, second.roll(1, 0)))
+        views = _views((z1, z2), standardise, gather)
+        if roll:
+            views = torch.stack((views[0], views[1].roll(roll, 0)))
         return _with_retry(lambda x: _mutual_information(x, form, noise_variance), views)
 
 
@@ -129,24 +118,21 @@ def emim_loss_func(
 ) -> Tensor:
     """EMIM's loss: the negative mutual information of two views, or a cheap bound, per dimension.
 
-    `objective="exact"` is -mutual_information / d, the theorem as it stands, the mean over all pairs of views;
-    `marginal`, `series_order`, `residual` and `weight` play no part in it.
+    `objective="exact"` is -mutual_information / d, the mean over all pairs of views; `marginal`, `series_order`, `residual`
+    and `weight` play no part in it.
 
-    `objective="bound"` is (-H(Z) + weight * H(Z|Z')) / d for exchangeable views, with the pooled
-    moments C = Cov(Z) and C- = Cov((Z - Z')/sqrt 2) = C - S. Of more than two views C is the mean over the views
-    and S the mean over their pairs: the MI is still that of two views, from more pairs of every image. The
-    constant d/2 log(2 pi e) that belongs to either entropy is left out. With marginal and residual "exact" and
-    weight 1 it is the pooled MI, negated.
-    With the marginal "exact" and weight 1 the residuals are ordered,
+    `objective="bound"` is (-H(Z) + weight * H(Z|Z')) / d for exchangeable views, with the pooled moments C = Cov(Z) and
+    C- = Cov((Z - Z')/sqrt 2) = C - S. Of more than two views C is the mean over the views and S the mean over their pairs: the
+    MI is still that of two views. The constant d/2 log(2 pi e) of either entropy is left out. With marginal and residual
+    "exact" and weight 1 it is the pooled MI, negated. With the marginal "exact" and weight 1
 
-        MI with "isotropic"  <=  MI with "diagonal"  <=  pooled MI,
+        MI with "isotropic"  <=  MI with "diagonal"  <=  pooled MI
 
     for every batch: H(Z|Z') <= H(Z - Z'), then Hadamard, then Jensen. A truncated series is on no such side.
 
-    The residual "exact" is for weights near 1: it knows that agreeing views still share their noise, and
-    above log(1 + 1/e) / log((2 + e) / (1 + e)) (3.7 for e = 0.1; less with the series) full collapse has the
-    lower loss than agreement. The bounds have no such limit, but with the marginal "exact" and a weight above 1
-    it has a lower loss than independent views, from which training starts, and weight 4 did end there
+    The residual "exact" is for weights near 1: above log(1 + 1/e) / log((2 + e) / (1 + e)) (3.7 for e = 0.1; less with the
+    series) full collapse has the lower loss than agreement. The bounds have no such limit, but with the marginal "exact" and
+    a weight above 1 collapse has a lower loss than independent views, from which training starts, and weight 4 did end there
     (docs/research.md): a weight above 1 asks for the series.
 
     With Gaussian marginals the MI of either objective is a lower bound of the true one, whatever the joint
@@ -156,7 +142,7 @@ def emim_loss_func(
     Args:
         z1: N x d embeddings of the first view, of this process; standardised here over the global batch.
         z2: N x d embeddings of the second view, paired by row.
-        more: N x d embeddings of further views (multi-crop), paired by row.
+        more: of further views (multi-crop), paired by row.
         objective: "bound" or "exact".
         marginal: H(Z) = 1/2 log det(C + eI): "exact", or the first two terms of its "series" about (1 + e) I, which
             need no factorisation and are concave everywhere.
@@ -165,10 +151,10 @@ def emim_loss_func(
             "diagonal" 1/2 sum_i log 2(v_i + e), "isotropic" d/2 log 2(v + e), with v_i the diagonal of C-
             and v its mean.
         weight: on H(Z|Z'), >= 0; 1 is MI, more is the multi-view information bottleneck.
-        noise_variance: variance e > 0 of the isotropic noise added to both views.
+        noise_variance: e > 0 of the isotropic noise added to both views.
         gaussian_weight: of the distance of the marginals from Gaussian ones, >= 0.
-        directions: d x m, of unit length, along which that is taken; `random_directions`, others in every step and the
-            same in every process. Asked for with a gaussian_weight above 0.
+        directions: d x m, of unit length, along which that is taken: `random_directions`, others in every step and the
+            same in every process.
         gather: take the samples of all processes for one batch. False: each process has the loss of its own samples.
 
     Returns:
@@ -212,10 +198,10 @@ def check_loss_settings(
     _check_choice("objective", objective, OBJECTIVES)
     _check_choice("marginal", marginal, MARGINALS)
     _check_choice("residual", residual, RESIDUALS)
-    _check_noise_variance(noise_variance)
+    _check_number("noise_variance", noise_variance, above_0=True)
     _check_series_order(series_order)
-    _check_weight("weight", weight)
-    _check_weight("gaussian_weight", gaussian_weight)
+    _check_number("weight", weight)
+    _check_number("gaussian_weight", gaussian_weight)
 
 
 def entropies(
@@ -227,18 +213,14 @@ def entropies(
     residual: Literal["exact", "diagonal", "isotropic"] = "isotropic",
     noise_variance: float = 0.1,
 ) -> tuple[Tensor, Tensor]:
-    """The two terms of `emim_loss_func` with `objective="bound"`, apart: which of them a falling loss comes from.
+    """H(Z) and H(Z|Z') of `emim_loss_func` with `objective="bound"`, which is (weight * H(Z|Z') - H(Z)) / d.
 
-    Arguments and errors are those of `emim_loss_func`, whose value is (weight * H(Z|Z') - H(Z)) / d.
-
-    Returns:
-        H(Z) and H(Z|Z') in nats, or their bounds as `marginal` and `residual` say, without the constant
-        d/2 log(2 pi e) of either; 0-dim tensors.
+    In nats, 0-dim, without the constant d/2 log(2 pi e) of either. Arguments and errors are those of `emim_loss_func`.
     """
     _check_choice("marginal", marginal, MARGINALS)
     _check_choice("residual", residual, RESIDUALS)
     _check_series_order(series_order)
-    _check_noise_variance(noise_variance)
+    _check_number("noise_variance", noise_variance, above_0=True)
 
     def terms(views: Tensor) -> Tensor:
         return torch.stack(_entropies(views, marginal, residual, noise_variance))
@@ -249,16 +231,13 @@ def entropies(
 
 
 def epps_pulley(samples: Tensor) -> Tensor:
-    """How far each column is from Gaussian: the Epps-Pulley statistic over N, differentiable.
+    """How far each of the m columns of N x m samples is from Gaussian: the Epps-Pulley statistic over N, differentiable.
 
     With x a column scaled to mean 0 and variance 1, and phi its empirical characteristic function,
 
         integral |phi(t) - exp(-t^2/2)|^2 exp(-t^2/2) / sqrt(2 pi) dt,
 
     by the trapezoidal rule, whose error falls faster than any power of the step on so smooth an integrand.
-
-    Args:
-        samples: N x m, N >= 2.
 
     Returns:
         m statistics from 0 on: (1 - sqrt(3)/2)/N of many Gaussian samples in the mean, 0.044 of signs +-1. A column without
@@ -350,8 +329,7 @@ def _wide(embeddings: Tensor) -> bool:
 def _joint_log_det(views: Tensor, noise_variance: float) -> Tensor:
     """log det(I + joint covariance / e) of two of K exchangeable views: sum and difference are uncorrelated.
 
-    An orthonormal rotation of the K views gives their scaled mean, of covariance C + (K - 1) S, and K - 1 differences,
-    each of covariance C - S; that of the sum of two views, C + S, is a mixture of the two.
+    `_helmert` gives a mean of covariance C + (K - 1) S and differences of C - S; that of a sum, C + S, is a mixture of both.
     """
     count = len(views)
     mean, differences = _helmert(views)
@@ -363,10 +341,7 @@ def _joint_log_det(views: Tensor, noise_variance: float) -> Tensor:
 
 
 def _helmert(views: Tensor) -> tuple[Tensor, Tensor]:
-    """The K views of every sample rotated into sqrt(K) times their mean, N x d, and K - 1 differences, (K - 1) x N x d.
-
-    Difference j is that of view j + 1 to the mean of those before it, scaled: Helmert's contrasts.
-    """
+    """K views as sqrt(K) times their mean, N x d, and Helmert's K - 1 contrasts: of view j + 1 to the mean of those before."""
     count = len(views)
     total = views.cumsum(0)
     j = torch.arange(1, count, dtype=views.dtype, device=views.device)[:, None, None]
@@ -435,10 +410,7 @@ class _Gram(Function):
 
 
 class _Deviation(Function):
-    """Of K x N x d views C - I and each feature's scatter within samples; C = X^T X / n of all, or X X^T / n if smaller.
-
-    The gradient is that of a symmetric function of C.
-    """
+    """Of K x N x d views C - I and each feature's scatter within samples; C = X^T X / n of all, or X X^T / n if smaller."""
 
     @staticmethod
     def forward(ctx: Any, views: Tensor) -> tuple[Tensor, Tensor]:
@@ -482,9 +454,8 @@ class _Standardise(Function):
     @staticmethod
     def forward(*ctx_and_views: Any) -> tuple[Tensor, Tensor, Tensor]:
         ctx, *views = ctx_and_views  # named in the signature, torch.compile takes the context of two views for a third
-        views = [
-            view.contiguous() for view in views
-        ]  # of another layout torch leaves `out` unwritten, and says nothing
+        # Of another layout torch leaves `out` unwritten, and says nothing.
+        views = [view.contiguous() for view in views]
         scaled = views[0].new_empty(len(views), *views[0].shape)
         means, inverse_stds = scaled.new_empty(2, len(views), scaled.shape[-1])
         for view, *out in zip(views, scaled, means, inverse_stds, strict=True):
@@ -535,8 +506,7 @@ def log_det(matrices: Tensor) -> Tensor:
     """log det of (a stack of) symmetric positive definite matrices, differentiable.
 
     Raises:
-        FloatingPointError: a matrix is not positive definite in its precision; NaN instead where
-            `mutual_information` gives NaN.
+        FloatingPointError: one is not positive definite in its precision; NaN where `mutual_information` gives NaN.
     """
     result: Tensor = _LogDet.apply(matrices)
     return result
@@ -605,10 +575,7 @@ def _check_finite(statistics: Tensor, views: Sequence[Tensor], gathered: bool) -
 
 
 class _Gather(Function):
-    """Concatenates the samples, dimension 1, of the processes; the gradient is summed over them.
-
-    torch.distributed.nn.functional.all_gather did the same and is deprecated.
-    """
+    """Concatenates the samples, dimension 1, of the processes; the gradient is summed. torch's own all_gather is deprecated."""
 
     @staticmethod
     def forward(ctx: Any, views: Tensor) -> Tensor:
@@ -669,10 +636,7 @@ _is_compiling = getattr(torch.compiler, "is_compiling", lambda: False)  # missin
 
 
 def _can_look(values: Tensor) -> bool:
-    """Whether values may decide what is done: a GPU would have to be waited for, torch.compile has none.
-
-    Where they may not, what is wrong makes the result and its gradient NaN.
-    """
+    """Whether values may decide what is done: a GPU would have to be waited for, torch.compile has none. Else NaN says it."""
     return values.device.type == "cpu" and not _is_compiling()
 
 
@@ -691,16 +655,10 @@ def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
 
 def _check_series_order(order: int) -> None:
     if type(order) is not int or order != 2:
-        raise ValueError(
-            f"series_order must be 2, got {order!r}; marginal='exact' is the whole series and costs less than a higher order"
-        )
+        raise ValueError(f"series_order must be 2, got {order!r}; marginal='exact' is the whole series and costs less")
 
 
-def _check_weight(name: str, weight: float) -> None:
-    if not (isinstance(weight, Real) and weight >= 0 and math.isfinite(weight)):
-        raise ValueError(f"{name} must be a finite number of at least 0, got {weight!r}")
-
-
-def _check_noise_variance(noise_variance: float) -> None:
-    if not (isinstance(noise_variance, Real) and noise_variance > 0 and math.isfinite(noise_variance)):
-        raise ValueError(f"noise_variance must be a finite number above 0, got {noise_variance!r}")
+def _check_number(name: str, value: float, *, above_0: bool = False) -> None:
+    if not (isinstance(value, Real) and math.isfinite(value) and (value > 0 or (value == 0 and not above_0))):
+        least = "above 0" if above_0 else "of at least 0"
+        raise ValueError(f"{name} must be a finite number {least}, got {value!r}")

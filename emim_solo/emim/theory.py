@@ -8,14 +8,12 @@ What holds exactly: for ANY elliptical joint distribution with dispersion S the 
 
     1/2 log(|S_11| |S_22| / |S|) + a constant >= 0 of the distribution's shape and dimensions,
 
-since a marginal of an elliptical distribution is elliptical with the matching block of S, and since the
-constant is the MI itself where S is block-diagonal. The Gaussian's constant is 0, and the multivariate
-Student t is an example with all of it in closed form.
+since a marginal is elliptical with the matching block of S, and the constant is the MI itself where S is block-diagonal:
+0 for the Gaussian, in closed form for the multivariate Student t.
 
-What does not: Theorem 2 takes the joint vector AND its two views for multivariate generalised Gaussians
-(MGGD) of one shape. For a shape other than 1 no distribution is that, because a marginal of an MGGD is
-elliptical but no MGGD. `mggd_constant` is the constant that the theorem's formula gives, and it comes
-out negative, which no MI can be. It is free of S, so maximising the log-det ratio is the same either way.
+What does not: Theorem 2 takes the joint vector AND its two views for multivariate generalised Gaussians (MGGD) of one shape.
+For a shape other than 1 no distribution is that: a marginal of an MGGD is no MGGD. The constant of its formula,
+`mggd_constant`, is negative, which no MI can be. It is free of S, so maximising the log-det ratio is the same either way.
 
 When the log-det ratio is a bound. Lemma: if each of the two MARGINALS is Gaussian, whatever the joint distribution,
 
@@ -36,29 +34,12 @@ from numpy.typing import ArrayLike
 from scipy.linalg import cholesky
 from scipy.special import digamma, entr, gammaln
 
-__all__ = [
-    "correlated_gaussian_mutual_information",
-    "gaussian_mutual_information",
-    "mggd_constant",
-    "mggd_covariance_factor",
-    "mggd_entropy",
-    "pairs_of_gaussians",
-    "pairs_of_signs",
-    "student_t_constant",
-    "student_t_entropy",
-    "student_t_mutual_information",
-]
-
 
 def gaussian_mutual_information(covariance: ArrayLike, n: int) -> float:
     """MI in nats of the first n coordinates of a Gaussian with the others: 1/2 log(|C_11| |C_22| / |C|).
 
-    Args:
-        covariance: m x m, symmetric positive definite. Its scale does not matter.
-        n: size of the first block, 0 < n < m.
-
     Raises:
-        ValueError: `covariance` is not square, symmetric and positive definite, or n does not split it.
+        ValueError: the m x m covariance is not symmetric and positive definite, or not 0 < n < m.
     """
     joint = np.asarray(covariance, dtype=float)
     whole = _log_det(joint)
@@ -84,12 +65,10 @@ def mggd_covariance_factor(m: int, beta: float) -> float:
 def mggd_entropy(dispersion: ArrayLike, beta: float) -> float:
     """Differential entropy in nats of the MGGD with density proportional to exp(-1/2 (x^T S^-1 x)^beta).
 
-    Args:
-        dispersion: S, m x m, symmetric positive definite.
-        beta: shape > 0; 1 is the Gaussian with covariance S, 1/2 the multivariate Laplace-like, more is flatter.
+    The shape beta > 0 is 1 for the Gaussian with covariance S; 1/2 is Laplace-like, more is flatter.
 
     Raises:
-        ValueError: S is not square, symmetric and positive definite, or beta <= 0.
+        ValueError: the m x m dispersion S is not symmetric and positive definite, or beta <= 0.
     """
     matrix = np.asarray(dispersion, dtype=float)
     log_det = _log_det(matrix)
@@ -98,11 +77,7 @@ def mggd_entropy(dispersion: ArrayLike, beta: float) -> float:
 
 
 def mggd_constant(n: int, beta: float) -> float:
-    """The constant of Theorem 2 in nats: 2 H_n - H_2n, the entropies of MGGDs with identity covariance.
-
-    0 for beta = 1 and negative for other shapes: a marginal of an MGGD is no MGGD of that shape, so this is
-    not the MI of any distribution (see the head of this module).
-    """
+    """The constant of Theorem 2 in nats: 2 H_n - H_2n, entropies of MGGDs with identity covariance; 0 for beta 1, else below."""
     _check_dimension_and_shape(n, beta, "beta")
 
     def entropy_at_identity_covariance(m: int) -> float:
@@ -117,15 +92,11 @@ def pairs_of_gaussians(rho: float, agreeing: float) -> tuple[float, float]:
     Z' = +- rho Z + sqrt(1 - rho^2) noise, the sign + with probability `agreeing`: both marginals are N(0, 1), the joint is
     a mixture of two Gaussians of correlations rho and -rho.
 
-    Args:
-        rho: -1 < rho < 1.
-        agreeing: probability of the sign +, from 0 to 1; 0 and 1 are the Gaussian itself.
-
     Returns:
         The MI by quadrature, and the log-det ratio of the correlation (2 agreeing - 1) rho, which is never above it.
 
     Raises:
-        ValueError: rho or the probability is out of range.
+        ValueError: not -1 < rho < 1, or `agreeing` is no probability.
     """
     if not -1 < rho < 1 or not 0 <= agreeing <= 1:
         raise ValueError(f"expected -1 < rho < 1 and a probability, got rho {rho} and {agreeing}")
@@ -145,43 +116,19 @@ def pairs_of_gaussians(rho: float, agreeing: float) -> tuple[float, float]:
 
 
 def pairs_of_signs(rho: float) -> tuple[float, float]:
-    """MI in nats, true and by Theorem 1, of two fair signs with correlation rho: the second is no bound, and above the first.
-
-    Args:
-        rho: -1 < rho < 1.
-
-    Returns:
-        log 2 - H_b((1 + rho) / 2), and -1/2 log(1 - rho^2).
-    """
-    same = (1 + rho) / 2
+    """MI in nats of two fair signs with correlation rho, log 2 - H_b((1 + rho) / 2), and by Theorem 1, which is no bound."""
     ratio = correlated_gaussian_mutual_information(rho, 1)
+    same = (1 + rho) / 2
     return math.log(2) - float(entr(same) + entr(1 - same)), ratio
 
 
-def student_t_entropy(dispersion: ArrayLike, nu: float) -> float:
-    """Differential entropy in nats of the multivariate Student t with nu > 0 degrees of freedom."""
-    matrix = np.asarray(dispersion, dtype=float)
-    log_det = _log_det(matrix)
-    _check_dimension_and_shape(len(matrix), nu, "nu")
-    return _student_t_standard_entropy(len(matrix), nu) + log_det / 2
-
-
-def student_t_constant(n: int, nu: float) -> float:
-    """MI in nats of two uncorrelated n-dimensional halves of a Student t: positive, and 0 only as nu grows."""
-    _check_dimension_and_shape(n, nu, "nu")
-    return 2 * _student_t_standard_entropy(n, nu) - _student_t_standard_entropy(2 * n, nu)
-
-
 def student_t_mutual_information(dispersion: ArrayLike, n: int, nu: float) -> float:
-    """MI in nats of the first n coordinates of a multivariate Student t with the others.
+    """MI in nats of the first n coordinates of a multivariate Student t with the others; its covariance is nu/(nu-2) S.
 
-    Args:
-        dispersion: S, m x m, symmetric positive definite (the covariance is nu/(nu-2) S, where nu > 2).
-        n: size of the first block, 0 < n < m; the blocks may differ in size.
-        nu: degrees of freedom > 0.
+    Above that of the Gaussian, 0 for identity S, by a constant that is 0 only as nu grows.
 
     Raises:
-        ValueError: S is not square, symmetric and positive definite, n does not split it, or nu <= 0.
+        ValueError: the m x m dispersion S is not symmetric and positive definite, not 0 < n < m, or nu <= 0.
     """
     gaussian = gaussian_mutual_information(dispersion, n)
     m = len(np.asarray(dispersion))
