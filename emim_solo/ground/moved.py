@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
 
-PACKAGE = "emim_solo"
 MOVED = {
     "architectures": "checkpoints.architectures",
     "configs": "ground.configs",
@@ -28,24 +27,20 @@ MOVED = {
 }
 
 
-class _Forward(Loader):
+class _OldPaths(MetaPathFinder, Loader):
     """Gives the module of the new path under the old one: there is one module, whatever it is called."""
 
+    def find_spec(self, fullname: str, *_: Any) -> ModuleSpec | None:
+        package, _, name = fullname.partition(".")
+        return ModuleSpec(fullname, self) if package == "emim_solo" and name in MOVED else None
+
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        module = importlib.import_module(f"{PACKAGE}.{MOVED[spec.name.removeprefix(f'{PACKAGE}.')]}")
+        module = importlib.import_module(f"emim_solo.{MOVED[spec.name.partition('.')[2]]}")
         self.spec = module.__spec__
         return module
 
     def exec_module(self, module: ModuleType) -> None:
         module.__spec__ = self.spec  # the import system has just set that of the old path
-
-
-class _OldPaths(MetaPathFinder):
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        package, _, name = fullname.partition(".")
-        return ModuleSpec(fullname, _Forward()) if package == PACKAGE and name in MOVED else None
 
 
 def install() -> None:
