@@ -44,11 +44,10 @@ def _alias_lightning() -> None:
 
 def _stand_in_for_bolts() -> None:
     """lightning-bolts, of which one scheduler is used, does not install beside Lightning 2."""
+    module: Any = ModuleType("pl_bolts.optimizers.lr_scheduler")
+    module.LinearWarmupCosineAnnealingLR = linear_warmup_cosine_annealing
     for name in ("pl_bolts", "pl_bolts.optimizers", "pl_bolts.optimizers.lr_scheduler"):
-        sys.modules[name] = ModuleType(name)
-    sys.modules["pl_bolts.optimizers.lr_scheduler"].LinearWarmupCosineAnnealingLR = (  # type: ignore[attr-defined]
-        linear_warmup_cosine_annealing
-    )
+        sys.modules[name] = module
 
 
 def linear_warmup_cosine_annealing(
@@ -105,17 +104,13 @@ def _step_schedules(model: Any) -> None:
     def configure(self: Any) -> Any:
         if self.scheduler not in ("warmup_cosine", "cosine") or getattr(self, "scheduler_interval", "epoch") != "step":
             return configure_optimizers(self)
-        epochs = self.max_epochs, getattr(self, "warmup_epochs", None)
+        epochs = {name: vars(self)[name] for name in ("max_epochs", "warmup_epochs") if name in vars(self)}
         steps = self.trainer.estimated_stepping_batches / self.max_epochs
-        self.max_epochs = self.max_epochs * steps
-        if epochs[1] is not None:
-            self.warmup_epochs = self.warmup_epochs * steps
         try:
+            vars(self).update({name: number * steps for name, number in epochs.items()})
             optimizers, (scheduler,) = configure_optimizers(self)
         finally:
-            self.max_epochs = epochs[0]
-            if epochs[1] is not None:
-                self.warmup_epochs = epochs[1]
+            vars(self).update(epochs)
         return optimizers, [{"scheduler": scheduler, "interval": "step"}]
 
     model.configure_optimizers = configure
