@@ -115,4 +115,6 @@ def explain(error: OSError) -> str | None:
         return None
     name = error.filename2 or error.filename
     place = f" '{name}'" if name else ""
-    return f"cannot write or read{place}: {error.strerror or error}; make room or choose another folder, and start again"
+    return (
+        f"cannot write or read{place}: {error.strerror or error}; make room or choose another folder, and start again"
+    )

@@ -23,25 +23,10 @@ from emim_solo import __version__
 from emim_solo.ground import files
 from emim_solo.ground.errors import UsageError
 from emim_solo.report import charts
-from emim_solo.results import rows
+from emim_solo.results import rows, tables
 from emim_solo.results.curves import read_curves
 from emim_solo.results.palette import MARKERS, PALETTE
-from emim_solo.results.tables import (
-    ACCURACIES,
-    DIAGNOSTICS,
-    HEADLINE,
-    KNN,
-    SCORES,
-    Cell,
-    Results,
-    Table,
-    collect,
-    dataset_name,
-    differences,
-    headline,
-    to_latex,
-    to_markdown,
-)
+from emim_solo.results.tables import Cell, Results, Table
 
 ROWS, REPORT = "rows.jsonl", "report.html"
 SIZE_LIMIT = 10 * 2**20
@@ -75,12 +60,12 @@ def write_report(folder: Path) -> Written:
     folder = Path(folder)
     if not folder.is_dir():
         raise UsageError(f"no folder '{folder}': expected the folder of a benchmark, with {ROWS} in it")
-    results = collect(rows.read(folder / ROWS))
-    table, paired = headline(results), differences(results)
+    results = tables.collect(rows.read(folder / ROWS))
+    table, paired = tables.headline(results), tables.differences(results)
     for name, content in (("table", table), ("differences", paired)):
         if content.lines:
-            files.write_text(folder / f"{name}.md", to_markdown(content))
-            files.write_text(folder / f"{name}.tex", to_latex(content))
+            files.write_text(folder / f"{name}.md", tables.to_markdown(content))
+            files.write_text(folder / f"{name}.tex", tables.to_latex(content))
     files.write_text(folder / REPORT, render(folder, results, table, paired))
     return Written(folder / REPORT, folder / "table.md", folder / "table.tex", results)
 
@@ -113,7 +98,7 @@ def render(folder: Path, results: Results, table: Table, paired: Table) -> str:
         "runs": _runs(results),
         "environment": _environment(results),
         "configs": _configs(results),
-        "copies": {"markdown": to_markdown(table), "latex": to_latex(table)},
+        "copies": {"markdown": tables.to_markdown(table), "latex": tables.to_latex(table)},
         "finished": max(str(row.get("finished", "")) for stages in results.rows.values() for row in stages.values()),
     }
     page = template.render(context)
@@ -171,7 +156,7 @@ def _charts(folder: Path, results: Results) -> dict[str, list[dict[str, Any]]]:
     """The charts of each section of the page; none where nothing was measured for it."""
     several = len(results.all_seeds()) > 1
     accuracies = []
-    if results.shown(ACCURACIES):
+    if results.shown(tables.ACCURACIES):
         note = "mean, 95 % interval and single seeds" if several else "one seed"
         accuracies.append(_chart("Accuracy", charts.accuracies(results, "accuracy"), note))
         if results.baselines():
@@ -191,7 +176,7 @@ def _charts(folder: Path, results: Results) -> dict[str, list[dict[str, Any]]]:
         "mi": [
             _chart(part.capitalize(), charts.information(results, part, f"mi-{part}"))
             for part in _PARTS
-            if results.shown([metric for metric in DIAGNOSTICS if metric.source == f"{part}_pair_information"])
+            if results.shown([metric for metric in tables.DIAGNOSTICS if metric.source == f"{part}_pair_information"])
         ],
         "score": [
             _chart(
@@ -271,18 +256,18 @@ def _shapes() -> list[list[list[float]] | None]:
 
 def _more_tables(results: Results) -> list[dict[str, Any]]:
     return [
-        {"id": identifier, "title": title, "table": replace(headline(results, metrics), notes=())}
+        {"id": identifier, "title": title, "table": replace(tables.headline(results, metrics), notes=())}
         for identifier, title, metrics in (
-            ("knn", "k-NN, every k, distance and feature", KNN),
-            ("diagnostics", "Diagnostics of the features", DIAGNOSTICS),
-            ("scores", "Scores without labels", SCORES),
+            ("knn", "k-NN, every k, distance and feature", tables.KNN),
+            ("diagnostics", "Diagnostics of the features", tables.DIAGNOSTICS),
+            ("scores", "Scores without labels", tables.SCORES),
         )
         if results.shown(metrics)
     ]
 
 
 def _runs(results: Results) -> dict[str, Any]:
-    shown = results.shown(HEADLINE)
+    shown = results.shown(tables.HEADLINE)
     heads = ["Run", "seed", *(metric.label for metric in shown), "collapsed", "finished", "config"]
     lines = []
     for (name, seed), stages in results.rows.items():
@@ -304,7 +289,7 @@ def _environment(results: Results) -> dict[str, str]:
             seen.setdefault(key, set()).add(str(value))
     for row in results.pretrained():
         path = row["config"].get("data", {}).get("train_path", "")
-        seen.setdefault("images", set()).add(f"{dataset_name(row)}: {path}")
+        seen.setdefault("images", set()).add(f"{tables.dataset_name(row)}: {path}")
     return {key: ", ".join(sorted(values)) for key, values in seen.items()}
 
 

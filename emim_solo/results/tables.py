@@ -82,14 +82,9 @@ HEADLINE = (*ACCURACIES, SCORE, *_OF_FEATURES, *_COSTS)
 
 KNN = tuple(
     Metric(
-        key=f"knn_{features}_{distance}_{k}",
-        label=f"{features} {distance} k={k}",
-        unit="%",
-        stage="knn",
-        source=f"{features}_{distance}_k{k}",
-        best_is_highest=True,
+        stage="knn", source=f"{part}_{distance}_k{k}", label=f"{part} {distance} k={k}", unit="%", best_is_highest=True
     )
-    for features in ("backbone", "projector")
+    for part in ("backbone", "projector")
     for distance in ("cosine", "euclidean")
     for k in (1, 5, 20, 200)
 )
@@ -110,27 +105,20 @@ _MEASURES: dict[str, tuple[str, str, int]] = {  # label, unit, digits
 }
 
 
-def _measures(stage: str, names: Iterable[str], features: str = "") -> Iterator[Metric]:
-    for name in names:
-        label, unit, digits = _MEASURES[name]
-        yield Metric(
-            stage=stage,
-            source=f"{features}_{name}".lstrip("_"),
-            label=f"{features} {label}".lstrip(),
-            unit=unit,
-            digits=digits,
-            best_is_highest=name == "view_information",
-        )
-
-
 _OF_TWO_VIEWS = ("pair_information", "pair_information_null", "rankme", "alpha_req", "alignment", "uniformity")
 _OF_SCORE = ("view_information", "view_information_null", "pair_information", "rankme", "lidar", *_OF_TWO_VIEWS[3:])
 _OF_HEALTH = ("spread", "non_gaussianity", "non_gaussianity_null")
-SCORES = tuple(_measures("score", _OF_SCORE))
+
+
+def _measure(stage: str, name: str, part: str = "") -> Metric:
+    label, unit, digits = _MEASURES[name]
+    source, label, best = f"{part}_{name}".lstrip("_"), f"{part} {label}".lstrip(), name == "view_information"
+    return Metric(stage=stage, source=source, label=label, unit=unit, digits=digits, best_is_highest=best)
+
+
+SCORES = tuple(_measure("score", name) for name in _OF_SCORE)
 DIAGNOSTICS = tuple(
-    metric
-    for part in ("backbone", "projector")
-    for metric in _measures("diagnostics", (*_OF_TWO_VIEWS, *_OF_HEALTH), part)
+    _measure("diagnostics", name, part) for part in ("backbone", "projector") for name in (*_OF_TWO_VIEWS, *_OF_HEALTH)
 )
 
 
@@ -313,7 +301,7 @@ def headline(results: Results, metrics: Sequence[Metric] = HEADLINE) -> Table:
             value = results.estimate(name, metric)
             cells.append(Cell(show(value, metric.digits), value, name in results.best(metric)))
         lines.append((name, cells))
-    return _table("Method", shown, lines, notes(results))
+    return _table("Method", shown, lines, [*notes(results)])
 
 
 def differences(results: Results, metrics: Sequence[Metric] = HEADLINE) -> Table:
@@ -335,12 +323,8 @@ def _table(kind: str, shown: Sequence[Metric], lines: list[tuple[str, list[Cell]
     return Table(heads, lines, notes, ["n", *(metric.key for metric in shown)])
 
 
-def notes(results: Results) -> list[Note]:
+def notes(results: Results) -> Iterator[Note]:
     """What a reader of the table must know: intervals, collapsed runs, unequal terms, missing stages."""
-    return [*_notes_of_all(results)]
-
-
-def _notes_of_all(results: Results) -> Iterator[Note]:
     if len(results.all_seeds()) > 1:
         yield Note("± is the half width of the 95 % t-interval of the mean over n seeds.")
     else:
@@ -354,8 +338,8 @@ def _notes_of_all(results: Results) -> Iterator[Note]:
     if protocols := sorted({_protocol(stages["score"]) for stages in results.rows.values() if "score" in stages}):
         yield Note(f"View information: the score without labels (docs/label-free.md), {'; '.join(protocols)}.")
     if len(protocols) > 1:
-        text = "scores of different protocols are not to be compared; start the benchmark again."
-        yield Note(f"Not finished: {text}", warns=True)
+        text = "Not finished: scores of different protocols are not to be compared; start the benchmark again."
+        yield Note(text, warns=True)
     if results.shown(_OF_FEATURES):
         yield Note("MI: embeddings of the projector, two views of an image. Effective rank: RankMe of the backbone.")
     for name in results.names:
@@ -397,8 +381,8 @@ def _notes_of(results: Results, name: str) -> Iterator[Note]:
     if collapsed := results.collapsed(name):
         yield Note(f"{name}: collapsed with seed {', '.join(map(str, collapsed))}.", warns=True)
     if diverged := results.diverged(name):
-        seeds = ", ".join(map(str, diverged))
-        yield Note(f"{name}: diverged with seed {seeds}; NaN in all of its cells.", warns=True)
+        text = f"{name}: diverged with seed {', '.join(map(str, diverged))}; NaN in all of its cells."
+        yield Note(text, warns=True)
     metrics = (*HEADLINE, *KNN, *DIAGNOSTICS)
     broken = {metric.label for metric in metrics if results.estimate(name, metric).not_finite > len(diverged)}
     if broken:
@@ -419,9 +403,9 @@ def evaluation_stages(config: Mapping[str, Any], *, scored: bool) -> tuple[str, 
 
 
 def _protocol(row: Row) -> str:
-    """How a row was scored, in a few words."""
-    images = f"{row['settings']['views']} views of {row['images']} {row['of']} images"
-    return f"{row['settings']['features']}, {images}, protocol {row['protocol']}"
+    settings = row["settings"]
+    images = f"{settings['views']} views of {row['images']} {row['of']} images"
+    return f"{settings['features']}, {images}, protocol {row['protocol']}"
 
 
 def _text(value: Any) -> str:

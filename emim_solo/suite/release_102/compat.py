@@ -1,7 +1,4 @@
-"""solo-learn 1.0.2 (November 2021) on today's torch and Lightning: what has moved since, put back under its old name.
-
-Call :func:`install` before anything of ``solo`` is imported. Nothing in the installed files changes.
-"""
+"""solo-learn 1.0.2 (November 2021) on today's torch and Lightning. Nothing in the installed files changes."""
 
 from __future__ import annotations
 
@@ -18,12 +15,13 @@ from torch.optim.lr_scheduler import LambdaLR
 
 
 def install() -> None:
-    """Make ``import solo`` work and its models train on Lightning 2. Safe to call again."""
+    """Make ``import solo`` work, which must not have been imported, and its models train. Safe to call again."""
     if "pl_bolts" in sys.modules:
         return
-    _alias_lightning()
+    # Submodules included, or they would be loaded twice.
+    for name in ("", ".callbacks", ".loggers"):
+        sys.modules["pytorch_lightning" + name] = importlib.import_module("lightning.pytorch" + name)
     _stand_in_for_bolts()
-
     base = importlib.import_module("solo.methods.base")
     linear = importlib.import_module("solo.methods.linear")
     for model in (base.BaseMethod, linear.LinearModel):
@@ -34,12 +32,6 @@ def install() -> None:
     _tell_clippings_apart(importlib.import_module("solo.methods.dino").DINO)
     _put_back_cholesky(importlib.import_module("solo.utils.whitening"))
     _only_update_knn(importlib.import_module("solo.utils.knn").WeightedKNNClassifier)
-
-
-def _alias_lightning() -> None:
-    """``pytorch_lightning`` is ``lightning.pytorch``, submodules included, or they would be loaded twice."""
-    for name in ("", ".callbacks", ".loggers"):
-        sys.modules["pytorch_lightning" + name] = importlib.import_module("lightning.pytorch" + name)
 
 
 def _stand_in_for_bolts() -> None:
@@ -70,15 +62,12 @@ def linear_warmup_cosine_annealing(
 
 
 def _modernise_validation(model: Any) -> None:
-    """Lightning 2 refuses ``validation_epoch_end(outputs)``: collect the outputs and call it at the epoch's end.
-
-    The instance attribute hides the old hook from Lightning's check; ``super().validation_epoch_end``, which the
-    momentum methods call, still finds it on the class.
-    """
+    """Lightning 2 refuses ``validation_epoch_end(outputs)``: collect the outputs and call it at the epoch's end."""
     init = model.__init__
 
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         init(self, *args, **kwargs)
+        # Hides the hook from Lightning's check; the momentum methods' super().validation_epoch_end finds the class's.
         self.validation_epoch_end = None
         self.validation_outputs = []
 
@@ -95,10 +84,7 @@ def _modernise_validation(model: Any) -> None:
 
 
 def _step_schedules(model: Any) -> None:
-    """main's ``scheduler.interval: step``: the same warm-up and cosine, moved on at every step.
-
-    ``scheduler_interval`` is set on the model by ``Release102Suite``; 1.0.2 itself knows epochs only.
-    """
+    """main's ``scheduler.interval: step``, where ``Release102Suite`` sets it: warm-up and cosine move on at every step."""
     configure_optimizers = model.configure_optimizers
 
     def configure(self: Any) -> Any:
@@ -117,7 +103,7 @@ def _step_schedules(model: Any) -> None:
 
 
 def _modernise_momentum(model: Any) -> None:
-    """``on_train_batch_end`` lost its ``dataloader_idx``, and so did its caller."""
+    """Lightning 2 calls ``on_train_batch_end`` without a ``dataloader_idx``."""
     on_train_batch_end = model.on_train_batch_end
 
     def without_dataloader_idx(self: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:

@@ -28,14 +28,7 @@ from emim_solo.emim.method import DEFAULTS as EMIM_DEFAULTS
 from emim_solo.emim.method import EMIMMethod, complete_method_kwargs
 from emim_solo.ground.errors import UsageError
 from emim_solo.images.folders import RunImages
-from emim_solo.suite.api import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    Suite,
-    allow_few_classes,
-    as_dict,
-    open_copy,
-)
+from emim_solo.suite.api import IMAGENET_MEAN, IMAGENET_STD, Suite, allow_few_classes, as_dict, open_copy
 from emim_solo.suite.fixes import LabelsOptional
 from emim_solo.suite.loaders import reading_folders
 from emim_solo.suite.preflight import check_numbers
@@ -100,10 +93,8 @@ class Release102Suite(Suite):
     def _complete(self, cfg: DictConfig, images: RunImages) -> DictConfig:
         cfg = self._complete_common(cfg, _DEFAULTS["pretrain"])
         if cfg.backbone.name not in (known := BaseMethod._SUPPORTED_ENCODERS):
-            text = (
-                f"'{cfg.backbone.name}' is not in 1.0.2: expected one of {', '.join(known)}; solo-learn main has more"
-            )
-            raise UsageError("backbone.name", f"backbone.name {text}")
+            text = f"backbone.name '{cfg.backbone.name}' is not in 1.0.2: expected one of {', '.join(known)}"
+            raise UsageError("backbone.name", f"{text}; solo-learn main has more")
         size = cfg.augmentations[0].crop_size
         cfg.data.num_large_crops = sum(view.num_crops for view in cfg.augmentations if view.crop_size == size)
         cfg.data.num_small_crops = sum(view.num_crops for view in cfg.augmentations) - cfg.data.num_large_crops
