@@ -27,11 +27,13 @@ def install() -> None:
     for model in (base.BaseMethod, linear.LinearModel):
         _modernise_validation(model)
         _step_schedules(model)
-    _modernise_momentum(base.BaseMomentumMethod)
+    base.BaseMomentumMethod.on_train_batch_end.__defaults__ = (0,)  # Lightning 2 leaves its dataloader_idx out
     _run_closure_before_lars(importlib.import_module("solo.utils.lars").LARSWrapper)
     _tell_clippings_apart(importlib.import_module("solo.methods.dino").DINO)
     _put_back_cholesky(importlib.import_module("solo.utils.whitening"))
-    _only_update_knn(importlib.import_module("solo.utils.knn").WeightedKNNClassifier)
+    # compute_on_step=False, which 1.0.2 asks for and torchmetrics has dropped: calling the metric only updates it.
+    knn = importlib.import_module("solo.utils.knn").WeightedKNNClassifier
+    knn.forward = lambda self, *args, **kwargs: self.update(*args, **kwargs)
 
 
 def _stand_in_for_bolts() -> None:
@@ -102,16 +104,6 @@ def _step_schedules(model: Any) -> None:
     model.configure_optimizers = configure
 
 
-def _modernise_momentum(model: Any) -> None:
-    """Lightning 2 calls ``on_train_batch_end`` without a ``dataloader_idx``."""
-    on_train_batch_end = model.on_train_batch_end
-
-    def without_dataloader_idx(self: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        on_train_batch_end(self, outputs, batch, batch_idx, dataloader_idx)
-
-    model.on_train_batch_end = without_dataloader_idx
-
-
 def _run_closure_before_lars(wrapper: Any) -> None:
     """Lightning 2 computes the gradients inside ``step(closure)``; LARS must scale those, not the last step's."""
     step = wrapper.step
@@ -145,12 +137,3 @@ def _put_back_cholesky(module: Any) -> None:
     namespace = ModuleType("torch")
     namespace.__dict__.update(vars(torch), cholesky=torch.linalg.cholesky)
     module.torch = namespace
-
-
-def _only_update_knn(metric: Any) -> None:
-    """1.0.2 asks for ``compute_on_step=False``, which torchmetrics has dropped: calling the metric only updates it."""
-
-    def forward(self: Any, *args: Any, **kwargs: Any) -> None:
-        self.update(*args, **kwargs)
-
-    metric.forward = forward

@@ -54,9 +54,6 @@ class EMIM(EMIMMethod, LabelsOptional, BaseMethod):
 class CosineKNNClassifier(WeightedKNNClassifier):
     """1.0.2 takes plain dot products for cosine similarity: here the features have unit length, as in main."""
 
-    def __init__(self, k: int, T: float) -> None:
-        super().__init__(k=k, T=T, distance_fx="cosine")
-
     def update(self, **features_and_targets: Any) -> None:
         """As the suite's."""
         for name, value in features_and_targets.items():
@@ -202,9 +199,8 @@ class Release102Suite(Suite):
 
     def train_loader(self, cfg: DictConfig, images: RunImages) -> DataLoader:
         views = [self.view_transform(cfg, view) for view in cfg.augmentations]
-        transform = pretrain_dataloader.prepare_n_crop_transform(
-            views, num_crops_per_aug=[view.num_crops for view in cfg.augmentations]
-        )
+        crops = [view.num_crops for view in cfg.augmentations]
+        transform = pretrain_dataloader.prepare_n_crop_transform(views, num_crops_per_aug=crops)
         train_path = Path(cfg.data.train_path).absolute()
         with reading_folders(pretrain_dataloader, images.train):
             dataset = pretrain_dataloader.prepare_datasets(
@@ -238,9 +234,8 @@ class Release102Suite(Suite):
         )
 
     def knn_classifier(self, k: int, temperature: float, distance: str) -> Any:
-        if distance == "cosine":
-            return CosineKNNClassifier(k=k, T=temperature)
-        return WeightedKNNClassifier(k=k, T=temperature, distance_fx=distance)
+        kind = CosineKNNClassifier if distance == "cosine" else WeightedKNNClassifier
+        return kind(k=k, T=temperature, distance_fx=distance)
 
     def complete_linear(self, cfg: DictConfig) -> DictConfig:
         cfg = self._complete_common(cfg, _DEFAULTS["linear"])
@@ -265,11 +260,12 @@ class Release102Suite(Suite):
         model.scheduler_interval = schedule.interval
         # 1.0.2's LinearModel always warms up for 10 epochs; the schedule that it asks for is ours.
         model.warmup_epochs = schedule.warmup_epochs
-        module.LinearWarmupCosineAnnealingLR = (  # type: ignore[attr-defined]
-            lambda optimizer, _, max_epochs: linear_warmup_cosine_annealing(
-                optimizer, model.warmup_epochs, max_epochs, schedule.warmup_start_lr, schedule.min_lr
-            )
-        )
+
+        def annealing(optimizer: Any, _: int, max_epochs: float) -> Any:
+            rates = schedule.warmup_start_lr, schedule.min_lr
+            return linear_warmup_cosine_annealing(optimizer, model.warmup_epochs, max_epochs, *rates)
+
+        module.LinearWarmupCosineAnnealingLR = annealing  # type: ignore[attr-defined]
         return model
 
 
@@ -285,9 +281,7 @@ def _lars(
     exclude_bias_n_norm: bool = False,
 ) -> LARSWrapper:
     """main's LARS, of which 1.0.2 makes SGD and a wrapper."""
-    sgd = torch.optim.SGD(
-        params, lr=lr, weight_decay=weight_decay, momentum=momentum, dampening=dampening, nesterov=nesterov
-    )
+    sgd = torch.optim.SGD(params, lr, momentum, dampening, weight_decay, nesterov)
     return LARSWrapper(sgd, eta=eta, clip=clip_lr, exclude_bias_n_norm=exclude_bias_n_norm)
 
 
