@@ -58,10 +58,7 @@ class Images:
 
     @cached_property
     def digest(self) -> str:
-        """Twelve hex digits of the images' names below the folder and their sizes in bytes; no image is opened.
-
-        A folder that was moved as a whole has the same digest.
-        """
+        """Twelve hex digits of the images' names below the folder and their sizes in bytes; no image is opened."""
         digest = hashlib.sha256()
         for path in self.paths:
             try:
@@ -142,11 +139,7 @@ class RunImages:
 
     @staticmethod
     def of(cfg: DictConfig, listings: Listings | None = None) -> RunImages:
-        """List the folders that a config names, each once; what it holds out is that of :class:`HeldOut`.
-
-        Raises:
-            UsageError: as :func:`find_images`.
-        """
+        """List the folders that a config names, each once; errors are those of :func:`find_images`."""
         if not reads_folders(cfg):
             return RunImages()
         listings, labelled = listings or Listings(), not cfg.data.get("no_labels", False)
@@ -175,16 +168,7 @@ class Listings:
 
 
 def check_held_out(recorded: Mapping[str, Any], images: RunImages, checkpoint: Path) -> None:
-    """Check that the images which count as held out are those that a checkpoint was not trained on, by their names.
-
-    Args:
-        recorded: of the checkpoint; one of version 0.2 says nothing, and the number of images has to be enough.
-        images: as they are listed now.
-        checkpoint: its file.
-
-    Raises:
-        UsageError: they are others.
-    """
+    """Refuse images as held out that are not by name those of a checkpoint's record; one of version 0.2 says nothing."""
     before, now = recorded.get("held_out"), images.held_out
     if before is not None and now is not None and before["digest"] != now.digest:
         text = f"data.train_path '{now.folder}' was changed since '{checkpoint}' was trained"
@@ -245,9 +229,8 @@ def find_images(folder: str | os.PathLike[str], *, labelled: bool, name: str = "
         where = f"class folders {', '.join(empty)} of '{folder}'" if labelled else f"'{folder}'"
         where += f" (passed over: {others})" if others else ""
         expected = f"expected files ending in {' '.join(IMAGE_SUFFIXES)}"
-        raise UsageError(
-            name, f"{name}: no images in {where}: {expected}; add some{' or remove it' if labelled else ''}"
-        )
+        todo = "add some or remove it" if labelled else "add some"
+        raise UsageError(name, f"{name}: no images in {where}: {expected}; {todo}")
     paths = [path for of_class in by_class.values() for path in of_class]
     labels = [label if labelled else -1 for label, of_class in enumerate(by_class.values()) for _ in of_class]
     if others:
@@ -371,7 +354,7 @@ def _read(path: str, prefix: str) -> tuple[Image.Image, bool]:
                 image = Image.fromarray(np.rint(np.asarray(image) * (255 / full)).astype(np.uint8))
             elif "transparency" in image.info:  # straight to RGB, Pillow warns of each palette
                 image = image.convert("RGBA")
-            return image if image.mode == "RGB" else image.convert("RGB"), full is not None
+            return image.convert("RGB"), full is not None
     except Exception as error:  # Pillow's plugins raise whatever their parsers run into
         raise _unreadable(path, error, prefix) from error
 

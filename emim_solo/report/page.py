@@ -9,6 +9,7 @@ import base64
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,13 +81,14 @@ def render(folder: Path, results: Results, table: Table, paired: Table) -> str:
         "cell_html": _cell_html,
         "head_cell": _head_cell,
         "number": lambda value: "NaN" if math.isnan(value) else repr(float(value)),
+        "digits": lambda value, digits: "–" if value is None else f"{value:.{digits}f}".replace("nan", "NaN"),
+        "yaml": partial(yaml.safe_dump, sort_keys=False),
     }
     umap = _umap(folder)
     template = environment.get_template("report.html.j2")
     context = {
         "version": __version__,
         "results": results,
-        "facts": _facts(results),
         "method_colours": charts.METHOD_COLOURS,
         "headline": table,
         "differences": paired,
@@ -95,9 +97,8 @@ def render(folder: Path, results: Results, table: Table, paired: Table) -> str:
         "split_names": SPLITS,
         "charts": _charts(folder, results),
         "tables": _more_tables(results),
-        "runs": _runs(results),
+        "shown": results.shown(tables.HEADLINE),
         "environment": _environment(results),
-        "configs": _configs(results),
         "copies": {"markdown": tables.to_markdown(table), "latex": tables.to_latex(table)},
         "finished": max(str(row.get("finished", "")) for stages in results.rows.values() for row in stages.values()),
     }
@@ -125,22 +126,6 @@ def _cell_html(cell: Cell) -> Markup:
     if cell.flag:
         html += Markup(' <span class="nan">{}</span>').format(cell.flag)
     return html
-
-
-def _facts(results: Results) -> list[str]:
-    pretrained = results.pretrained()
-    config, epochs = pretrained[0]["config"], sorted({int(row["epochs"]) for row in pretrained})
-    seeds = len(results.all_seeds())
-    facts = [
-        f"{len(results.names)} method{'s' if len(results.names) > 1 else ''}",
-        f"{seeds} seed{'s' if seeds > 1 else ''}",
-        f"{' to '.join(map(str, epochs[:: max(1, len(epochs) - 1)]))} epoch{'s' if epochs != [1] else ''}",
-        str(config.get("backbone", {}).get("name", "")),
-        f"batch {config.get('optimizer', {}).get('batch_size', '?')}",
-        f"solo-learn {' and '.join(sorted({str(row['suite']['version']) for row in pretrained}))}",
-        ", ".join(sorted({str(row["device"]) for row in pretrained})),
-    ]
-    return [fact for fact in facts if fact]
 
 
 _CURVES = (
@@ -266,20 +251,6 @@ def _more_tables(results: Results) -> list[dict[str, Any]]:
     ]
 
 
-def _runs(results: Results) -> dict[str, Any]:
-    shown = results.shown(tables.HEADLINE)
-    heads = ["Run", "seed", *(metric.label for metric in shown), "collapsed", "finished", "config"]
-    lines = []
-    for (name, seed), stages in results.rows.items():
-        values = [(metric.value(stages.get(metric.stage, {})), metric.digits) for metric in shown]
-        cells = ["–" if value is None else f"{value:.{digits}f}".replace("nan", "NaN") for value, digits in values]
-        flag = stages.get("diagnostics", {}).get("metrics", {}).get("projector_collapsed")
-        row = stages["pretrain"]
-        collapsed = {1: "yes", 0: "no"}.get(flag, "–")
-        lines.append([name, seed, *cells, collapsed, row.get("finished", "–"), row["config_hash"]])
-    return {"heads": heads, "lines": lines}
-
-
 def _environment(results: Results) -> dict[str, str]:
     """Every version that made a row; more than one of a thing is listed as such."""
     seen: dict[str, set[str]] = {}
@@ -291,13 +262,6 @@ def _environment(results: Results) -> dict[str, str]:
         path = row["config"].get("data", {}).get("train_path", "")
         seen.setdefault("images", set()).add(f"{tables.dataset_name(row)}: {path}")
     return {key: ", ".join(sorted(values)) for key, values in seen.items()}
-
-
-def _configs(results: Results) -> list[dict[str, str]]:
-    return [
-        {"title": f"{name}, seed {seed}", "text": yaml.safe_dump(stages["pretrain"]["config"], sort_keys=False)}
-        for (name, seed), stages in results.rows.items()
-    ]
 
 
 def main(arguments: Sequence[str]) -> None:

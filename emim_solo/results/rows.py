@@ -29,10 +29,8 @@ _REPORTED = ("emim-solo", "torch", "torchvision", "lightning", "torchmetrics", "
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the installed libraries that a result depends on."""
-    installed = {
-        distribution: next(iter(metadata.distributions(name=distribution)), None) for distribution in _REPORTED
-    }
-    libraries = {name: distribution.version for name, distribution in installed.items() if distribution is not None}
+    found = {name: next(iter(metadata.distributions(name=name)), None) for name in _REPORTED}
+    libraries = {name: distribution.version for name, distribution in found.items() if distribution is not None}
     return {"python": platform.python_version()} | libraries
 
 
@@ -41,7 +39,7 @@ def new_row(stage: str, *, config: Mapping[str, Any], suite: Mapping[str, str], 
 
     Args:
         stage: ``pretrain``, ``knn``, ``logistic``, ``linear``, ``diagnostics``, ``umap`` or ``score``.
-        config: the completed config of the pretraining run (solo-learn main's schema).
+        config: the completed config of the pretraining run.
         suite: ``generation`` and ``version`` of the installed solo-learn.
         **fields: at least ``metrics`` (name to number), ``seconds``, ``epochs``, ``device``, ``checkpoint``.
     """
@@ -59,16 +57,13 @@ def new_row(stage: str, *, config: Mapping[str, Any], suite: Mapping[str, str], 
 
 
 def append(path: str | os.PathLike[str], row: Mapping[str, Any]) -> None:
-    """Append one row; a kill at any moment leaves either the whole row or an unfinished last line.
-
-    An unfinished line that an earlier kill left behind is closed first, so that it cannot swallow this row.
-    """
+    """Append one row; a kill at any moment leaves either the whole row or an unfinished last line."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     line = json.dumps(row, default=str) + "\n"
     with open(path, "ab+") as file:
         if file.tell() > 0:
             file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":
+            if file.read(1) != b"\n":  # an earlier kill's unfinished line would swallow this row
                 line = "\n" + line
         file.write(line.encode())
         file.flush()
@@ -76,10 +71,7 @@ def append(path: str | os.PathLike[str], row: Mapping[str, Any]) -> None:
 
 
 class Rows:
-    """The rows of one file, of which each line is read once, however often they are asked for while others append.
-
-    The file need not be there yet. Errors are those of :func:`read`.
-    """
+    """The rows of a file that may be there later: each line is read once, however often they are asked for."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
@@ -142,13 +134,9 @@ def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 def of_checkpoint(
     rows: Iterable[dict[str, Any]], folder: Path, config_hash: str, epochs: int | None = None
 ) -> list[dict[str, Any]]:
-    """The rows of one run's checkpoint, on the run's own images, oldest first.
+    """The rows of one run's checkpoint, on the run's own images, oldest first; with ``epochs`` those of so many.
 
-    Args:
-        rows: to choose from.
-        folder: ``<checkpoint.dir>/<method>/<version>``, or one in it; ``checkpoint.dir`` may have been moved since.
-        config_hash: of the run's config.
-        epochs: that the checkpoint was trained for; None for rows of any.
+    ``folder`` is ``<checkpoint.dir>/<method>/<version>``, or one in it; ``checkpoint.dir`` may have been moved since.
     """
     place = Path(os.path.abspath(folder)).parts[-2:]
     return [
@@ -184,7 +172,7 @@ def _checked(row: Any, place: str) -> dict[str, Any]:
 def _renamed(metrics: Mapping[str, float | None]) -> dict[str, float | None]:
     """Diagnostics of schema 1 by the names of schema 2, where the information is less its null.
 
-    They were of two views of training images by the run's own augmentation, those of schema 2 are of the protocol's views.
+    They were of two views by the run's own augmentation, those of schema 2 are of the protocol's views.
     """
     renamed = {}
     for key, value in metrics.items():

@@ -1,7 +1,6 @@
 """What goes wrong while the suite's methods train, fixed in classes put in front of theirs: no file of it changes.
 
-A class in front is asked first whenever a method calls itself (``self._base_shared_step``, ``self.log``), so one class
-serves every method of both generations, their names for these things being the same.
+A class in front is asked first whenever a method calls itself (``self.log``): one serves every method of both generations.
 """
 
 from __future__ import annotations

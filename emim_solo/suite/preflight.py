@@ -1,7 +1,4 @@
-"""What a method requires of a config, beyond what all do: said in one line before any image is read.
-
-The suite says it with an assertion, an exception from inside torch or a NaN, some of them an epoch later.
-"""
+"""What a method requires of a config, beyond what all do: the suite says it with an assertion or a NaN, epochs later."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ _ALL4ONE_HEADS, _ALL4ONE_NEIGHBOURS = 8, 5  # written in the suite
 
 
 class _Run(NamedTuple):
-    """What a check is made on: ``kwargs`` are the method's, complete; ``batches`` are the images of all processes at once."""
+    """What a check is made on: ``kwargs`` are the method's, complete; ``batches`` are those of all processes at once."""
 
     cfg: DictConfig
     kwargs: dict[str, Any]
@@ -32,14 +29,9 @@ class _Run(NamedTuple):
 
 
 def check_method(cfg: DictConfig, images: int | None) -> None:
-    """Check a complete config against what its method can train with.
+    """Refuse a complete config that its method cannot train with, with all that is not met and what to set.
 
-    Args:
-        cfg: complete.
-        images: that it trains on; None where they are not listed.
-
-    Raises:
-        UsageError: all that is not met, and what to set.
+    ``images`` is how many it trains on; None where they are not listed.
     """
     kwargs: Any = OmegaConf.to_container(cfg.method_kwargs, resolve=True)
     if images is None:
