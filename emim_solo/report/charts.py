@@ -116,16 +116,12 @@ def _label_ends(axes: Axes, ends: Ends) -> None:
         axes.annotate(label, (1.02, height), color=colour, **style)
 
 
-def learning_curve(
-    results: Results,
-    curves: Mapping[tuple[str, int], Mapping[str, Curve]],
-    metric: str,
-    unit: str,
-    name: str,
-    *,
-    dashed: tuple[str, str] = ("", ""),
-) -> str:
-    """Mean over seeds by epoch, a thin line for each seed; the mean of a second metric dashed, by its name and its label."""
+Curves = Mapping[tuple[str, int], Mapping[str, Curve]]
+"""By method and seed, by metric."""
+
+
+def learning_curve(results: Results, curves: Curves, metric: str, unit: str, dashed: tuple[str, str]) -> str:
+    """Mean over seeds by epoch, a thin line for each seed; dashed the mean of a second metric, by name and label."""
     colours = _colours(results)
 
     def runs_of(method: str, measured: str) -> list[Curve]:
@@ -156,14 +152,15 @@ def learning_curve(
         axes.yaxis.set_major_locator(MaxNLocator(5))
         _label_ends(axes, ends)
 
-    return draw(name, f"Learning curves: {metric} by epoch for {', '.join(results.names)}", paint)
+    return draw(f"curve-{metric}", f"Learning curves: {metric} by epoch for {', '.join(results.names)}", paint)
 
 
 Entry = tuple[str, Estimate, Sequence[float]]
 """A method, its estimate and its values by seed."""
+Entries = Callable[[Metric], Iterable[Entry]]
 
 
-def accuracies(results: Results, name: str) -> str:
+def accuracies(results: Results) -> str:
     """Mean, interval and single seeds of each accuracy in the headline."""
 
     def entries(metric: Metric) -> Iterable[Entry]:
@@ -171,10 +168,10 @@ def accuracies(results: Results, name: str) -> str:
             yield method, results.estimate(method, metric), list(results.values(method, metric).values())
 
     title = "Top-1 accuracies, mean and 95 % interval of each method"
-    return _interval_chart(results, name, title, "top-1 accuracy (%)", entries)
+    return _interval_chart(results, "accuracy", title, "top-1 accuracy (%)", entries, zero=False)
 
 
-def difference_chart(results: Results, name: str) -> str:
+def difference_chart(results: Results) -> str:
     """The focus method less each baseline, paired by seed, with zero marked."""
     focus = results.focus()
 
@@ -187,18 +184,10 @@ def difference_chart(results: Results, name: str) -> str:
 
     title = f"Differences of {focus} to each baseline, paired by seed"
     label = f"points of top-1 accuracy, {focus} less the other"
-    return _interval_chart(results, name, title, label, entries, zero=True)
+    return _interval_chart(results, "difference", title, label, entries, zero=True)
 
 
-def _interval_chart(
-    results: Results,
-    name: str,
-    title: str,
-    label: str,
-    entries: Callable[[Metric], Iterable[Entry]],
-    *,
-    zero: bool = False,
-) -> str:
+def _interval_chart(results: Results, name: str, title: str, label: str, entries: Entries, *, zero: bool) -> str:
     """Horizontal dots with their intervals, a group of lines for each accuracy."""
     colours = _colours(results)
     groups = {metric.label.replace(" top-1", ""): list(entries(metric)) for metric in results.shown(ACCURACIES)}
@@ -244,7 +233,7 @@ def _name_lines(axes: Axes, places: Sequence[float], names: Sequence[str]) -> No
     axes.spines["left"].set_visible(False)
 
 
-def information(results: Results, features: str, name: str) -> str:
+def information(results: Results, features: str) -> str:
     """Mutual information of two views beside its null: hollow is what independent pairs would give."""
     above = Metric(stage="diagnostics", source=f"{features}_pair_information")
     null = Metric(stage="diagnostics", source=f"{features}_pair_information_null")
@@ -271,7 +260,7 @@ def information(results: Results, features: str, name: str) -> str:
         axes.xaxis.set_major_locator(MaxNLocator(5))
 
     title = f"Mutual information of {features} features of two views, beside its null"
-    return draw(name, title, paint, height=0.75 + 0.42 * len(results.names))
+    return draw(f"mi-{features}", title, paint, height=0.75 + 0.42 * len(results.names))
 
 
 ScoredRun = tuple[str, float, float, float]
@@ -297,7 +286,7 @@ def rank_correlation(scored: Sequence[ScoredRun]) -> str:
     return f"Spearman’s rank correlation {rho:.2f} over {len(scored)} runs".replace("-", "−")
 
 
-def score_against_accuracy(results: Results, scored: Sequence[ScoredRun], name: str) -> str:
+def score_against_accuracy(results: Results, scored: Sequence[ScoredRun]) -> str:
     """Every run by its score, with the interval over images, and its accuracy."""
     colours = _colours(results)
 
@@ -306,20 +295,22 @@ def score_against_accuracy(results: Results, scored: Sequence[ScoredRun], name: 
         for method in dict.fromkeys(run[0] for run in scored):
             _, scores, widths, accuracies = zip(*(run for run in scored if run[0] == method), strict=True)
             marker = MARKERS[_repetition(results, method) % len(MARKERS)]
-            style: Any = {"fmt": marker, "markersize": 5, "elinewidth": 0.8, "alpha": 0.85, "color": colours[method]}
-            axes.errorbar(scores, accuracies, xerr=widths, **style)
+            look: Any = {"fmt": marker, "markersize": 5, "elinewidth": 0.8, "alpha": 0.85, "color": colours[method]}
+            axes.errorbar(scores, accuracies, xerr=widths, **look)
             ends[method] = (max(scores), sum(accuracies) / len(accuracies), colours[method])
         axes.set_xlabel("view information (nats)")
         axes.set_ylabel("mean of linear and 20-NN top-1 (%)")
         axes.grid(axis="x")
         _label_ends(axes, ends)
 
-    return draw(name, f"Score without labels against accuracy of the runs of {', '.join(results.names)}", paint)
+    return draw("score", f"Score without labels against accuracy of the runs of {', '.join(results.names)}", paint)
 
 
-def spectra(
-    results: Results, values: Mapping[tuple[str, int], Mapping[str, Sequence[float]]], features: str, name: str
-) -> str:
+Spectra = Mapping[tuple[str, int], Mapping[str, Sequence[float]]]
+"""By method and seed, by ``backbone`` and ``projector``."""
+
+
+def spectra(results: Results, values: Spectra, features: str) -> str:
     """Eigenvalues of the covariance over the largest, by rank, geometric mean over seeds."""
     colours = _colours(results)
 
@@ -346,4 +337,8 @@ def spectra(
         axes.minorticks_off()
         _label_ends(axes, ends)
 
-    return draw(name, f"Spectrum of the covariance of {features} features for {', '.join(results.names)}", paint)
+    return draw(
+        f"spectrum-{features}",
+        f"Spectrum of the covariance of {features} features for {', '.join(results.names)}",
+        paint,
+    )

@@ -48,9 +48,7 @@ class Written:
 
 
 def write_report(folder: Path) -> Written:
-    """Make ``report.html``, ``table.{md,tex}`` and ``differences.{md,tex}`` in the folder of a benchmark.
-
-    The last two are the differences paired by seed; one method has none.
+    """Make ``report.html``, ``table.{md,tex}`` and, of two methods or more, ``differences.{md,tex}``, paired by seed.
 
     Args:
         folder: holds ``rows.jsonl``; curves, spectra and layouts that the stages left there are shown if present.
@@ -73,9 +71,8 @@ def write_report(folder: Path) -> Written:
 
 def render(folder: Path, results: Results, table: Table, paired: Table) -> str:
     """The HTML of the report."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("emim_solo.report"), autoescape=True, undefined=jinja2.StrictUndefined
-    )
+    loader = jinja2.PackageLoader("emim_solo.report")
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     environment.filters |= {
         "cell_html": _cell_html,
@@ -143,39 +140,32 @@ def _charts(folder: Path, results: Results) -> dict[str, list[dict[str, Any]]]:
     accuracies = []
     if results.shown(tables.ACCURACIES):
         note = "mean, 95 % interval and single seeds" if several else "one seed"
-        accuracies.append(_chart("Accuracy", charts.accuracies(results, "accuracy"), note))
+        accuracies.append(_chart("Accuracy", charts.accuracies(results), note))
         if results.baselines():
             note = "95 % interval and single seeds; left of zero the baseline is ahead" if several else "one seed"
-            title = f"{results.focus()} less each baseline"
-            accuracies.append(_chart(title, charts.difference_chart(results, "difference"), note))
+            accuracies.append(_chart(f"{results.focus()} less each baseline", charts.difference_chart(results), note))
     curves = {run: read_curves(_run_folder(folder, stages)) for run, stages in results.rows.items()}
     spectra = {run: files.read_json(path) for run in results.rows if (path := spectrum_file(folder, *run)).is_file()}
     scored = charts.scored_runs(results)
+    score = charts.score_against_accuracy(results, scored) if scored else ""
+    measured = {metric.source for metric in results.shown(tables.DIAGNOSTICS)}
     return {
         "accuracies": accuracies,
         "curves": [
-            _chart(title, charts.learning_curve(results, curves, metric, unit, f"curve-{metric}", dashed=dashed))
+            _chart(title, charts.learning_curve(results, curves, metric, unit, dashed))
             for metric, dashed, title, unit in _CURVES
-            if any(metric in measured for measured in curves.values())
+            if any(metric in of_run for of_run in curves.values())
         ],
         "mi": [
-            _chart(part.capitalize(), charts.information(results, part, f"mi-{part}"))
+            _chart(part.capitalize(), charts.information(results, part))
             for part in _PARTS
-            if results.shown([metric for metric in tables.DIAGNOSTICS if metric.source == f"{part}_pair_information"])
+            if f"{part}_pair_information" in measured
         ],
-        "score": [
-            _chart(
-                "View information",
-                charts.score_against_accuracy(results, scored, "score"),
-                charts.rank_correlation(scored),
-            )
-        ]
-        if scored
-        else [],
+        "score": [_chart("View information", score, charts.rank_correlation(scored))] if score else [],
         "spectra": [
-            _chart(part.capitalize(), charts.spectra(results, spectra, part, f"spectrum-{part}"))
+            _chart(part.capitalize(), charts.spectra(results, spectra, part))
             for part in _PARTS
-            if any(part in values for values in spectra.values())
+            if any(part in of_run for of_run in spectra.values())
         ],
     }
 

@@ -230,19 +230,15 @@ def dataset_name(row: Row) -> str:
 
 
 def collect(rows: Sequence[Row]) -> Results:
-    """Sort rows into runs and check that they belong together.
-
-    Args:
-        rows: as read from a file, oldest first.
+    """Sort rows, oldest first, into runs.
 
     Raises:
-        UsageError: no finished pretraining among them, or different images.
+        UsageError: no finished pretraining is among them, or they are of different images.
     """
     newest = {(str(row["name"]), int(row["seed"])): row for row in rows if row["stage"] == "pretrain"}
     if not newest:
-        raise UsageError(
-            f"no finished run among {len(rows)} rows: start the benchmark again, it goes on where it stopped"
-        )
+        text = f"no finished run among {len(rows)} rows: start the benchmark again, it goes on where it stopped"
+        raise UsageError("rows.missing", text)
     mixed, images = "", [row["images"] for row in newest.values() if row.get("images")]  # version 0.2 had none
     datasets = sorted({dataset_name(row) for row in newest.values()})
     if len(datasets) > 1:
