@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import sys
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -27,8 +26,8 @@ MOVED = {
 }
 
 
-class _OldPaths(MetaPathFinder, Loader):
-    """Gives the module of the new path under the old one: there is one module, whatever it is called."""
+class OldPaths(MetaPathFinder, Loader):
+    """Gives the module of the new path under the old one, when it is asked for: there is one module by either name."""
 
     def find_spec(self, fullname: str, *_: Any) -> ModuleSpec | None:
         package, _, name = fullname.partition(".")
@@ -41,9 +40,3 @@ class _OldPaths(MetaPathFinder, Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         module.__spec__ = self.spec  # the import system has just set that of the old path
-
-
-def install() -> None:
-    """From now on the old paths can be imported. Nothing is loaded before it is asked for."""
-    if not any(isinstance(finder, _OldPaths) for finder in sys.meta_path):
-        sys.meta_path.append(_OldPaths())

@@ -140,8 +140,8 @@ class RunImages:
     @staticmethod
     def of(cfg: DictConfig, listings: Listings | None = None) -> RunImages:
         """List the folders that a config names, each once; errors are those of :func:`find_images`."""
-        if not reads_folders(cfg):
-            return RunImages()
+        if cfg.data.dataset not in _FOLDER_DATASETS or cfg.data.get("format") == "h5":
+            return RunImages()  # a dataset that is downloaded or packed
         listings, labelled = listings or Listings(), not cfg.data.get("no_labels", False)
         listed = listings.of(cfg.data.train_path, labelled=labelled, name="data.train_path")
         val = None
@@ -278,11 +278,6 @@ def expand_home(cfg: DictConfig) -> None:
     for key in _PATHS:
         if isinstance(path := OmegaConf.select(cfg, key), str):
             OmegaConf.update(cfg, key, os.path.expanduser(path))
-
-
-def reads_folders(cfg: DictConfig) -> bool:
-    """Whether a config's images are files in folders, as opposed to a dataset that is downloaded or packed."""
-    return cfg.data.dataset in _FOLDER_DATASETS and cfg.data.get("format", "image_folder") != "h5"
 
 
 @cache

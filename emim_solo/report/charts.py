@@ -45,8 +45,7 @@ _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _WIDTH, _HEIGHT = 4.6, 3.0
 _AROUND = 0.7  # of the height, what is not the axes
 
-Ends = dict[str, tuple[float, float, str]]
-"""Where each line ends, x and y, and its colour, by the label that is to stand there."""
+Ends = dict[str, tuple[float, float, str]]  # where a line ends, x and y, and its colour, by its label
 
 
 def draw(name: str, title: str, paint: Callable[[Axes], None], *, height: float = _HEIGHT) -> str:
@@ -116,8 +115,7 @@ def _label_ends(axes: Axes, ends: Ends) -> None:
         axes.annotate(label, (1.02, height), color=colour, **style)
 
 
-Curves = Mapping[tuple[str, int], Mapping[str, Curve]]
-"""By method and seed, by metric."""
+Curves = Mapping[tuple[str, int], Mapping[str, Curve]]  # by method and seed, by metric
 
 
 def learning_curve(results: Results, curves: Curves, metric: str, unit: str, dashed: tuple[str, str]) -> str:
@@ -155,8 +153,7 @@ def learning_curve(results: Results, curves: Curves, metric: str, unit: str, das
     return draw(f"curve-{metric}", f"Learning curves: {metric} by epoch for {', '.join(results.names)}", paint)
 
 
-Entry = tuple[str, Estimate, Sequence[float]]
-"""A method, its estimate and its values by seed."""
+Entry = tuple[str, Estimate, Sequence[float]]  # a method, its estimate and its values by seed
 Entries = Callable[[Metric], Iterable[Entry]]
 
 
@@ -306,8 +303,7 @@ def score_against_accuracy(results: Results, scored: Sequence[ScoredRun]) -> str
     return draw("score", f"Score without labels against accuracy of the runs of {', '.join(results.names)}", paint)
 
 
-Spectra = Mapping[tuple[str, int], Mapping[str, Sequence[float]]]
-"""By method and seed, by ``backbone`` and ``projector``."""
+Spectra = Mapping[tuple[str, int], Mapping[str, Sequence[float]]]  # by method and seed, by part
 
 
 def spectra(results: Results, values: Spectra, features: str) -> str:

@@ -152,7 +152,7 @@ class Results:
     @cached_property
     def deviations(self) -> dict[str, dict[str, tuple[Any, Any]]]:
         """As :func:`emim_solo.results.terms.deviations`."""
-        return deviations({name: self.config(name) for name in self.names})
+        return deviations({name: self.first(name)["config"] for name in self.names})
 
     def pretrained(self) -> list[Row]:
         """The pretraining rows, in order."""
@@ -164,16 +164,9 @@ class Results:
     def all_seeds(self) -> list[int]:
         return sorted({seed for _, seed in self.rows})
 
-    def _first(self, name: str) -> Row:
+    def first(self, name: str) -> Row:
+        """The pretraining row of the method's first run."""
         return next(stages["pretrain"] for (method, _), stages in self.rows.items() if method == name)
-
-    def config(self, name: str) -> Mapping[str, Any]:
-        """Of the method's first run."""
-        config: Mapping[str, Any] = self._first(name)["config"]
-        return config
-
-    def method(self, name: str) -> str:
-        return str(self._first(name)["method"])
 
     def values(self, name: str, metric: Metric) -> dict[int, float]:
         """A metric by seed, of the runs that have it; NaN for a run that diverged."""
@@ -201,7 +194,7 @@ class Results:
 
     def focus(self) -> str:
         """The method that the others are baselines of: the first EMIM, else the first."""
-        return next((name for name in self.names if self.method(name) == "emim"), self.names[0])
+        return next((name for name in self.names if self.first(name)["method"] == "emim"), self.names[0])
 
     def baselines(self) -> list[str]:
         return [name for name in self.names if name != self.focus()]
@@ -267,6 +260,9 @@ class Cell:
     def flag(self) -> str:
         """How many of its seeds are left out."""
         return f"{self.estimate.not_finite} NaN" if self.estimate and self.estimate.not_finite else ""
+
+    def __str__(self) -> str:
+        return self.text if not self.flag or self.text == "NaN" else f"{self.text} ({self.flag})"
 
 
 @dataclass(frozen=True)
@@ -343,9 +339,9 @@ def notes(results: Results) -> Iterator[Note]:
     if not any(results.deviations.values()):
         yield Note("Equal terms: same augmentation, backbone, projector width, optimiser, batch and epochs.")
     for name in results.names:
-        config = results.config(name)
+        config, method = results.first(name)["config"], results.first(name)["method"]
         processes = len(config.get("devices") or [0]) * config.get("num_nodes", 1)
-        if results.method(name) == "barlow_twins" and processes > 1:
+        if method == "barlow_twins" and processes > 1:
             text = f"the suite's Barlow Twins has 1/{processes} of the gradient in {processes} processes"
             yield Note(f"{name}: {text} (docs/distributed.md).")
     fewest = Metric(stage="knn", source="fewest_val_images")
@@ -410,7 +406,7 @@ def _text(value: Any) -> str:
 
 def to_text(table: Table) -> str:
     """Aligned columns for a terminal."""
-    lines = [table.heads, *([name, *map(_cell_text, cells)] for name, cells in table.lines)]
+    lines = [table.heads, *([name, *map(str, cells)] for name, cells in table.lines)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     lines.insert(1, ["─" * width for width in widths])
     aligned = [
@@ -420,10 +416,6 @@ def to_text(table: Table) -> str:
     return "\n".join([*aligned, *map(str, table.notes)])
 
 
-def _cell_text(cell: Cell) -> str:
-    return cell.text if not cell.flag or cell.text == "NaN" else f"{cell.text} ({cell.flag})"
-
-
 _MARKDOWN = str.maketrans({mark: f"\\{mark}" for mark in "\\|`*<$"})
 
 
@@ -431,7 +423,7 @@ def to_markdown(table: Table) -> str:
     """A Markdown table, best means in bold, notes below."""
 
     def shown(cell: Cell) -> str:
-        return f"**{_cell_text(cell)}**" if cell.best else _cell_text(cell)
+        return f"**{cell}**" if cell.best else str(cell)
 
     lines = [
         f"| {' | '.join(table.heads)} |",
@@ -461,7 +453,7 @@ def to_latex(table: Table) -> str:
         return " & ".join(texts) + r" \\"
 
     def shown(cell: Cell) -> str:
-        text = _cell_text(cell).translate(_LATEX)
+        text = str(cell).translate(_LATEX)
         return rf"\textbf{{{text}}}" if cell.best else text
 
     lines = [

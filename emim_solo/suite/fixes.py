@@ -23,10 +23,7 @@ _OF_LABELS = re.compile(r"(^|_)(acc\d*|class_loss|val_loss)$")
 
 
 def zero_over_nothing(loss: Tensor, targets: Tensor) -> Tensor:
-    """A mean loss, of shape (), over the targets other than -1, which is 0 instead of NaN where there is none.
-
-    The gradient over nothing is 0 already, and where there is a target neither loss nor gradient changes in a bit.
-    """
+    """A mean loss, of shape (), over the targets other than -1, which is 0 instead of NaN where there is none."""
     return torch.where((targets != -1).any(), loss, loss.new_zeros(()))
 
 

@@ -6,7 +6,7 @@ import importlib
 import math
 import sys
 from collections.abc import Callable
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import lightning.pytorch
@@ -21,7 +21,11 @@ def install() -> None:
     # Submodules included, or they would be loaded twice.
     for name in ("", ".callbacks", ".loggers"):
         sys.modules["pytorch_lightning" + name] = importlib.import_module("lightning.pytorch" + name)
-    _stand_in_for_bolts()
+    # lightning-bolts, of which one scheduler is used, does not install beside Lightning 2.
+    bolts: Any = ModuleType("pl_bolts")
+    bolts.LinearWarmupCosineAnnealingLR = linear_warmup_cosine_annealing
+    for name in ("", ".optimizers", ".optimizers.lr_scheduler"):
+        sys.modules["pl_bolts" + name] = bolts
     base = importlib.import_module("solo.methods.base")
     linear = importlib.import_module("solo.methods.linear")
     for model in (base.BaseMethod, linear.LinearModel):
@@ -30,18 +34,12 @@ def install() -> None:
     base.BaseMomentumMethod.on_train_batch_end.__defaults__ = (0,)  # Lightning 2 leaves its dataloader_idx out
     _run_closure_before_lars(importlib.import_module("solo.utils.lars").LARSWrapper)
     _tell_clippings_apart(importlib.import_module("solo.methods.dino").DINO)
-    _put_back_cholesky(importlib.import_module("solo.utils.whitening"))
+    # W-MSE whitens with torch.cholesky, which is torch.linalg.cholesky now: there, and nowhere else.
+    of_today = SimpleNamespace(**vars(torch) | {"cholesky": torch.linalg.cholesky})
+    importlib.import_module("solo.utils.whitening").torch = of_today  # type: ignore[attr-defined]
     # compute_on_step=False, which 1.0.2 asks for and torchmetrics has dropped: calling the metric only updates it.
     knn = importlib.import_module("solo.utils.knn").WeightedKNNClassifier
     knn.forward = lambda self, *args, **kwargs: self.update(*args, **kwargs)
-
-
-def _stand_in_for_bolts() -> None:
-    """lightning-bolts, of which one scheduler is used, does not install beside Lightning 2."""
-    module: Any = ModuleType("pl_bolts.optimizers.lr_scheduler")
-    module.LinearWarmupCosineAnnealingLR = linear_warmup_cosine_annealing
-    for name in ("pl_bolts", "pl_bolts.optimizers", "pl_bolts.optimizers.lr_scheduler"):
-        sys.modules[name] = module
 
 
 def linear_warmup_cosine_annealing(
@@ -130,10 +128,3 @@ def _tell_clippings_apart(dino: Any) -> None:
             clip_gradients(self, clip)
 
     dino.clip_gradients = clip_own_or_any
-
-
-def _put_back_cholesky(module: Any) -> None:
-    """W-MSE whitens with ``torch.cholesky``, which is ``torch.linalg.cholesky`` now: there, and nowhere else."""
-    namespace = ModuleType("torch")
-    namespace.__dict__.update(vars(torch), cholesky=torch.linalg.cholesky)
-    module.torch = namespace

@@ -95,8 +95,6 @@ class Release102Suite(Suite):
         size = cfg.augmentations[0].crop_size
         cfg.data.num_large_crops = sum(view.num_crops for view in cfg.augmentations if view.crop_size == size)
         cfg.data.num_small_crops = sum(view.num_crops for view in cfg.augmentations) - cfg.data.num_large_crops
-        for view in cfg.augmentations:
-            _check_view(view)
         if cfg.data.val_path is not None:
             cfg.optimizer.classifier_lr *= self._batch_scale(cfg)
         kwargs = as_dict(cfg.method_kwargs)
@@ -179,23 +177,19 @@ class Release102Suite(Suite):
     @staticmethod
     def _optimizer_kwargs(values: dict[str, Any]) -> dict[str, Any]:
         """main names LARS as an optimizer of its own; 1.0.2 wraps SGD in it."""
-        optimizer, extra = values["optimizer"], dict(values["optimizer"]["kwargs"])
+        optimizer, schedule, extra = values["optimizer"], values["scheduler"], dict(values["optimizer"]["kwargs"])
         lars = optimizer["name"] == "lars"
-        kwargs = {
+        of_lars = {"eta_lars": extra.pop("eta"), "grad_clip_lars": extra.pop("clip_lr")} if lars else {}
+        return {
             "optimizer": "sgd" if lars else optimizer["name"],
             "lars": lars,
-            "lr": optimizer["lr"],
-            "weight_decay": optimizer["weight_decay"],
-            "batch_size": optimizer["batch_size"],
-            "scheduler": values["scheduler"]["name"],
-            "lr_decay_steps": values["scheduler"]["lr_decay_steps"],
-            "exclude_bias_n_norm": False,
+            **{name: optimizer[name] for name in ("lr", "weight_decay", "batch_size")},
+            "scheduler": schedule["name"],
+            "lr_decay_steps": schedule["lr_decay_steps"],
+            "exclude_bias_n_norm": extra.pop("exclude_bias_n_norm", False),
+            **of_lars,
+            "extra_optimizer_args": extra,
         }
-        if lars:
-            kwargs["eta_lars"] = extra.pop("eta")
-            kwargs["grad_clip_lars"] = extra.pop("clip_lr")
-            kwargs["exclude_bias_n_norm"] = extra.pop("exclude_bias_n_norm")
-        return {**kwargs, "extra_optimizer_args": extra}
 
     def train_loader(self, cfg: DictConfig, images: RunImages) -> DataLoader:
         views = [self.view_transform(cfg, view) for view in cfg.augmentations]
@@ -218,7 +212,6 @@ class Release102Suite(Suite):
         return DALIData(cfg, [view_kwargs(cfg, view) for view in cfg.augmentations], listing)
 
     def view_transform(self, cfg: DictConfig, view: DictConfig) -> Callable[[Any], Tensor]:
-        _check_view(view)
         transform: Any = pretrain_dataloader.prepare_transform(cfg.data.dataset, **view_kwargs(cfg, view))
         return transform
 
@@ -291,14 +284,11 @@ def _refuse(key: str, wanted: Any, instead: str = "leave it out", what: str = ""
         raise UsageError(key, f"{key}{what}: solo-learn main has it, 1.0.2 (installed) does not; {instead}")
 
 
-def _check_view(view: DictConfig) -> None:
+def view_kwargs(cfg: DictConfig, view: DictConfig) -> dict[str, Any]:
+    """One entry of ``augmentations`` as 1.0.2's transforms take it."""
     equalized = OmegaConf.select(view, "equalization.prob", default=0.0)
     _refuse("augmentations", equalized, "set it to 0", ": equalization.prob > 0")
     _refuse("augmentations", not view.rrc.enabled, "set crop_min_scale and crop_max_scale", ": rrc.enabled=False")
-
-
-def view_kwargs(cfg: DictConfig, view: DictConfig) -> dict[str, Any]:
-    """One entry of ``augmentations`` as 1.0.2's transforms take it."""
     jitter = view.color_jitter
     kwargs = {
         # 1.0.2 builds the jitter even where it is never applied
