@@ -1,4 +1,4 @@
-"""The configs that are shipped, in ``scripts/`` of a checkout or ``emim_solo/scripts``: finds, lists and copies them."""
+"""The shipped configs, in ``scripts/`` of a checkout or ``emim_solo/scripts``: finds, lists and copies them."""
 
 from __future__ import annotations
 
@@ -23,10 +23,7 @@ def root() -> Path:
 
 
 def find(name: str | os.PathLike[str]) -> Path:
-    """The folder that ``--config-path`` means: one of the user's own, else the shipped one of that name.
-
-    ``scripts/pretrain/digits`` is the same as ``pretrain/digits``; UsageError where neither exists.
-    """
+    """The folder that ``--config-path`` means: the user's own, else the shipped one, ``scripts/`` before it or not."""
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder.resolve()
@@ -75,7 +72,7 @@ def _stems(folder: str) -> list[str]:
 
 
 def file_or_shipped(name: str, folder: str, kind: str) -> Path:
-    """A YAML file of the user's own, else the one of that name in a shipped folder; ``kind`` is its name in an error."""
+    """A YAML file of the user's own, else the one of that name in a shipped folder; ``kind`` names it in an error."""
     for path in (Path(name).expanduser(), root() / folder / f"{name}.yaml"):
         if path.is_file():
             return path
@@ -84,11 +81,7 @@ def file_or_shipped(name: str, folder: str, kind: str) -> Path:
 
 
 def copy(target: str | os.PathLike[str], *, force: bool = False) -> list[Path]:
-    """Copy every shipped file into ``target``, keeping the folders; returns the files written.
-
-    Raises:
-        UsageError: a file is there already and ``force`` is False; then nothing is written.
-    """
+    """Copy every shipped file; where one is there already nothing is written without ``force``. Returns the copies."""
     folder = Path(target).expanduser()
     if folder.exists() and not folder.is_dir():
         raise UsageError("--copy", f"'{folder}' is a file: expected a folder to copy the configs into")

@@ -74,11 +74,7 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def writable_folder(path: str | os.PathLike[str], key: str, needed: int = 0) -> Path:
-    """Make a folder, and try that it takes files and ``needed`` bytes, before work is done whose results go there.
-
-    Raises:
-        UsageError: it cannot be made or written, or its disk has too few bytes left; ``key`` is what it is called.
-    """
+    """Make a folder, and try that it takes files and ``needed`` bytes, before work is done whose results go there."""
     folder = Path(path)
     probe = folder / f".{os.getpid()}.unfinished"
     try:

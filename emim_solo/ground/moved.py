@@ -1,4 +1,4 @@
-"""Import paths of version 0.2 that still lead to their modules: ``emim_solo.objective`` is ``emim_solo.emim.objective``."""
+"""Import paths of version 0.2 still lead to their modules: ``emim_solo.objective`` is ``emim_solo.emim.objective``."""
 
 from __future__ import annotations
 

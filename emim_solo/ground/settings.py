@@ -49,11 +49,7 @@ def setting(
 
 
 def read(kind: type[Kind], given: Any, key: str = "") -> Kind:
-    """The settings of a dataclass from a mapping or config, what is not there being its defaults.
-
-    Raises:
-        UsageError: an unknown or missing key, or a value of another type or out of its bounds; ``key`` is in front of it.
-    """
+    """The settings of a dataclass from a mapping or config, with its defaults; ``key`` is where they stand, for errors."""
     if isinstance(given, DictConfig | ListConfig):
         try:
             given = OmegaConf.to_container(given, resolve=True, throw_on_missing=True)
@@ -109,11 +105,7 @@ def from_dotlist(changes: Sequence[str], base: Any = None) -> Any:
 def checked(
     value: Any, hint: Any, key: str, bounds: Mapping[str, Any], nested: Callable[..., Any] | None = None
 ) -> Any:
-    """A value, if it is of a type and within the bounds of :func:`setting`; a whole number becomes a number.
-
-    Raises:
-        UsageError: it is not; dataclasses inside are taken by ``nested``, :func:`read` or :func:`check`.
-    """
+    """A value, if it is of a type and within the bounds of :func:`setting`; ``nested`` takes dataclasses inside."""
     if isinstance(value, int) and abs(value) >= 2**63:
         raise UsageError(key, f"{key}={value}: expected a number of at most 64 bits")
     for option in _options(hint):

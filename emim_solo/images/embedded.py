@@ -25,7 +25,7 @@ Written = Iterator[tuple[str, str, int, Image.Image]]  # split, class, number of
 
 
 def _digits() -> Written:
-    """1,797 scans of 8x8 (E. Alpaydin and C. Kaynak, 1998) at 32x32; 20 % for validation, stratified, always the same."""
+    """1,797 scans of 8x8 (E. Alpaydin and C. Kaynak, 1998) at 32x32; the same 20 % for validation, stratified."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -72,12 +72,10 @@ DATASETS: dict[str, Callable[[], Written]] = {
 
 
 def write_images(name: str, folder: str | os.PathLike[str]) -> Path:
-    """Write a dataset as RGB PNG in ``train/<class>/`` and ``val/<class>/``, once.
+    """Write one of :data:`DATASETS` as RGB PNG in ``train/<class>/`` and ``val/<class>/``; returns the folder.
 
-    Args:
-        name: one of :data:`DATASETS`: ``digits`` (scikit-learn's, 1,437 and 360 images), ``fashion-mnist`` (60,000 and
-            10,000), ``fashion-mnist-few`` (the first 600 and 200 of each class).
-        folder: where ``train`` and ``val`` are wanted, and returned; left alone if they are there.
+    ``digits`` are scikit-learn's, 1,437 and 360 images, ``fashion-mnist`` 60,000 and 10,000, ``fashion-mnist-few`` the
+    first 600 and 200 of each class. What is there is left alone.
 
     Raises:
         UsageError: an unknown name, something else in the way, no room, or no download. Nothing is left behind.

@@ -90,7 +90,7 @@ class HeldOut:
         return None if recorded is None else HeldOut(**recorded)
 
     def positions(self, listed: int) -> list[int]:
-        """Which they are among all that are listed, sorted; UsageError where the folder had another number of images."""
+        """Which they are among all listed, sorted; a UsageError where there was another number of images."""
         if listed != self.of:
             text = f"data.train_path has {listed} images, and had {self.of} when {self.images} of them were held out"
             todo = "which ones is no longer known; put the folder back as it was, or start a new run"
@@ -168,11 +168,11 @@ class Listings:
 
 
 def check_held_out(recorded: Mapping[str, Any], images: RunImages, checkpoint: Path) -> None:
-    """Refuse images as held out that are not by name those of a checkpoint's record; one of version 0.2 says nothing."""
+    """Refuse held-out images that are not, by name, those of a checkpoint's record; version 0.2 recorded none."""
     before, now = recorded.get("held_out"), images.held_out
     if before is not None and now is not None and before["digest"] != now.digest:
         text = f"data.train_path '{now.folder}' was changed since '{checkpoint}' was trained"
-        lost = f"which of its images were held out is no longer known ({len(now)} would be scored, most of them trained on)"
+        lost = f"which images were held out is no longer known ({len(now)} would be scored, most of them trained on)"
         raise UsageError("images.held_out", f"{text}: {lost}; put the folder back as it was, or give data.val_path")
 
 
@@ -191,8 +191,8 @@ def differing_images(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[
 def find_images(folder: str | os.PathLike[str], *, labelled: bool, name: str = "images") -> Images:
     """The images below a folder, as loaders, DALI, checks and counts all have them.
 
-    An image is a file at any depth with a suffix of torchvision's. What lies beside images is passed over and counted in
-    one line: other files, hidden ones (``.DS_Store``, ``._x.jpg``), hidden folders and those that systems make.
+    An image is a file at any depth with a suffix of torchvision's. What lies beside images is passed over and counted
+    in one line: other files, hidden ones (``.DS_Store``, ``._x.jpg``), hidden folders and those that systems make.
 
     Args:
         folder: holds images, or class folders of images.
@@ -294,8 +294,8 @@ def _compare_with_imagenet100(folder: str, classes: frozenset[str]) -> None:
         from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
         rank_zero_warn(
-            f"data.train_path: the {len(classes)} class folders of '{folder}' are not those of ImageNet-100 (Tian et al. "
-            f"2020, emim_solo/images/imagenet100.txt): {'; '.join(differing)}. Results are not comparable with others on it"
+            f"data.train_path: the {len(classes)} class folders of '{folder}' are not ImageNet-100's (Tian et al. "
+            f"2020, emim_solo/images/imagenet100.txt): {'; '.join(differing)}. Results are not comparable with others"
         )
 
 
@@ -309,11 +309,7 @@ def why_no_accuracy(data: Mapping[str, Any]) -> str | None:
 
 
 def check_images(paths: Sequence[str], name: str) -> None:
-    """Decode images once, so that a broken one is named before training; in a large folder, when it is read.
-
-    Raises:
-        UsageError: an image that cannot be read, with its path; ``name`` is in front of it.
-    """
+    """Decode images once, so that a broken one is named before training; in a large folder, when it is read."""
     if len(paths) > _LARGEST_DECODED:
         return
     deep = brightest = 0

@@ -49,14 +49,7 @@ Ends = dict[str, tuple[float, float, str]]  # where a line ends, x and y, and it
 
 
 def draw(name: str, title: str, paint: Callable[[Axes], None], *, height: float = _HEIGHT) -> str:
-    """One chart as an ``<svg>`` element.
-
-    Args:
-        name: unique on the page, in front of every id.
-        title: for those who cannot see the picture.
-        paint: draws into the axes.
-        height: in inches, of a width of 4.6.
-    """
+    """One chart as an ``<svg>`` element, with a title for those who cannot see it; its name is unique on the page."""
     with matplotlib.rc_context(fname=_STYLE):
         figure = Figure(figsize=(_WIDTH, height), layout="constrained")
         figure.patch.set_visible(False)

@@ -50,11 +50,7 @@ class Written:
 def write_report(folder: Path) -> Written:
     """Make ``report.html``, ``table.{md,tex}`` and, of two methods or more, ``differences.{md,tex}``, paired by seed.
 
-    Args:
-        folder: holds ``rows.jsonl``; curves, spectra and layouts that the stages left there are shown if present.
-
-    Raises:
-        UsageError: no rows, no finished run, rows of different datasets, or rows of another schema.
+    The folder holds ``rows.jsonl``; curves, spectra and layouts that stages left there are shown if present.
     """
     folder = Path(folder)
     if not folder.is_dir():

@@ -119,11 +119,7 @@ class Rows:
 
 
 def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """All whole rows of a file; a line cut short by a kill is passed over, and named in a warning.
-
-    Raises:
-        UsageError: no such file, not in UTF-8, a line that is JSON but no row, or of a schema that is not read.
-    """
+    """All whole rows of a file; a line cut short by a kill is warned of, another that is no row refused."""
     if not Path(path).is_file():
         raise UsageError(
             "rows.missing", f"no results at '{path}': expected the rows.jsonl of a finished run; run one first"

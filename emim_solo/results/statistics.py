@@ -46,8 +46,5 @@ def estimate(values: Iterable[float]) -> Estimate:
 
 
 def paired_difference(values: Mapping[int, float], baseline: Mapping[int, float]) -> Estimate:
-    """Mean of ``values - baseline``, both by seed, over the seeds that both have, with its t-interval.
-
-    Runs of one seed share data order and initialisation: their difference varies less than that of two means.
-    """
+    """Mean of ``values - baseline``, both by seed, over the seeds that both have, with its t-interval."""
     return estimate(values[seed] - baseline[seed] for seed in sorted(values.keys() & baseline.keys()))

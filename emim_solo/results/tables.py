@@ -20,11 +20,8 @@ Row = Mapping[str, Any]
 class Metric:
     """A column: where its values come from and how they are shown.
 
-    Attributes:
-        stage: of the rows it is read from.
-        source: entry of the row's ``metrics``, or a cost of the row itself.
-        key: unique name, used in the HTML and in the files; by default the source.
-        best_is_highest: whether the best mean is marked. Not for costs, which depend on what else the machine did.
+    ``source`` is an entry of the ``metrics`` in rows of its stage, or a cost of the row itself, ``key`` a unique name
+    for HTML and files, by default the source. Of costs none is best: they depend on what else the machine did.
     """
 
     stage: str
@@ -124,7 +121,7 @@ DIAGNOSTICS = tuple(
 
 @dataclass(frozen=True)
 class Note:
-    """A line below a table, in Markdown; one that warns says that numbers above it are not to be taken as they stand."""
+    """A line below a table, in Markdown; one that warns says that numbers are not to be taken as they stand."""
 
     text: str
     warns: bool = False
@@ -135,12 +132,7 @@ class Note:
 
 @dataclass
 class Results:
-    """All runs of one benchmark.
-
-    Attributes:
-        rows: by (name, seed), by stage; the newest of each, all of the same config as the pretraining, which is there.
-        names: of the methods, in the order they first appear.
-    """
+    """All runs of one benchmark: by (name, seed) the newest row of each stage with the config of the pretraining."""
 
     rows: dict[tuple[str, int], dict[str, Row]]
     names: list[str]
@@ -223,11 +215,7 @@ def dataset_name(row: Row) -> str:
 
 
 def collect(rows: Sequence[Row]) -> Results:
-    """Sort rows, oldest first, into runs.
-
-    Raises:
-        UsageError: no finished pretraining is among them, or they are of different images.
-    """
+    """Sort rows, oldest first, into runs; refused without a finished pretraining, or of different images."""
     newest = {(str(row["name"]), int(row["seed"])): row for row in rows if row["stage"] == "pretrain"}
     if not newest:
         text = f"no finished run among {len(rows)} rows: start the benchmark again, it goes on where it stopped"

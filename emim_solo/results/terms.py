@@ -37,15 +37,10 @@ def terms(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def deviations(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, tuple[Any, Any]]]:
-    """Where each method's terms differ from those of most others.
+    """Where each method's terms differ from those of most others, the first method's in a tie.
 
-    Args:
-        configs: completed config of one run by method.
-
-    Returns:
-        By method, by dotted key: its own value and the common one, that is the most frequent, the first method's in a
-        tie. An item that the others' lists lack, say the small crops of ``augmentations``, is one deviation: its number
-        and size of crops, ``PRESENT`` where it has none, against ``ABSENT``.
+    By method, by dotted key: its own value and the common one. An item that the others' lists lack, say the small crops
+    of ``augmentations``, is one deviation: its number and size of crops, else ``PRESENT``, against ``ABSENT``.
     """
     by_method = {name: terms(config) for name, config in configs.items()}
     differing: dict[str, dict[str, tuple[Any, Any]]] = {name: {} for name in configs}

@@ -1,6 +1,6 @@
 """What goes wrong while the suite's methods train, fixed in classes put in front of theirs: no file of it changes.
 
-A class in front is asked first whenever a method calls itself (``self.log``): one serves every method of both generations.
+A class in front is asked first whenever a method calls itself (``self.log``): it serves methods of both generations.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def zero_over_nothing(loss: Tensor, targets: Tensor) -> Tensor:
 
 
 class LabelsOptional(LightningModule):
-    """In front of a generation's base method: images without labels have class loss 0, not NaN, and it is not logged."""
+    """In front of a generation's base method: without labels the class loss is 0, not NaN, and it is not logged."""
 
     no_labels: bool = False
     knn_eval: bool
@@ -96,7 +96,7 @@ class Fixes(LabelsOptional):
             self.momentum_updater.cur_tau = checkpoint["cur_tau"]
 
     def on_train_start(self) -> None:
-        """The method's own, which makes queues and memory banks afresh; then those of the checkpoint, where they fit."""
+        """The method's own, which makes queues and memory banks afresh; then those of the checkpoint, if they fit."""
         with torch.random.fork_rng(devices=[]):  # a resumed run draws here, an uninterrupted one no longer does
             super().on_train_start()
         for name, value in self._restored.items():

@@ -26,11 +26,7 @@ def add_methods(methods: dict[str, Any], emim: type) -> None:
 
 @cache
 def methods_of_other_packages(base: type) -> dict[str, type | UsageError]:
-    """The class of each method, or why it is not available, which is warned of: who does not ask for it can work on.
-
-    Args:
-        base: solo-learn's base class of methods.
-    """
+    """The class of each method, or why it is not available, which is warned of: who does not ask for it can work on."""
     by_name: dict[str, list[EntryPoint]] = defaultdict(list)
     for entry_point in metadata.entry_points(group=GROUP):
         by_name[entry_point.name].append(entry_point)

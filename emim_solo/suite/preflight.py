@@ -1,4 +1,4 @@
-"""What a method requires of a config, beyond what all do: the suite says it with an assertion or a NaN, epochs later."""
+"""What a method requires of a config beyond what all do: the suite says it with an assertion or a NaN, later."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _ALL4ONE_HEADS, _ALL4ONE_NEIGHBOURS = 8, 5  # written in the suite
 
 
 class _Run(NamedTuple):
-    """What a check is made on: ``kwargs`` are the method's, complete; ``batches`` are those of all processes at once."""
+    """What a check is made on: ``kwargs`` are the method's, complete; ``batches`` are the images of one step."""
 
     cfg: DictConfig
     kwargs: dict[str, Any]
@@ -29,10 +29,7 @@ class _Run(NamedTuple):
 
 
 def check_method(cfg: DictConfig, images: int | None) -> None:
-    """Refuse a complete config that its method cannot train with, with all that is not met and what to set.
-
-    ``images`` is how many it trains on; None where they are not listed.
-    """
+    """Refuse a complete config that its method cannot train with, on so many images; None where they are not listed."""
     kwargs: Any = OmegaConf.to_container(cfg.method_kwargs, resolve=True)
     if images is None:
         images = _IMAGES.get(cfg.data.dataset, 0)  # 0: not known, as of an HDF5 file
@@ -44,7 +41,7 @@ def check_method(cfg: DictConfig, images: int | None) -> None:
 
 
 def check_numbers(kwargs: Mapping[str, Any]) -> None:
-    """Check the ``method_kwargs`` that a method of the suite reads: it declares no types, and all of them are numbers."""
+    """Check the ``method_kwargs`` that a method of the suite reads: it declares no types, all are numbers."""
     for name, value in kwargs.items():
         values = value if name == "num_prototypes" and isinstance(value, list) else [value]
         if not all(isinstance(each, int | float) and math.isfinite(each) for each in values):

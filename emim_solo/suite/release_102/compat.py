@@ -84,7 +84,7 @@ def _modernise_validation(model: Any) -> None:
 
 
 def _step_schedules(model: Any) -> None:
-    """main's ``scheduler.interval: step``, where ``Release102Suite`` sets it: warm-up and cosine move on at every step."""
+    """main's ``scheduler.interval: step``, which ``Release102Suite`` sets: warm-up and cosine move at every step."""
     configure_optimizers = model.configure_optimizers
 
     def configure(self: Any) -> Any:
