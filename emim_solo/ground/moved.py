@@ -29,7 +29,7 @@ MOVED = {
 class OldPaths(MetaPathFinder, Loader):
     """Gives the module of the new path under the old one, when it is asked for: there is one module by either name."""
 
-    def find_spec(self, fullname: str, *_: Any) -> ModuleSpec | None:
+    def find_spec(self, fullname: str, *where: Any) -> ModuleSpec | None:
         package, _, name = fullname.partition(".")
         return ModuleSpec(fullname, self) if package == "emim_solo" and name in MOVED else None
 

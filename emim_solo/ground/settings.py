@@ -49,7 +49,7 @@ def setting(
 
 
 def read(kind: type[Kind], given: Any, key: str = "") -> Kind:
-    """The settings of a dataclass from a mapping or config, with its defaults; ``key`` is where they stand, for errors."""
+    """The settings of a dataclass from a mapping or config, with its defaults; ``key`` is theirs, for errors."""
     if isinstance(given, DictConfig | ListConfig):
         try:
             given = OmegaConf.to_container(given, resolve=True, throw_on_missing=True)

@@ -201,7 +201,7 @@ def class_colours() -> list[tuple[str, str]]:
 
 def _lightened(colour: str) -> str:
     while contrast(colour, _DARK_GROUND) < _LEAST_CONTRAST:
-        colour = to_hex([channel + (1 - channel) / 12 for channel in to_rgb(colour)])
+        colour = to_hex(tuple(np.array(to_rgb(colour)) * 11 / 12 + 1 / 12))
     return colour
 
 
