@@ -345,7 +345,7 @@ def _read(path: str, prefix: str) -> tuple[Image.Image, bool]:
                 image = Image.fromarray(np.rint(np.asarray(image) * (255 / full)).astype(np.uint8))
             elif "transparency" in image.info:  # straight to RGB, Pillow warns of each palette
                 image = image.convert("RGBA")
-            return image.convert("RGB"), full is not None
+            return image if image.mode == "RGB" else image.convert("RGB"), full is not None
     except Exception as error:  # Pillow's plugins raise whatever their parsers run into
         raise _unreadable(path, error, prefix) from error
 
