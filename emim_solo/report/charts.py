@@ -189,9 +189,7 @@ def _interval_chart(results: Results, name: str, title: str, label: str, entries
         for group in groups.values():
             ticks.append(line + (len(group) - 1) / 2)
             for method, value, points in group:
-                _interval(
-                    axes, line, method, value, [point for point in points if math.isfinite(point)], colours[method]
-                )
+                _interval(axes, line, method, value, points, colours[method])
                 line += 1
             line += 0.8
         _name_lines(axes, ticks, list(groups))
@@ -204,6 +202,7 @@ def _interval_chart(results: Results, name: str, title: str, label: str, entries
 
 
 def _interval(axes: Axes, line: float, method: str, value: Estimate, points: Sequence[float], colour: str) -> None:
+    points = [point for point in points if math.isfinite(point)]
     if points:
         axes.plot(points, [line] * len(points), "|", color=colour, markersize=7, alpha=0.55, markeredgewidth=1.1)
     if value.n:
