@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from emim_solo.ground.moved import OldPaths
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 sys.meta_path.append(OldPaths())
 
