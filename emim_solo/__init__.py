@@ -6,13 +6,14 @@ Importing this package imports neither torch nor solo-learn: the names below are
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
-from emim_solo.ground import moved
+from emim_solo.ground.moved import OldPaths
 
 __version__ = "0.3.0"
 
-moved.install()
+sys.meta_path.append(OldPaths())
 
 if TYPE_CHECKING:
     from emim_solo.emim.loss import EMIMLoss

@@ -62,6 +62,11 @@ def test_the_picture_of_the_house_is_drawn_from_the_code() -> None:
     assert house["draw"]() == house["PICTURE"].read_text(), "draw it again: python docs/_house.py"
 
 
+def test_the_page_says_how_many_lines_go_with_release_102() -> None:
+    lines = sum(len(path.read_text().splitlines()) for path in (PACKAGE / "suite" / "release_102").glob("*.py"))
+    assert f"its {lines} lines of Python could be deleted" in (REPOSITORY / "docs" / "design.md").read_text()
+
+
 def test_imports_make_no_circle_even_those_inside_functions() -> None:
     assert "suite/api.py" in GRAPH["checkpoints/architectures.py"], "they are seen"
     assert set(TopologicalSorter(GRAPH).static_order()) == MODULES

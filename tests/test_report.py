@@ -538,9 +538,7 @@ def test_barlow_twins_in_several_processes_is_said_to_have_a_share_of_the_gradie
 def test_the_terms_of_the_loss_are_drawn_apart(folder):
     found = results.collect(rows.read(folder / "rows.jsonl"))
     curves = {("emim", 0): {"train_entropy": {0: 1.0, 1: 2.0}, "train_residual_entropy": {0: -1.0, 1: -3.0}}}
-    svg = charts.learning_curve(
-        found, curves, "train_entropy", "nats", "terms", dashed=("train_residual_entropy", "H(Z|Z')")
-    )
+    svg = charts.learning_curve(found, curves, "train_entropy", "nats", ("train_residual_entropy", "H(Z|Z')"))
     assert ">emim<" in svg
     assert ">emim H(Z|Z')<" in svg
     assert "stroke-dasharray" in svg

@@ -19,13 +19,6 @@ NOT_HASHED = (
     "devices",
 )
 
-
-def config_hash(config: Mapping[str, Any]) -> str:
-    """First 12 hex digits of the SHA-256 of a run's config, less the names and places in it."""
-    kept = {key: value for key, value in config.items() if key not in NOT_HASHED}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:12]
-
-
 NO_RESULT = (
     "data.num_workers",
     "accelerator",
@@ -36,35 +29,35 @@ NO_RESULT = (
     "profiler",
     "max_time",
 )
-"""Keys that change no result, or none that is not said elsewhere: a run may go on with others. Not left out of
+"""Keys that change no result, or none that is not said elsewhere: a run may go on with others. They are in
 :func:`config_hash`, by which rows of earlier versions are known."""
 
 
-def differences(there: Mapping[str, Any], here: Mapping[str, Any], *, but: Sequence[str] = ()) -> list[str]:
-    """What two configs differ in, less the names and places in them: ``seed (1 there, 2 here)``, sorted by key.
+def config_hash(config: Mapping[str, Any]) -> str:
+    """First 12 hex digits of the SHA-256 of a run's config, less the names and places in it."""
+    text = json.dumps(_computed(config), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
-    Args:
-        there: one config.
-        here: the other.
-        but: keys that are not compared.
-    """
-    one, two = (
-        leaves({key: value for key, value in config.items() if key not in NOT_HASHED}) for config in (there, here)
-    )
-    keys = sorted(
-        key for key in one.keys() | two.keys() if key not in but and one.get(key, "absent") != two.get(key, "absent")
-    )
-    return [f"{key} ({one.get(key, 'absent')} there, {two.get(key, 'absent')} here)" for key in keys]
+
+def _computed(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key not in NOT_HASHED}
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any], *, but: Sequence[str] = ()) -> list[str]:
+    """What two configs differ in, less names, places and the keys ``but``: ``seed (1 there, 2 here)``, sorted."""
+    one, two = leaves(_computed(there)), leaves(_computed(here))
+    values = {key: (one.get(key, "absent"), two.get(key, "absent")) for key in sorted(one.keys() | two.keys())}
+    return [f"{key} ({a} there, {b} here)" for key, (a, b) in values.items() if key not in but and a != b]
 
 
 def leaves(config: Mapping[str, Any]) -> dict[str, Any]:
     """The values of a config by their dotted keys; a list is one value, unless it holds mappings."""
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, list | tuple) and any(isinstance(entry, Mapping) for entry in value):
             value = {str(index): entry for index, entry in enumerate(value)}
         if isinstance(value, Mapping) and value:
-            found |= {f"{key}.{name}": leaf for name, leaf in leaves(value).items()}
+            values |= {f"{key}.{name}": leaf for name, leaf in leaves(value).items()}
         else:
-            found[str(key)] = value
-    return found
+            values[str(key)] = value
+    return values

@@ -8,9 +8,8 @@ from hydra.errors import CompactHydraException
 class UsageError(CompactHydraException, ValueError):
     """Something given from outside is wrong: a config value, a folder, a checkpoint, an installation.
 
-    The message says what was wrong, what was expected and what to do. The command line prints it on one line
-    and exits with status 2, without a traceback. In somebody else's Hydra app, such as main_pretrain.py of a clone,
-    Hydra prints exceptions of its compact kind without their traceback.
+    The message says in one line what was wrong, what was expected and what to do. The command line prints it and exits
+    with status 2; Hydra prints exceptions of its compact kind without traceback, in a clone's main_pretrain.py too.
 
     Attributes:
         key: what is wrong, for programs: the key of a config (``optimizer.lr``), or a kind (``checkpoint.damaged``).

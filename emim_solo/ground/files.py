@@ -14,22 +14,10 @@ from typing import Any
 
 from emim_solo.ground.errors import UsageError
 
-_NOT_OURS_TO_MEND = {
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.ENOTDIR,
-    errno.EISDIR,
-    errno.EEXIST,
-    errno.ENAMETOOLONG,
-    errno.EFBIG,
-    errno.EIO,
-    errno.EMFILE,
-}
 PICTURES = (".png", ".pdf")
-_IN_NO_NAME = r'/\\:*?"<>|{}\x00-\x1f\x7f'
+_OF_PATHS = (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
+_OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG, errno.EFBIG, errno.EIO, errno.EMFILE)
+_IN_NO_NAME = r'[/\\:*?"<>|{}\x00-\x1f\x7f]'
 _LONGEST_NAME = 120
 
 
@@ -65,50 +53,28 @@ def write_figure(stem: Path, figure: Any) -> None:
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
-    """A text file in UTF-8, with or without the byte order mark that some editors write.
-
-    Raises:
-        UsageError: it is in another encoding, or damaged.
-    """
+    """A text file in UTF-8, with or without a byte order mark; UsageError where it is in another encoding."""
     try:
         return Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UsageError(
-            "file.encoding", f"'{path}' is not UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8"
-        ) from error
+        reason = f"{error.reason} at byte {error.start}"
+        raise UsageError("file.encoding", f"'{path}' is not UTF-8 ({reason}): save it as UTF-8") from error
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        UsageError: it holds something else, or is damaged.
-    """
+    """The object in a JSON file; UsageError where it holds something else, or is damaged."""
     try:
         content = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise UsageError(
-            "file.damaged",
-            f"'{path}' is damaged: {error}; expected an object in JSON: put a whole copy in its place, or remove it",
-        ) from error
-    if not isinstance(content, dict):
-        raise UsageError(
-            "file.damaged", f"'{path}' is damaged: expected an object in JSON, got {type(content).__name__}; remove it"
-        )
+        if not isinstance(content, dict):
+            raise TypeError(f"got {type(content).__name__}")
+    except (json.JSONDecodeError, TypeError) as error:
+        text = f"'{path}' is damaged: expected an object in JSON ({error})"
+        raise UsageError("file.damaged", f"{text}; put a whole copy in its place, or remove it") from error
     return content
 
 
 def writable_folder(path: str | os.PathLike[str], key: str, needed: int = 0) -> Path:
-    """Make a folder, and try that it takes files, before work is done whose results go there.
-
-    Args:
-        path: of the folder; missing ones above it are made too.
-        key: what to call it in an error.
-        needed: bytes that will be written at least.
-
-    Raises:
-        UsageError: it cannot be made or written, or its disk has fewer bytes left.
-    """
+    """Make a folder, and try that it takes files and ``needed`` bytes, before work is done whose results go there."""
     folder = Path(path)
     probe = folder / f".{os.getpid()}.unfinished"
     try:
@@ -119,40 +85,32 @@ def writable_folder(path: str | os.PathLike[str], key: str, needed: int = 0) -> 
     except OSError as error:
         raise UsageError(key, f"{key}: cannot write to '{folder}' ({error.strerror}): choose another folder") from error
     if free < needed:
-        raise UsageError(
-            "disk.full",
-            f"{key}: the disk of '{folder}' has {free / 1e6:.0f} MB left, {needed / 1e6:.0f} MB and more are needed: "
-            "make room, or choose another folder",
-        )
+        text = f"the disk of '{folder}' has {free / 1e6:.0f} MB left, {needed / 1e6:.0f} MB and more are needed"
+        raise UsageError("disk.full", f"{key}: {text}: make room, or choose another folder")
     return folder
 
 
 def check_name(key: str, name: Any) -> None:
-    """Check a name that becomes part of a path: of a run, or of a method in a benchmark.
-
-    Raises:
-        UsageError: it would lead to another folder, or to none.
-    """
+    """Refuse a name, of a run or of a method, that would lead to another folder or to none."""
     text = name if isinstance(name, str) else ""
-    odd = re.search(f"[{_IN_NO_NAME}]", text)
-    if odd or not text.strip() or text != text.strip() or text[0] in ".-" or len(text.encode()) > _LONGEST_NAME:
-        found = f", has {odd[0]!r}" if odd else ""
-        raise UsageError(
-            key,
-            f"{key}={name!r} becomes a file name{found}: expected 1 to {_LONGEST_NAME} letters, digits, '_', '-', '+' "
-            "and the like, no path, the first a letter or digit",
-        )
+    wrong = re.search(_IN_NO_NAME, text)
+    if wrong or not text.strip() or text != text.strip() or text[0] in ".-" or len(text.encode()) > _LONGEST_NAME:
+        expected = f"1 to {_LONGEST_NAME} letters, digits, '_', '-', '+' and the like, the first a letter or digit"
+        has = f", has {wrong[0]!r}" if wrong else ""
+        raise UsageError(key, f"{key}={name!r} becomes a file name{has}: expected {expected}")
 
 
 def as_name(text: str) -> str:
     """A text with everything replaced that a file name cannot hold."""
-    return re.sub(f"[{_IN_NO_NAME}]", "-", text)
+    return re.sub(_IN_NO_NAME, "-", text)
 
 
 def explain(error: OSError) -> str | None:
     """One line about a disk or folder that failed under us, or None for an error of our own."""
-    if error.errno not in _NOT_OURS_TO_MEND:
+    if not isinstance(error, _OF_PATHS) and error.errno not in _OF_DISKS:
         return None
     name = error.filename2 or error.filename
     place = f" '{name}'" if name else ""
-    return f"cannot write or read{place}: {error.strerror}; make room or choose another folder, and start again"
+    return (
+        f"cannot write or read{place}: {error.strerror or error}; make room or choose another folder, and start again"
+    )

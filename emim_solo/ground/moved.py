@@ -1,15 +1,13 @@
-"""Import paths of version 0.2 that still lead to their modules: ``emim_solo.objective`` is ``emim_solo.emim.objective``."""
+"""Import paths of version 0.2 still lead to their modules: ``emim_solo.objective`` is ``emim_solo.emim.objective``."""
 
 from __future__ import annotations
 
 import importlib
-import sys
-from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
 
-PACKAGE = "emim_solo"
 MOVED = {
     "architectures": "checkpoints.architectures",
     "configs": "ground.configs",
@@ -28,27 +26,17 @@ MOVED = {
 }
 
 
-class _Forward(Loader):
-    """Gives the module of the new path under the old one: there is one module, whatever it is called."""
+class OldPaths(MetaPathFinder, Loader):
+    """Gives the module of the new path under the old one, when it is asked for: there is one module by either name."""
+
+    def find_spec(self, fullname: str, *where: Any) -> ModuleSpec | None:
+        package, _, name = fullname.partition(".")
+        return ModuleSpec(fullname, self) if package == "emim_solo" and name in MOVED else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        module = importlib.import_module(f"{PACKAGE}.{MOVED[spec.name.removeprefix(f'{PACKAGE}.')]}")
+        module = importlib.import_module(f"emim_solo.{MOVED[spec.name.partition('.')[2]]}")
         self.spec = module.__spec__
         return module
 
     def exec_module(self, module: ModuleType) -> None:
         module.__spec__ = self.spec  # the import system has just set that of the old path
-
-
-class _OldPaths(MetaPathFinder):
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        package, _, name = fullname.partition(".")
-        return ModuleSpec(fullname, _Forward()) if package == PACKAGE and name in MOVED else None
-
-
-def install() -> None:
-    """From now on the old paths can be imported. Nothing is loaded before it is asked for."""
-    if not any(isinstance(finder, _OldPaths) for finder in sys.meta_path):
-        sys.meta_path.append(_OldPaths())

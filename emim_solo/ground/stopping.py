@@ -8,7 +8,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
 
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
 
@@ -16,9 +15,7 @@ _SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP
 class Stopped(BaseException):
     """The process was told to stop. Not an Exception: nothing that handles errors should go on after it.
 
-    Attributes:
-        signum: of the signal.
-        continues: what goes on from where it stopped; set by what was stopped.
+    What was stopped says in ``continues`` what goes on from there.
     """
 
     def __init__(self, signum: int) -> None:
@@ -56,12 +53,10 @@ def stoppable() -> Iterator[None]:
             received.append(signum)
             raise Stopped(signum)
 
-    before: dict[int, Any] = {}
-    for signum in _SIGNALS:
-        handler = signal.getsignal(signum)
-        if handler in (signal.SIG_DFL, signal.default_int_handler):  # ignored, as under nohup, stays ignored
-            before[signum] = handler
-            signal.signal(signum, stop)
+    defaults = (signal.SIG_DFL, signal.default_int_handler)  # what is ignored, as under nohup, stays ignored
+    before = {signum: handler for signum in _SIGNALS if (handler := signal.getsignal(signum)) in defaults}
+    for signum in before:
+        signal.signal(signum, stop)
     try:
         yield
     except SystemExit as error:

@@ -6,6 +6,7 @@ import gzip
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,7 @@ Written = Iterator[tuple[str, str, int, Image.Image]]  # split, class, number of
 
 
 def _digits() -> Written:
-    """1,797 scans of 8x8 (E. Alpaydin and C. Kaynak, 1998) at 32x32; 20 % for validation, stratified, always the same."""
+    """1,797 scans of 8x8 (E. Alpaydin and C. Kaynak, 1998) at 32x32; the same 20 % for validation, stratified."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -38,10 +39,7 @@ def _digits() -> Written:
 
 
 def _fashion_mnist(*, few: bool = False) -> Written:
-    """70,000 articles of 28x28 (H. Xiao, K. Rasul, R. Vollgraf, 2017), the 10,000 test images for validation.
-
-    With ``few`` the first 600 training and 200 test images of each class.
-    """
+    """70,000 articles of 28x28 (H. Xiao, K. Rasul, R. Vollgraf, 2017), the 10,000 test images for validation."""
     from torchvision.datasets import FashionMNIST
 
     with tempfile.TemporaryDirectory() as folder:
@@ -54,17 +52,14 @@ def _fashion_mnist(*, few: bool = False) -> Written:
         try:
             splits = [(FashionMNIST(folder, train=train, download=True), train) for train in (True, False)]
         except (OSError, RuntimeError) as error:
-            raise UsageError(
-                "images.download",
-                f"Fashion-MNIST could not be downloaded ({' '.join(str(error).split())[:200]}): on Debian 'apt install "
-                "dataset-fashion-mnist' has it as well",
-            ) from error
+            text = f"Fashion-MNIST could not be downloaded ({' '.join(str(error).split())[:200]})"
+            raise UsageError("images.download", f"{text}: on Debian try 'apt install dataset-fashion-mnist'") from error
     for dataset, train in splits:
-        taken = [0] * len(dataset.classes)
+        taken: Counter[int] = Counter()
         most = (_FEW_TRAINING if train else _FEW_VALIDATION) if few else len(dataset)
         for index, (pixels, label) in enumerate(zip(dataset.data, dataset.targets.tolist(), strict=True)):
-            if taken[label] < most:
-                taken[label] += 1
+            taken[label] += 1
+            if taken[label] <= most:
                 name = dataset.classes[label].replace("/", " or ")
                 yield "train" if train else "val", name, index, Image.fromarray(pixels.numpy())
 
@@ -77,15 +72,10 @@ DATASETS: dict[str, Callable[[], Written]] = {
 
 
 def write_images(name: str, folder: str | os.PathLike[str]) -> Path:
-    """Write a dataset as RGB PNG in ``train/<class>/`` and ``val/<class>/``, once.
+    """Write one of :data:`DATASETS` as RGB PNG in ``train/<class>/`` and ``val/<class>/``; returns the folder.
 
-    Args:
-        name: one of :data:`DATASETS`: ``digits`` (scikit-learn's, 1,437 and 360 images), ``fashion-mnist`` (60,000 and
-            10,000), ``fashion-mnist-few`` (6,000 and 2,000 of these).
-        folder: where ``train`` and ``val`` are wanted; left alone if they are there.
-
-    Returns:
-        The folder.
+    ``digits`` are scikit-learn's, 1,437 and 360 images, ``fashion-mnist`` 60,000 and 10,000, ``fashion-mnist-few`` the
+    first 600 and 200 of each class. What is there is left alone.
 
     Raises:
         UsageError: an unknown name, something else in the way, no room, or no download. Nothing is left behind.
@@ -96,16 +86,14 @@ def write_images(name: str, folder: str | os.PathLike[str]) -> Path:
     targets = [folder / split for split in ("val", "train")]
     if all(target.is_dir() for target in targets):
         return folder
-    there = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
-    blocking = [target for target in targets if os.path.lexists(target)] or [there] * (not there.is_dir())
+    above = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
+    blocking = [target for target in targets if os.path.lexists(target)] or [above] * (not above.is_dir())
     if blocking:
-        raise UsageError(
-            "images.folder",
-            f"'{blocking[0]}' is in the way of the {name}: expected none; move it away, or name another folder",
-        )
+        text = f"'{blocking[0]}' is in the way of the {name}: move it away, or name another folder"
+        raise UsageError("images.folder", text)
     try:
         # Written where they will be and renamed: a kill leaves no half-written folder that looks whole.
-        with tempfile.TemporaryDirectory(prefix=".", suffix=".unfinished", dir=there) as unfinished:
+        with tempfile.TemporaryDirectory(prefix=".", suffix=".unfinished", dir=above) as unfinished:
             for split, label, number, image in DATASETS[name]():
                 path = Path(unfinished) / split / label / f"{number:04d}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -118,8 +106,6 @@ def write_images(name: str, folder: str | os.PathLike[str]) -> Path:
                     if not target.is_dir():  # else another process was faster
                         raise
     except OSError as error:
-        raise UsageError(
-            "images.folder",
-            f"cannot write the {name} to '{folder}' ({error.strerror or error}): make room, or name another folder",
-        ) from error
+        text = f"cannot write the {name} to '{folder}' ({error.strerror or error}): make room, or name another folder"
+        raise UsageError("images.folder", text) from error
     return folder

@@ -53,27 +53,21 @@ class Images:
 
     def at(self, positions: Sequence[int]) -> Images:
         """Those at some positions, of the same classes."""
-        return replace(
-            self,
-            paths=[self.paths[place] for place in positions],
-            labels=[self.labels[place] for place in positions],
-        )
+        paths = [self.paths[place] for place in positions]
+        return replace(self, paths=paths, labels=[self.labels[place] for place in positions])
 
     @cached_property
     def digest(self) -> str:
-        """Twelve hex digits of the images' names below the folder and their sizes in bytes; no image is opened.
-
-        A folder that was moved as a whole has the same digest.
-        """
-        listed = hashlib.sha256()
+        """Twelve hex digits of the images' names below the folder and their sizes in bytes; no image is opened."""
+        digest = hashlib.sha256()
         for path in self.paths:
             try:
                 size = os.stat(path).st_size
             except OSError as error:  # a link to nowhere, a file that was removed meanwhile
                 raise _unreadable(path, error) from error
             name = path[len(self.folder) :].lstrip(os.sep)
-            listed.update(f"{name}\0{size}\n".encode(errors="surrogateescape"))
-        return listed.hexdigest()[:12]
+            digest.update(f"{name}\0{size}\n".encode(errors="surrogateescape"))
+        return digest.hexdigest()[:12]
 
     @property
     def record(self) -> dict[str, Any]:
@@ -83,13 +77,7 @@ class Images:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Training images that a run is not trained on, to score it on: chosen by a seed, recorded in its config.
-
-    Attributes:
-        images: how many are held out.
-        of: how many there were in ``data.train_path``, those included.
-        seed: of the choice.
-    """
+    """How many training images, ``of`` all there are, a run is not trained on but scored on: chosen by a seed."""
 
     images: int
     of: int
@@ -98,21 +86,15 @@ class HeldOut:
     @staticmethod
     def recorded(cfg: DictConfig) -> HeldOut | None:
         """Those of a completed config; None where all training images are trained on."""
-        kept = OmegaConf.select(cfg, "score.held_out")
-        return None if kept is None else HeldOut(**kept)
+        recorded = OmegaConf.select(cfg, "score.held_out")
+        return None if recorded is None else HeldOut(**recorded)
 
     def positions(self, listed: int) -> list[int]:
-        """Which they are among all of the folder's images, in the order of :func:`find_images`, sorted.
-
-        Raises:
-            UsageError: the folder has another number of images than when they were chosen.
-        """
+        """Which they are among all listed, sorted; a UsageError where there was another number of images."""
         if listed != self.of:
-            raise UsageError(
-                "images.held_out",
-                f"data.train_path has {listed} images, and had {self.of} when {self.images} of them were held out of "
-                "training: which ones is no longer known; put the folder back as it was, or start a new run",
-            )
+            text = f"data.train_path has {listed} images, and had {self.of} when {self.images} of them were held out"
+            todo = "which ones is no longer known; put the folder back as it was, or start a new run"
+            raise UsageError("images.held_out", f"{text}: {todo}")
         return sorted(np.random.default_rng(self.seed).permutation(self.of)[: self.images].tolist())
 
 
@@ -135,8 +117,7 @@ class RunImages:
         """Those that are trained on."""
         if self.listed is None or not self.held:
             return self.listed
-        held = set(self.held)
-        return self.listed.at([place for place in range(len(self.listed)) if place not in held])
+        return self.listed.at(sorted({*range(len(self.listed))} - {*self.held}))
 
     @cached_property
     def held_out(self) -> Images | None:
@@ -150,34 +131,18 @@ class RunImages:
         return {name: part.record for name, part in parts.items() if part is not None}
 
     def check_classes(self) -> None:
-        """Labels are folder names in order: both splits must have the same.
-
-        Raises:
-            UsageError: names that only one split has.
-        """
+        """Labels are folder names in order: both splits must have the same, else a UsageError names the differing."""
         if self.listed is not None and self.val is not None and self.listed.classes != self.val.classes:
-            both = Counter([*self.listed.classes, *self.val.classes])
-            odd = sorted(name for name, count in both.items() if count == 1)
-            raise UsageError(
-                "data.val_path",
-                f"train and val folders have different classes: {', '.join(odd)} is in one only; make them the same",
-            )
+            differing = ", ".join(sorted({*self.listed.classes} ^ {*self.val.classes}))
+            text = f"train and val folders have different classes: {differing} is in one only; make them the same"
+            raise UsageError("data.val_path", text)
 
     @staticmethod
     def of(cfg: DictConfig, listings: Listings | None = None) -> RunImages:
-        """List the folders that a config names.
-
-        Args:
-            cfg: with ``data.train_path``; what it holds out is that of :class:`HeldOut`.
-            listings: that were made already; each folder is listed once.
-
-        Raises:
-            UsageError: as :func:`find_images`.
-        """
-        if not reads_folders(cfg):
-            return RunImages()
-        listings = listings or Listings()
-        labelled = not cfg.data.get("no_labels", False)
+        """List the folders that a config names, each once; errors are those of :func:`find_images`."""
+        if cfg.data.dataset not in _FOLDER_DATASETS or cfg.data.get("format") == "h5":
+            return RunImages()  # a dataset that is downloaded or packed
+        listings, labelled = listings or Listings(), not cfg.data.get("no_labels", False)
         listed = listings.of(cfg.data.train_path, labelled=labelled, name="data.train_path")
         val = None
         if cfg.data.get("val_path") is not None:
@@ -202,46 +167,32 @@ class Listings:
         return self.known[key]
 
 
-def check_held_out(recorded: Mapping[str, Any], images: RunImages, place: Path) -> None:
-    """Check that the images which count as held out are those that a checkpoint was not trained on, by their names.
-
-    Args:
-        recorded: of the checkpoint; one of version 0.2 says nothing, and the number of images has to be enough.
-        images: as they are listed now.
-        place: of the checkpoint.
-
-    Raises:
-        UsageError: they are others.
-    """
-    there, here = recorded.get("held_out"), images.held_out
-    if there is not None and here is not None and there["digest"] != here.digest:
-        raise UsageError(
-            "images.held_out",
-            f"data.train_path '{images.listed.folder if images.listed else ''}' was changed since '{place}' was trained: which of its "
-            f"images were held out of training is no longer known ({len(here)} would be scored, most of them trained on); put "
-            "the folder back as it was, or give data.val_path",
-        )
+def check_held_out(recorded: Mapping[str, Any], images: RunImages, checkpoint: Path) -> None:
+    """Refuse held-out images that are not, by name, those of a checkpoint's record; version 0.2 recorded none."""
+    before, now = recorded.get("held_out"), images.held_out
+    if before is not None and now is not None and before["digest"] != now.digest:
+        text = f"data.train_path '{now.folder}' was changed since '{checkpoint}' was trained"
+        lost = f"which images were held out is no longer known ({len(now)} would be scored, most of them trained on)"
+        raise UsageError("images.held_out", f"{text}: {lost}; put the folder back as it was, or give data.val_path")
 
 
 def differing_images(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """What two records of images differ in; a part that only one of them has is not compared."""
+    words = {"images": "images", "classes": "classes", "digest": "names or sizes of images"}
     said = []
     for part in sorted(there.keys() & here.keys()):
-        odd = [key for key in ("images", "classes", "digest") if there[part].get(key) != here[part].get(key)]
-        if odd:
-            words = {"images": "images", "classes": "classes", "digest": "names or sizes of images"}
-            said.append(
-                f"data.{part.replace('held_out', 'train')}_path ({', '.join(words[key] for key in odd)} differ: "
-                f"{there[part].get('images')} images there, {here[part].get('images')} here)"
-            )
+        one, two = there[part], here[part]
+        if differing := ", ".join(word for key, word in words.items() if one.get(key) != two.get(key)):
+            path = f"data.{part.replace('held_out', 'train')}_path"
+            said.append(f"{path} ({differing} differ: {one.get('images')} images there, {two.get('images')} here)")
     return said
 
 
 def find_images(folder: str | os.PathLike[str], *, labelled: bool, name: str = "images") -> Images:
     """The images below a folder, as loaders, DALI, checks and counts all have them.
 
-    An image is a file at any depth with a suffix of torchvision's. What lies beside images is passed over and counted in
-    one line: other files, hidden ones (``.DS_Store``, ``._x.jpg``), hidden folders and those that systems make.
+    An image is a file at any depth with a suffix of torchvision's. What lies beside images is passed over and counted
+    in one line: other files, hidden ones (``.DS_Store``, ``._x.jpg``), hidden folders and those that systems make.
 
     Args:
         folder: holds images, or class folders of images.
@@ -260,7 +211,7 @@ def find_images(folder: str | os.PathLike[str], *, labelled: bool, name: str = "
             folders[:] = sorted(each for each in folders if not _is_systems(each))
             if inside == os.curdir and labelled:
                 by_class = {each: [] for each in folders}
-            of_class = by_class.get("" if not labelled else inside.partition(os.sep)[0])
+            of_class = by_class.get(inside.partition(os.sep)[0] if labelled else "")
             for each in sorted(files):
                 if _is_systems(each) or not each.lower().endswith(IMAGE_SUFFIXES):
                     passed_over["hidden" if _is_systems(each) else Path(each).suffix or each] += 1
@@ -269,26 +220,17 @@ def find_images(folder: str | os.PathLike[str], *, labelled: bool, name: str = "
                 else:
                     of_class.append(os.path.join(place, each))
     except OSError as error:
-        where = os.fsdecode(error.filename or folder)
-        raise UsageError(name, f"{name}: cannot list folder '{where}' ({error.strerror}): {_EXPECTED}") from error
+        where = f"'{os.fsdecode(error.filename or folder)}' ({error.strerror})"
+        raise UsageError(name, f"{name}: cannot list folder {where}: {_EXPECTED}") from error
     if not by_class:
-        raise UsageError(
-            name,
-            f"{name}: '{folder}' has no class folders: expected '{folder}/<class>/<image>', "
-            "or data.no_labels=True for images without labels",
-        )
+        raise UsageError(name, f"{name}: '{folder}' has no class folders: {_EXPECTED}")
     others = ", ".join(f"{count} {kind}" for kind, count in sorted(passed_over.items()))
     if empty := [each for each, paths in by_class.items() if not paths]:
-        where = (
-            f"class folder{'s' if len(empty) > 1 else ''} {', '.join(empty)} of '{folder}'"
-            if labelled
-            else f"'{folder}'"
-        )
-        raise UsageError(
-            name,
-            f"{name}: no images in {where}{f' (passed over: {others})' if others else ''}: expected files ending in "
-            f"{' '.join(IMAGE_SUFFIXES)}; add some{' or remove it' if labelled else ''}",
-        )
+        where = f"class folders {', '.join(empty)} of '{folder}'" if labelled else f"'{folder}'"
+        where += f" (passed over: {others})" if others else ""
+        expected = f"expected files ending in {' '.join(IMAGE_SUFFIXES)}"
+        todo = "add some or remove it" if labelled else "add some"
+        raise UsageError(name, f"{name}: no images in {where}: {expected}; {todo}")
     paths = [path for of_class in by_class.values() for path in of_class]
     labels = [label if labelled else -1 for label, of_class in enumerate(by_class.values()) for _ in of_class]
     if others:
@@ -338,31 +280,23 @@ def expand_home(cfg: DictConfig) -> None:
             OmegaConf.update(cfg, key, os.path.expanduser(path))
 
 
-def reads_folders(cfg: DictConfig) -> bool:
-    """Whether a config's images are files in folders, as opposed to a dataset that is downloaded or packed."""
-    return cfg.data.dataset in _FOLDER_DATASETS and cfg.data.get("format", "image_folder") != "h5"
-
-
 @cache
 def _compare_with_imagenet100(folder: str, classes: frozenset[str]) -> None:
     """Warn where the classes are not those of the published list: others have drawn a hundred of their own."""
     text = Path(__file__).with_name("imagenet100.txt").read_text()
     published = {line for line in text.splitlines() if not line.startswith("#")}
-    if classes == published:
-        return
-    from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+    differing = []
+    for names, kind in ((classes - published, "not on it"), (published - classes, "missing")):
+        if names:
+            listed = _readable(", ".join(sorted(names)[:3])) + (", ..." if len(names) > 3 else "")
+            differing.append(f"{len(names)} {kind} ({listed})")
+    if differing:
+        from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-    differing = [
-        f"{len(names)} {kind} ({', '.join(sorted(names)[:3])}{', ...' if len(names) > 3 else ''})"
-        for names, kind in ((classes - published, "not on it"), (published - classes, "missing"))
-        if names
-    ]
-    rank_zero_warn(
-        f"data.train_path: the {len(classes)} class folders of '{folder}' are not the published list of ImageNet-100 "
-        f"(Tian et al. 2020, which solo-learn's results are on): {'; '.join(_readable(each) for each in differing)}. "
-        "Results are not comparable with others on ImageNet-100: take its classes (emim_solo/images/imagenet100.txt), or say "
-        "which these are"
-    )
+        rank_zero_warn(
+            f"data.train_path: the {len(classes)} class folders of '{folder}' are not ImageNet-100's (Tian et al. "
+            f"2020, emim_solo/images/imagenet100.txt): {'; '.join(differing)}. Results are not comparable with others"
+        )
 
 
 def why_no_accuracy(data: Mapping[str, Any]) -> str | None:
@@ -375,15 +309,7 @@ def why_no_accuracy(data: Mapping[str, Any]) -> str | None:
 
 
 def check_images(paths: Sequence[str], name: str) -> None:
-    """Decode images once, so that a broken one is named before training; in a large folder, when it is read.
-
-    Args:
-        paths: of the images.
-        name: what to call them in an error.
-
-    Raises:
-        UsageError: an image that cannot be read, with its path.
-    """
+    """Decode images once, so that a broken one is named before training; in a large folder, when it is read."""
     if len(paths) > _LARGEST_DECODED:
         return
     deep = brightest = 0
@@ -392,10 +318,8 @@ def check_images(paths: Sequence[str], name: str) -> None:
         if scaled:
             deep, brightest = deep + 1, max(brightest, int(np.asarray(image).max()))
     if deep and brightest < 128:
-        _say_once(
-            f"{name}: {deep} images have more than 8 bits and use {(brightest + 1) / 256:.2g} of the range of their type, by "
-            "which they are scaled: they look dark; stretch their values if they should not"
-        )
+        use = f"{deep} images have more than 8 bits and use {(brightest + 1) / 256:.2g} of the range of their type"
+        _say_once(f"{name}: {use}, by which they are scaled: they look dark; stretch their values if they should not")
 
 
 def load_rgb(path: str, prefix: str = "") -> Image.Image:
@@ -427,9 +351,8 @@ def _read(path: str, prefix: str) -> tuple[Image.Image, bool]:
 
 
 def _unreadable(path: str, error: Exception, prefix: str = "") -> UsageError:
-    return UsageError(
-        "images.unreadable", f"{prefix}cannot read image '{path}' ({error}): convert, replace or remove it"
-    )
+    text = f"{prefix}cannot read image '{path}' ({error}): convert, replace or remove it"
+    return UsageError("images.unreadable", text)
 
 
 def _full_scale(image: Image.Image) -> int | None:
@@ -438,9 +361,7 @@ def _full_scale(image: Image.Image) -> int | None:
     signed_or_float = set(np.ravel(tags.get(_SAMPLE_FORMAT, _UNSIGNED))) - {_UNSIGNED, _UNDEFINED}
     # 16-bit PNG and PGM may be of mode I, too, filled to 16 bits.
     if image.mode == "F" or signed_or_float or (image.mode == "I" and image.format not in ("PNG", "PPM")):
-        raise ValueError(
-            f"mode {image.mode}: signed, 32-bit or floating values, whose range is not known; expected 8 or 16 bits"
-        )
+        raise ValueError(f"mode {image.mode}: signed, 32-bit or floating values, whose range is not known")
     if not image.mode.startswith("I"):
         return None
     return 2 ** int(np.max(tags.get(_BITS_PER_SAMPLE, 16))) - 1

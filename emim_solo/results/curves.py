@@ -14,42 +14,29 @@ Curve = dict[int, float]
 
 
 def read_curves(folder: Path) -> dict[str, Curve]:
-    """Last value of each metric in each epoch.
+    """Last value of each metric in each epoch; none where there are no files.
 
-    Args:
-        folder: of one run. ``metrics.csv`` is its last part; a run that was resumed has earlier parts beside it, as
-            ``metrics.0.csv``, ``metrics.1.csv`` and so on.
-
-    Returns:
-        Curves by metric; empty where there are no files.
+    ``metrics.csv`` is the last part of a run; one that was resumed has ``metrics.0.csv`` and so on before it.
     """
-    parts = sorted(
-        (path for path in folder.glob("metrics.*.csv") if path.suffixes[0][1:].isdecimal()),
-        key=lambda path: int(path.suffixes[0][1:]),
-    )
+    earlier = sorted(folder.glob("metrics.[0-9]*.csv"), key=lambda path: (len(path.name), path.name))
     curves: dict[str, Curve] = {}
-    for path in [*parts, folder / "metrics.csv"]:
-        if not path.is_file():
-            continue
+    for path in filter(Path.is_file, [*earlier, folder / "metrics.csv"]):
         try:
-            for line in csv.DictReader(files.read_text(path).splitlines()):
-                _take(line, curves)
+            lines = list(csv.DictReader(files.read_text(path).splitlines()))
         except csv.Error as error:
             raise UsageError(f"'{path}' is damaged ({error}): remove it, the report is made without it") from error
+        for line in lines:
+            epoch = _number(line.get("epoch"))
+            for name, text in line.items():
+                value = _number(text)
+                if name not in ("epoch", "step") and math.isfinite(epoch) and math.isfinite(value):
+                    curves.setdefault(name, {})[int(epoch) + 1] = value
     return {name: dict(sorted(curve.items())) for name, curve in curves.items()}
 
 
-def _take(line: dict[str, str], curves: dict[str, Curve]) -> None:
+def _number(text: str | None) -> float:
+    """NaN where there is none, as in a line that a kill cut short."""
     try:
-        epoch = int(float(line["epoch"])) + 1
-    except (KeyError, TypeError, ValueError):  # a line that a kill cut short
-        return
-    for name, text in line.items():
-        if name in ("epoch", "step") or not text:
-            continue
-        try:
-            value = float(text)
-        except (TypeError, ValueError):
-            continue
-        if math.isfinite(value):
-            curves.setdefault(name, {})[epoch] = value
+        return float(text or "nan")
+    except (TypeError, ValueError):
+        return math.nan

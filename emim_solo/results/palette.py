@@ -7,8 +7,7 @@ from matplotlib.colors import to_hex
 
 PALETTE = tuple(to_hex(colour) for colour in matplotlib.color_sequences["petroff10"])
 """Ten colours chosen for colour-vision deficiency (M. Petroff, arXiv 2107.02270). In CAM02-UCS the closest two are
-14.5 apart under full protanopia, deuteranopia or tritanopia; of matplotlib's tab10 they are 1.6 apart, of the eight
-of Okabe and Ito 11."""
+14.5 apart under full protanopia, deuteranopia or tritanopia; of matplotlib's tab10 they are 1.6 apart."""
 
 MARKERS = ("o", "^", "s", "D", "v", "P", "X", "p", "<", "h")
 """Beyond ten classes the colours repeat with another shape: 100 classes differ in colour or shape."""

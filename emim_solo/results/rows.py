@@ -28,14 +28,10 @@ _REPORTED = ("emim-solo", "torch", "torchvision", "lightning", "torchmetrics", "
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the libraries a result depends on; one that is not installed is left out."""
-    found = {"python": platform.python_version()}
-    for name in _REPORTED:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    """Versions of Python and of the installed libraries that a result depends on."""
+    found = {name: next(iter(metadata.distributions(name=name)), None) for name in _REPORTED}
+    libraries = {name: distribution.version for name, distribution in found.items() if distribution is not None}
+    return {"python": platform.python_version()} | libraries
 
 
 def new_row(stage: str, *, config: Mapping[str, Any], suite: Mapping[str, str], **fields: Any) -> dict[str, Any]:
@@ -43,16 +39,14 @@ def new_row(stage: str, *, config: Mapping[str, Any], suite: Mapping[str, str], 
 
     Args:
         stage: ``pretrain``, ``knn``, ``logistic``, ``linear``, ``diagnostics``, ``umap`` or ``score``.
-        config: the completed config of the pretraining run (solo-learn main's schema).
+        config: the completed config of the pretraining run.
         suite: ``generation`` and ``version`` of the installed solo-learn.
         **fields: at least ``metrics`` (name to number), ``seconds``, ``epochs``, ``device``, ``checkpoint``.
     """
     return {
         "schema": SCHEMA,
         "stage": stage,
-        "name": config["name"],
-        "method": config["method"],
-        "seed": config["seed"],
+        **{key: config[key] for key in ("name", "method", "seed")},
         "dataset": config["data"]["dataset"],
         "config_hash": config_hash(config),
         "suite": dict(suite),
@@ -63,18 +57,13 @@ def new_row(stage: str, *, config: Mapping[str, Any], suite: Mapping[str, str], 
 
 
 def append(path: str | os.PathLike[str], row: Mapping[str, Any]) -> None:
-    """Append one row; a kill at any moment leaves either the whole row or an unfinished last line.
-
-    One ``write`` on a descriptor opened for appending, then ``fsync``. An unfinished line that an earlier kill
-    left behind is closed first, so that it cannot swallow this row.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Append one row; a kill at any moment leaves either the whole row or an unfinished last line."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     line = json.dumps(row, default=str) + "\n"
     with open(path, "ab+") as file:
         if file.tell() > 0:
             file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":
+            if file.read(1) != b"\n":  # an earlier kill's unfinished line would swallow this row
                 line = "\n" + line
         file.write(line.encode())
         file.flush()
@@ -82,14 +71,7 @@ def append(path: str | os.PathLike[str], row: Mapping[str, Any]) -> None:
 
 
 class Rows:
-    """The rows of one file, of which each line is read once, however often they are asked for while others append.
-
-    Args:
-        path: of the file, which need not be there yet.
-
-    Raises:
-        UsageError: as :func:`read`.
-    """
+    """The rows of a file that may be there later: each line is read once, however often they are asked for."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
@@ -124,13 +106,12 @@ class Rows:
             place = f"{self.path}:{self._lines + 1}"
             if line.strip():
                 try:
-                    row = json.loads(line)
+                    row = _checked(json.loads(line), place)
                 except json.JSONDecodeError:
                     warnings.warn(f"{place}: passed over a line that is cut short", stacklevel=4)
                     if not line.endswith("\n"):  # the rest of it may yet be written
                         return
                 else:
-                    row = _checked(row, place)
                     self._rows.append(row)
                     self._newest.setdefault((row["name"], row["seed"], row["config_hash"]), {})[row["stage"]] = row
             self._characters += len(line)
@@ -138,15 +119,10 @@ class Rows:
 
 
 def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """All whole rows of a file; a line cut short by a kill is passed over, and named in a warning.
-
-    Raises:
-        UsageError: no such file, not in UTF-8, a line that is JSON but no row, or a row of a schema that this version
-            does not read.
-    """
+    """All whole rows of a file; a line cut short by a kill is warned of, another that is no row refused."""
     if not Path(path).is_file():
         raise UsageError(
-            "rows.missing", f"no results at '{path}': expected a rows.jsonl written by a finished run; run one first"
+            "rows.missing", f"no results at '{path}': expected the rows.jsonl of a finished run; run one first"
         )
     return Rows(path).all()
 
@@ -154,13 +130,9 @@ def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 def of_checkpoint(
     rows: Iterable[dict[str, Any]], folder: Path, config_hash: str, epochs: int | None = None
 ) -> list[dict[str, Any]]:
-    """The rows of one run's checkpoint, on the run's own images, oldest first.
+    """The rows of one run's checkpoint, on the run's own images, oldest first; with ``epochs`` those of so many.
 
-    Args:
-        rows: to choose from.
-        folder: ``<checkpoint.dir>/<method>/<version>``, or one in it. The whole of ``checkpoint.dir`` may have been moved.
-        config_hash: of the run's config.
-        epochs: that the checkpoint was trained for; None for rows of any.
+    ``folder`` is ``<checkpoint.dir>/<method>/<version>``, or one in it; ``checkpoint.dir`` may have been moved since.
     """
     place = Path(os.path.abspath(folder)).parts[-2:]
     return [
@@ -176,25 +148,18 @@ def _checked(row: Any, place: str) -> dict[str, Any]:
     """The row in this version's schema, if it is one."""
     if not isinstance(row, dict):
         raise UsageError(
-            "rows.damaged",
-            f"{place}: expected a row, that is an object in JSON, got {type(row).__name__}: remove it",
+            "rows.damaged", f"{place}: expected a row, an object in JSON, got {type(row).__name__}: remove it"
         )
     if row.get("schema") not in (1, SCHEMA):
-        raise UsageError(
-            "rows.schema",
-            f"{place}: row of schema {row.get('schema')}, expected 1 to {SCHEMA}: "
-            "it was written by another version of emim-solo; move the file away and run again",
-        )
-    odd = [key for key, kind in _KEYS.items() if not isinstance(row.get(key), kind) or isinstance(row[key], bool)]
+        text = f"row of schema {row.get('schema')}, expected 1 to {SCHEMA}: it is of another version of emim-solo"
+        raise UsageError("rows.schema", f"{place}: {text}; move the file away and run again")
+    damaged = [key for key, kind in _KEYS.items() if type(row.get(key)) is not kind]
     metrics = row.get("metrics", {})
-    if not isinstance(metrics, dict) or not all(
-        isinstance(value, int | float | type(None)) for value in metrics.values()
-    ):
-        odd.append("metrics")
-    if odd:
-        raise UsageError(
-            "rows.damaged", f"{place}: damaged row, {', '.join(odd)} missing or of another type: remove it"
-        )
+    if not isinstance(metrics, dict) or not all(isinstance(each, int | float | None) for each in metrics.values()):
+        damaged.append("metrics")
+    if damaged:
+        text = f"damaged row, {', '.join(damaged)} missing or of another type: remove it"
+        raise UsageError("rows.damaged", f"{place}: {text}")
     if row["schema"] == 1 and row["stage"] == "diagnostics":
         row["metrics"] = _renamed(metrics)
     return row | {"schema": SCHEMA}
@@ -203,13 +168,13 @@ def _checked(row: Any, place: str) -> dict[str, Any]:
 def _renamed(metrics: Mapping[str, float | None]) -> dict[str, float | None]:
     """Diagnostics of schema 1 by the names of schema 2, where the information is less its null.
 
-    They were of two views of training images by the run's own augmentation, those of schema 2 are of the protocol's views.
+    They were of two views by the run's own augmentation, those of schema 2 are of the protocol's views.
     """
-    found = {}
+    renamed = {}
     for key, value in metrics.items():
         part, _, name = key.partition("_")
         null = metrics.get(f"{key}_null")
         if name == "mi" and value is not None and null is not None:
             value -= null
-        found[f"{part}_{_RENAMED[name]}" if name in _RENAMED else key] = value
-    return found
+        renamed[f"{part}_{_RENAMED[name]}" if name in _RENAMED else key] = value
+    return renamed

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from emim_solo.ground.errors import UsageError
@@ -19,14 +20,8 @@ Row = Mapping[str, Any]
 class Metric:
     """A column: where its values come from and how they are shown.
 
-    Attributes:
-        stage: of the rows it is read from.
-        source: entry of the row's ``metrics``.
-        key: unique name, used in the HTML and in the files; by default the source.
-        label: column head.
-        unit: after the label; empty for a pure number.
-        digits: after the decimal point.
-        best_is_highest: whether the best mean is marked. Not for costs, which depend on what else the machine did.
+    ``source`` is an entry of the ``metrics`` in rows of its stage, or a cost of the row itself, ``key`` a unique name
+    for HTML and files, by default the source. Of costs none is best: they depend on what else the machine did.
     """
 
     stage: str
@@ -40,23 +35,21 @@ class Metric:
     def __post_init__(self) -> None:
         object.__setattr__(self, "key", self.key or self.source)
 
+    @property
+    def head(self) -> str:
+        return f"{self.label} ({self.unit})" if self.unit else self.label
+
     def value(self, row: Row) -> float | None:
         """Value in a row of its stage; NaN where it was not finite, None where the row does not have it."""
-        metrics = {**row.get("metrics", {}), **_costs(row)}
-        if self.source not in metrics:
+        if self.source == "seconds_per_epoch":
+            return row["seconds"] / row["epochs"] if row.get("seconds") and row.get("epochs") else None
+        if self.source == "peak_memory_mb":
+            return row.get(self.source)
+        value = row.get("metrics", {}).get(self.source, "absent")
+        if value == "absent":
             return None
         # JSON has no NaN of its own, and null is what some writers make of it.
-        return math.nan if metrics[self.source] is None else float(metrics[self.source])
-
-
-def _costs(row: Row) -> dict[str, float]:
-    """What a row says of its cost outside of its metrics."""
-    costs = {}
-    if row.get("epochs") and row.get("seconds"):
-        costs["seconds_per_epoch"] = row["seconds"] / row["epochs"]
-    if row.get("peak_memory_mb") is not None:
-        costs["peak_memory_mb"] = row["peak_memory_mb"]
-    return costs
+        return math.nan if value is None else float(value)
 
 
 FEW_IMAGES = 3
@@ -71,12 +64,7 @@ LINEAR, LOGISTIC, NEAREST = ACCURACIES = tuple(
     )
 )
 SCORE = Metric(
-    key="score",
-    label="View information",
-    unit="nats",
-    stage="score",
-    source="view_information",
-    best_is_highest=True,
+    key="score", label="View information", unit="nats", stage="score", source="view_information", best_is_highest=True
 )
 _OF_FEATURES = (
     Metric(key="mi", label="MI − null", unit="nats", stage="diagnostics", source="projector_pair_information"),
@@ -91,14 +79,9 @@ HEADLINE = (*ACCURACIES, SCORE, *_OF_FEATURES, *_COSTS)
 
 KNN = tuple(
     Metric(
-        key=f"knn_{features}_{distance}_{k}",
-        label=f"{features} {distance} k={k}",
-        unit="%",
-        stage="knn",
-        source=f"{features}_{distance}_k{k}",
-        best_is_highest=True,
+        stage="knn", source=f"{part}_{distance}_k{k}", label=f"{part} {distance} k={k}", unit="%", best_is_highest=True
     )
-    for features in ("backbone", "projector")
+    for part in ("backbone", "projector")
     for distance in ("cosine", "euclidean")
     for k in (1, 5, 20, 200)
 )
@@ -119,38 +102,26 @@ _MEASURES: dict[str, tuple[str, str, int]] = {  # label, unit, digits
 }
 
 
-def _measures(stage: str, names: Iterable[str], features: str = "") -> Iterator[Metric]:
-    for name in names:
-        label, unit, digits = _MEASURES[name]
-        yield Metric(
-            stage=stage,
-            source=f"{features}_{name}".lstrip("_"),
-            label=f"{features} {label}".lstrip(),
-            unit=unit,
-            digits=digits,
-            best_is_highest=name == "view_information",
-        )
-
-
 _OF_TWO_VIEWS = ("pair_information", "pair_information_null", "rankme", "alpha_req", "alignment", "uniformity")
 _OF_SCORE = ("view_information", "view_information_null", "pair_information", "rankme", "lidar", *_OF_TWO_VIEWS[3:])
 _OF_HEALTH = ("spread", "non_gaussianity", "non_gaussianity_null")
-SCORES = tuple(_measures("score", _OF_SCORE))
+
+
+def _measure(stage: str, name: str, part: str = "") -> Metric:
+    label, unit, digits = _MEASURES[name]
+    source, label, best = f"{part}_{name}".lstrip("_"), f"{part} {label}".lstrip(), name == "view_information"
+    return Metric(stage=stage, source=source, label=label, unit=unit, digits=digits, best_is_highest=best)
+
+
+SCORES = tuple(_measure("score", name) for name in _OF_SCORE)
 DIAGNOSTICS = tuple(
-    metric
-    for part in ("backbone", "projector")
-    for metric in _measures("diagnostics", (*_OF_TWO_VIEWS, *_OF_HEALTH), part)
+    _measure("diagnostics", name, part) for part in ("backbone", "projector") for name in (*_OF_TWO_VIEWS, *_OF_HEALTH)
 )
 
 
 @dataclass(frozen=True)
 class Note:
-    """A line below a table.
-
-    Attributes:
-        text: in one line, as Markdown.
-        warns: whether numbers above it are not to be taken as they stand.
-    """
+    """A line below a table, in Markdown; one that warns says that numbers are not to be taken as they stand."""
 
     text: str
     warns: bool = False
@@ -161,51 +132,42 @@ class Note:
 
 @dataclass
 class Results:
-    """All runs of one benchmark.
-
-    Attributes:
-        rows: by (name, seed), by stage; the newest of each, all of the same config as the pretraining.
-        names: of the methods, in the order they first appear.
-    """
+    """All runs of one benchmark: by (name, seed) the newest row of each stage with the config of the pretraining."""
 
     rows: dict[tuple[str, int], dict[str, Row]]
     names: list[str]
-    deviations: dict[str, dict[str, tuple[Any, Any]]] = field(default_factory=dict)
 
     @property
     def dataset(self) -> str:
-        return dataset_name(next(self.pretrained()))
+        return dataset_name(self.pretrained()[0])
 
-    def pretrained(self) -> Any:
+    @cached_property
+    def deviations(self) -> dict[str, dict[str, tuple[Any, Any]]]:
+        """As :func:`emim_solo.results.terms.deviations`."""
+        return deviations({name: self.first(name)["config"] for name in self.names})
+
+    def pretrained(self) -> list[Row]:
         """The pretraining rows, in order."""
-        return (stages["pretrain"] for stages in self.rows.values() if "pretrain" in stages)
+        return [stages["pretrain"] for stages in self.rows.values()]
 
     def seeds(self, name: str) -> list[int]:
-        return sorted(seed for own, seed in self.rows if own == name)
+        return sorted(seed for method, seed in self.rows if method == name)
 
     def all_seeds(self) -> list[int]:
         return sorted({seed for _, seed in self.rows})
 
-    def config(self, name: str) -> Mapping[str, Any]:
-        """Of the method's first run."""
-        found: Mapping[str, Any] = next(s for (own, _), s in self.rows.items() if own == name)["pretrain"]["config"]
-        return found
-
-    def method(self, name: str) -> str:
-        return str(next(stages for (own, _), stages in self.rows.items() if own == name)["pretrain"]["method"])
+    def first(self, name: str) -> Row:
+        """The pretraining row of the method's first run."""
+        return next(stages["pretrain"] for (method, _), stages in self.rows.items() if method == name)
 
     def values(self, name: str, metric: Metric) -> dict[int, float]:
         """A metric by seed, of the runs that have it; NaN for a run that diverged."""
-        found = {}
-        for seed in self.seeds(name):
-            if self.failed(name, seed):
-                found[seed] = math.nan
-                continue
-            row = self.rows[name, seed].get(metric.stage)
-            value = metric.value(row) if row is not None else None
-            if value is not None:
-                found[seed] = value
-        return found
+        diverged = self.diverged(name)
+        values = {
+            seed: math.nan if seed in diverged else metric.value(self.rows[name, seed].get(metric.stage, {}))
+            for seed in self.seeds(name)
+        }
+        return {seed: value for seed, value in values.items() if value is not None}
 
     def estimate(self, name: str, metric: Metric) -> Estimate:
         return estimate(self.values(name, metric).values())
@@ -218,17 +180,13 @@ class Results:
         flag = Metric(stage="diagnostics", source="projector_collapsed")
         return [seed for seed, value in self.values(name, flag).items() if value == 1]
 
-    def failed(self, name: str, seed: int) -> bool:
-        """Whether a run's loss became NaN or infinite."""
-        return bool(self.rows[name, seed]["pretrain"].get("failed"))
-
     def diverged(self, name: str) -> list[int]:
         """Seeds whose loss became NaN or infinite."""
-        return [seed for seed in self.seeds(name) if self.failed(name, seed)]
+        return [seed for seed in self.seeds(name) if self.rows[name, seed]["pretrain"].get("failed")]
 
     def focus(self) -> str:
         """The method that the others are baselines of: the first EMIM, else the first."""
-        return next((name for name in self.names if self.method(name) == "emim"), self.names[0])
+        return next((name for name in self.names if self.first(name)["method"] == "emim"), self.names[0])
 
     def baselines(self) -> list[str]:
         return [name for name in self.names if name != self.focus()]
@@ -236,10 +194,9 @@ class Results:
     def best(self, metric: Metric) -> set[str]:
         """The methods with the highest mean as it is shown, where highest is best."""
         means = {name: self.estimate(name, metric).mean for name in self.names}
-        finite = {name: mean for name, mean in means.items() if math.isfinite(mean)}
-        if not metric.best_is_highest or len(finite) < 2:
+        shown = {name: round(mean, metric.digits) for name, mean in means.items() if math.isfinite(mean)}
+        if not metric.best_is_highest or len(shown) < 2:
             return set()
-        shown = {name: round(mean, metric.digits) for name, mean in finite.items()}
         return {name for name, mean in shown.items() if mean == max(shown.values())}
 
     def shown(self, metrics: Sequence[Metric]) -> list[Metric]:
@@ -251,61 +208,49 @@ def dataset_name(row: Row) -> str:
     """Name of the images in a row: the suite's own, or the folder's for images of the user's own."""
     if row["dataset"] != "custom":
         return str(row["dataset"])
-    path = str(row.get("config", {}).get("data", {}).get("train_path", "custom")).rstrip("/")
-    parts = [part for part in path.split("/") if part not in ("", ".", "..")]
+    path = str(row.get("config", {}).get("data", {}).get("train_path", ""))
     # The folder is often called train; its parent says of what.
-    return next((part for part in reversed(parts) if part not in ("train", "training")), "custom")
+    parts = [part for part in path.split("/") if part not in ("", ".", "..", "train", "training")]
+    return parts[-1] if parts else "custom"
 
 
 def collect(rows: Sequence[Row]) -> Results:
-    """Sort rows into runs and check that they belong together.
-
-    Args:
-        rows: as read from a file, oldest first.
-
-    Raises:
-        UsageError: no finished pretraining among them, or different datasets.
-    """
+    """Sort rows, oldest first, into runs; refused without a finished pretraining, or of different images."""
     newest = {(str(row["name"]), int(row["seed"])): row for row in rows if row["stage"] == "pretrain"}
     if not newest:
-        raise UsageError(
-            f"no finished run among {len(rows)} rows: expected at least one row of stage 'pretrain'; "
-            "start the benchmark again, it goes on where it stopped"
-        )
+        text = f"no finished run among {len(rows)} rows: start the benchmark again, it goes on where it stopped"
+        raise UsageError("rows.missing", text)
+    mixed, images = "", [row["images"] for row in newest.values() if row.get("images")]  # version 0.2 had none
     datasets = sorted({dataset_name(row) for row in newest.values()})
     if len(datasets) > 1:
-        raise UsageError(
-            f"rows of different datasets are mixed: {', '.join(datasets)}; expected one benchmark of one dataset, "
-            "keep each in a folder of its own"
-        )
-    recorded = [row["images"] for row in newest.values() if row.get("images")]  # rows of version 0.2 have none
-    for other in recorded[1:]:
-        if differing := differing_images(recorded[0], other):
-            raise UsageError(
-                "rows.mixed",
-                f"rows of different images are mixed: {', '.join(differing)}; expected one benchmark of one set of images, "
-                "keep each in a folder of its own",
-            )
+        mixed = f"different datasets are mixed: {', '.join(datasets)}"
+    elif differing := next(filter(None, (differing_images(images[0], other) for other in images[1:])), None):
+        mixed = f"different images are mixed: {', '.join(differing)}"
+    if mixed:
+        raise UsageError("rows.mixed", f"rows of {mixed}; keep each benchmark in a folder of its own")
     runs: dict[tuple[str, int], dict[str, Row]] = {}
     for row in rows:
         run = (str(row["name"]), int(row["seed"]))
-        if run not in newest or row["config_hash"] != newest[run]["config_hash"]:
-            continue
-        runs.setdefault(run, {})[row["stage"]] = row
-    names = list(dict.fromkeys(name for name, _ in runs))
-    results = Results(runs, names)
-    results.deviations = deviations({name: results.config(name) for name in names})
-    return results
+        if run in newest and row["config_hash"] == newest[run]["config_hash"]:
+            runs.setdefault(run, {})[row["stage"]] = row
+    return Results(runs, list(dict.fromkeys(name for name, _ in runs)))
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Text of one cell, and what it says without the text."""
+    """Text of one cell, the estimate that it shows, and whether that is the best of its column."""
 
     text: str
     estimate: Estimate | None = None
-    flag: str = ""
     best: bool = False
+
+    @property
+    def flag(self) -> str:
+        """How many of its seeds are left out."""
+        return f"{self.estimate.not_finite} NaN" if self.estimate and self.estimate.not_finite else ""
+
+    def __str__(self) -> str:
+        return self.text if not self.flag or self.text == "NaN" else f"{self.text} ({self.flag})"
 
 
 @dataclass(frozen=True)
@@ -326,10 +271,6 @@ def show(value: Estimate, digits: int, *, signed: bool = False) -> str:
     return text if value.half_width is None else f"{text} ± {value.half_width:.{digits}f}"
 
 
-def _flag(value: Estimate) -> str:
-    return f"{value.not_finite} NaN" if value.not_finite else ""
-
-
 def headline(results: Results, metrics: Sequence[Metric] = HEADLINE) -> Table:
     """One line a method: seeds, then each metric's mean and 95 % interval; flags and deviations in the notes."""
     shown = results.shown(metrics)
@@ -338,9 +279,9 @@ def headline(results: Results, metrics: Sequence[Metric] = HEADLINE) -> Table:
         cells = [Cell(str(len(results.seeds(name))))]
         for metric in shown:
             value = results.estimate(name, metric)
-            cells.append(Cell(show(value, metric.digits), value, _flag(value), name in results.best(metric)))
+            cells.append(Cell(show(value, metric.digits), value, name in results.best(metric)))
         lines.append((name, cells))
-    return Table(["Method", "n", *map(head, shown)], lines, notes(results), ["n", *(metric.key for metric in shown)])
+    return _table("Method", shown, lines, [*notes(results)])
 
 
 def differences(results: Results, metrics: Sequence[Metric] = HEADLINE) -> Table:
@@ -349,62 +290,61 @@ def differences(results: Results, metrics: Sequence[Metric] = HEADLINE) -> Table
     focus = results.focus()
     lines = []
     for baseline in results.baselines():
-        paired = set(results.seeds(focus)) & set(results.seeds(baseline))
-        cells = [Cell(str(len(paired)))]
+        cells = [Cell(str(len({*results.seeds(focus)} & {*results.seeds(baseline)})))]
         for metric in shown:
             value = results.difference(focus, baseline, metric)
-            cells.append(Cell(show(value, metric.digits, signed=True), value, _flag(value)))
+            cells.append(Cell(show(value, metric.digits, signed=True), value))
         lines.append((f"{focus} − {baseline}", cells))
-    return Table(["Difference", "n", *map(head, shown)], lines, [], ["n", *(metric.key for metric in shown)])
+    return _table("Difference", shown, lines, [])
 
 
-def head(metric: Metric) -> str:
-    return f"{metric.label} ({metric.unit})" if metric.unit else metric.label
+def _table(kind: str, shown: Sequence[Metric], lines: list[tuple[str, list[Cell]]], notes: Sequence[Note]) -> Table:
+    heads = [kind, "n", *(metric.head for metric in shown)]
+    return Table(heads, lines, notes, ["n", *(metric.key for metric in shown)])
 
 
-def notes(results: Results) -> list[Note]:
+def notes(results: Results) -> Iterator[Note]:
     """What a reader of the table must know: intervals, collapsed runs, unequal terms, missing stages."""
     if len(results.all_seeds()) > 1:
-        said = [Note("± is the half width of the 95 % t-interval of the mean over n seeds.")]
+        yield Note("± is the half width of the 95 % t-interval of the mean over n seeds.")
     else:
-        said = [Note("One seed: no interval can be given, and small differences mean nothing.")]
+        yield Note("One seed: no interval can be given, and small differences mean nothing.")
     if results.shown(ACCURACIES):
-        said.append(Note("Accuracies: frozen backbone, validation images."))
-    elif reasons := sorted({reason for row in results.pretrained() if (reason := _no_accuracy(row))}):
-        said.append(Note(f"No accuracies: {', '.join(reasons)}."))
-    if protocols := sorted({how for stages in results.rows.values() if (how := _protocol(stages.get("score")))}):
-        said.append(Note(f"View information: the score without labels (docs/label-free.md), {'; '.join(protocols)}."))
+        yield Note("Accuracies: frozen backbone, validation images.")
+    elif reasons := sorted(
+        {reason for row in results.pretrained() if (reason := why_no_accuracy(row["config"]["data"]))}
+    ):
+        yield Note(f"No accuracies: {', '.join(reasons)}.")
+    if protocols := sorted({_protocol(stages["score"]) for stages in results.rows.values() if "score" in stages}):
+        yield Note(f"View information: the score without labels (docs/label-free.md), {'; '.join(protocols)}.")
     if len(protocols) > 1:
-        text = "scores of different protocols are not to be compared; start the benchmark again."
-        said.append(Note(f"Not finished: {text}", warns=True))
+        text = "Not finished: scores of different protocols are not to be compared; start the benchmark again."
+        yield Note(text, warns=True)
     if results.shown(_OF_FEATURES):
-        text = "MI: embeddings of the projector, two views of an image. Effective rank: RankMe of the backbone."
-        said.append(Note(text))
+        yield Note("MI: embeddings of the projector, two views of an image. Effective rank: RankMe of the backbone.")
     for name in results.names:
-        said += _notes_of(results, name)
+        yield from _notes_of(results, name)
     if not any(results.deviations.values()):
-        said.append(Note("Equal terms: same augmentation, backbone, projector width, optimiser, batch and epochs."))
+        yield Note("Equal terms: same augmentation, backbone, projector width, optimiser, batch and epochs.")
     for name in results.names:
-        config = results.config(name)
+        config, method = results.first(name)["config"], results.first(name)["method"]
         processes = len(config.get("devices") or [0]) * config.get("num_nodes", 1)
-        if results.method(name) == "barlow_twins" and processes > 1:
+        if method == "barlow_twins" and processes > 1:
             text = f"the suite's Barlow Twins has 1/{processes} of the gradient in {processes} processes"
-            said.append(Note(f"{name}: {text} (docs/distributed.md)."))
+            yield Note(f"{name}: {text} (docs/distributed.md).")
     fewest = Metric(stage="knn", source="fewest_val_images")
     few = [value for name in results.names for value in results.values(name, fewest).values() if value < FEW_IMAGES]
     if few:
-        text = f"Few validation images: {min(few):.0f} in the rarest class, too few to judge by."
-        said.append(Note(text, warns=True))
+        yield Note(f"Few validation images: {min(few):.0f} in the rarest class, too few to judge by.", warns=True)
     scored = any("score" in stages for stages in results.rows.values())
     waiting = [
         f"{name} seed {seed} ({', '.join(missing)})"
         for (name, seed), stages in results.rows.items()
-        if not results.failed(name, seed)
+        if seed not in results.diverged(name)
         and (missing := sorted(set(evaluation_stages(stages["pretrain"]["config"], scored=scored)) - stages.keys()))
     ]
     if waiting:
-        said.append(Note(f"Not finished: {'; '.join(waiting)}.", warns=True))
-    return said
+        yield Note(f"Not finished: {'; '.join(waiting)}.", warns=True)
 
 
 NO_DECAY = "no alpha-ReQ (NaN): the spectrum has fewer than 7 eigenvalues above 0, which takes 8 images or more."
@@ -416,32 +356,24 @@ def no_decay(metrics: Mapping[str, Any]) -> bool:
     return any(math.isfinite(metrics.get(key.replace("alpha_req", "rankme"), math.nan)) for key in exponents)
 
 
-def _notes_of(results: Results, name: str) -> list[Note]:
+def _notes_of(results: Results, name: str) -> Iterator[Note]:
     """What is wrong with one method's runs, and where its terms are other than the others'."""
-    said = []
     if collapsed := results.collapsed(name):
-        said.append(Note(f"{name}: collapsed with seed {', '.join(map(str, collapsed))}.", warns=True))
+        yield Note(f"{name}: collapsed with seed {', '.join(map(str, collapsed))}.", warns=True)
     if diverged := results.diverged(name):
-        seeds = ", ".join(map(str, diverged))
-        said.append(Note(f"{name}: diverged with seed {seeds}; NaN in all of its cells.", warns=True))
-    broken = sorted(
-        {
-            metric.label
-            for metric in (*HEADLINE, *KNN, *DIAGNOSTICS)
-            if results.estimate(name, metric).not_finite > len(diverged)
-        }
-    )
+        text = f"{name}: diverged with seed {', '.join(map(str, diverged))}; NaN in all of its cells."
+        yield Note(text, warns=True)
+    metrics = (*HEADLINE, *KNN, *DIAGNOSTICS)
+    broken = {metric.label for metric in metrics if results.estimate(name, metric).not_finite > len(diverged)}
     if broken:
-        listed = f"{', '.join(broken[:4])}{' and more' if len(broken) > 4 else ''}"
-        said.append(Note(f"{name}: NaN left out of {listed}.", warns=True))
-    if any(
-        no_decay(row.get("metrics", {})) for seed in results.seeds(name) for row in results.rows[name, seed].values()
-    ):
-        said.append(Note(f"{name}: {NO_DECAY}"))
+        listed = f"{', '.join(sorted(broken)[:4])}{' and more' if len(broken) > 4 else ''}"
+        yield Note(f"{name}: NaN left out of {listed}.", warns=True)
+    stages = [row for seed in results.seeds(name) for row in results.rows[name, seed].values()]
+    if any(no_decay(row.get("metrics", {})) for row in stages):
+        yield Note(f"{name}: {NO_DECAY}")
     if differing := results.deviations.get(name, {}):
         listed = ", ".join(f"{key} {_text(own)} (others {_text(common)})" for key, (own, common) in differing.items())
-        said.append(Note(f"{name} deviates from equal terms: {listed}.", warns=True))
-    return said
+        yield Note(f"{name} deviates from equal terms: {listed}.", warns=True)
 
 
 def evaluation_stages(config: Mapping[str, Any], *, scored: bool) -> tuple[str, ...]:
@@ -450,16 +382,10 @@ def evaluation_stages(config: Mapping[str, Any], *, scored: bool) -> tuple[str, 
     return (*labelled, "diagnostics", *(("score",) if scored else ()))
 
 
-def _protocol(row: Row | None) -> str | None:
-    """How a row was scored, in a few words."""
-    if row is None:
-        return None
-    images = f"{row['settings']['views']} views of {row['images']} {row['of']} images"
-    return f"{row['settings']['features']}, {images}, protocol {row['protocol']}"
-
-
-def _no_accuracy(row: Row) -> str | None:
-    return why_no_accuracy(row.get("config", {}).get("data", {}))
+def _protocol(row: Row) -> str:
+    settings = row["settings"]
+    images = f"{settings['views']} views of {row['images']} {row['of']} images"
+    return f"{settings['features']}, {images}, protocol {row['protocol']}"
 
 
 def _text(value: Any) -> str:
@@ -468,20 +394,14 @@ def _text(value: Any) -> str:
 
 def to_text(table: Table) -> str:
     """Aligned columns for a terminal."""
-    lines = [table.heads, *([name, *map(_cell_text, cells)] for name, cells in table.lines)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(table.heads))]
-    text = []
-    for number, line in enumerate(lines):
-        text.append(
-            "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
-        )
-        if number == 0:
-            text.append("  ".join("─" * width for width in widths))
-    return "\n".join([*text, *map(str, table.notes)])
-
-
-def _cell_text(cell: Cell) -> str:
-    return cell.text if not cell.flag or cell.flag in cell.text or cell.text == "NaN" else f"{cell.text} ({cell.flag})"
+    lines = [table.heads, *([name, *map(str, cells)] for name, cells in table.lines)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    lines.insert(1, ["─" * width for width in widths])
+    aligned = [
+        "  ".join(text.rjust(width) if column else text.ljust(width) for column, (text, width) in enumerate(pairs))
+        for pairs in (zip(line, widths, strict=True) for line in lines)
+    ]
+    return "\n".join([*aligned, *map(str, table.notes)])
 
 
 _MARKDOWN = str.maketrans({mark: f"\\{mark}" for mark in "\\|`*<$"})
@@ -491,8 +411,7 @@ def to_markdown(table: Table) -> str:
     """A Markdown table, best means in bold, notes below."""
 
     def shown(cell: Cell) -> str:
-        text = _cell_text(cell)
-        return f"**{text}**" if cell.best else text
+        return f"**{cell}**" if cell.best else str(cell)
 
     lines = [
         f"| {' | '.join(table.heads)} |",
@@ -504,13 +423,7 @@ def to_markdown(table: Table) -> str:
 
 _LATEX = str.maketrans(
     {
-        "&": r"\&",
-        "%": r"\%",
-        "_": r"\_",
-        "#": r"\#",
-        "$": r"\$",
-        "{": r"\{",
-        "}": r"\}",
+        **{mark: f"\\{mark}" for mark in "&%_#${}"},
         "~": r"\textasciitilde{}",
         "^": r"\textasciicircum{}",
         "\\": r"\textbackslash{}",
@@ -524,21 +437,22 @@ _LATEX = str.maketrans(
 def to_latex(table: Table) -> str:
     """A booktabs tabular, best means in bold, notes as comments."""
 
+    def line(texts: Iterable[str]) -> str:
+        return " & ".join(texts) + r" \\"
+
     def shown(cell: Cell) -> str:
-        text = _cell_text(cell).translate(_LATEX)
+        text = str(cell).translate(_LATEX)
         return rf"\textbf{{{text}}}" if cell.best else text
 
-    return "\n".join(
-        [
-            r"% needs \usepackage{booktabs}",
-            *(f"% {note}" for note in table.notes),
-            rf"\begin{{tabular}}{{l{'r' * (len(table.heads) - 1)}}}",
-            r"\toprule",
-            " & ".join(text.translate(_LATEX) for text in table.heads) + r" \\",
-            r"\midrule",
-            *(" & ".join([name.translate(_LATEX), *map(shown, cells)]) + r" \\" for name, cells in table.lines),
-            r"\bottomrule",
-            r"\end{tabular}",
-            "",
-        ]
-    )
+    lines = [
+        r"% needs \usepackage{booktabs}",
+        *(f"% {note}" for note in table.notes),
+        rf"\begin{{tabular}}{{l{'r' * (len(table.heads) - 1)}}}",
+        r"\toprule",
+        line(text.translate(_LATEX) for text in table.heads),
+        r"\midrule",
+        *(line([name.translate(_LATEX), *map(shown, cells)]) for name, cells in table.lines),
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+    return "\n".join(lines) + "\n"

@@ -1,7 +1,6 @@
 """What goes wrong while the suite's methods train, fixed in classes put in front of theirs: no file of it changes.
 
-A class in front is asked first whenever a method calls itself (``self._base_shared_step``, ``self.log``), so one class
-serves every method of both generations, their names for these things being the same.
+A class in front is asked first whenever a method calls itself (``self.log``): it serves methods of both generations.
 """
 
 from __future__ import annotations
@@ -24,22 +23,12 @@ _OF_LABELS = re.compile(r"(^|_)(acc\d*|class_loss|val_loss)$")
 
 
 def zero_over_nothing(loss: Tensor, targets: Tensor) -> Tensor:
-    """A mean loss over the targets other than -1, which is 0 instead of NaN where there is none.
-
-    The gradient over nothing is 0 already, and where there is a target neither loss nor gradient changes in a bit.
-
-    Args:
-        loss: shape (), the ``cross_entropy(..., targets, ignore_index=-1)``.
-        targets: class indices of any shape.
-    """
+    """A mean loss, of shape (), over the targets other than -1, which is 0 instead of NaN where there is none."""
     return torch.where((targets != -1).any(), loss, loss.new_zeros(()))
 
 
 class LabelsOptional(LightningModule):
-    """In front of a generation's base method: images without labels have class loss 0, and nothing is said of them.
-
-    Without it their class loss is NaN, and so is the loss that it is part of.
-    """
+    """In front of a generation's base method: without labels the class loss is 0, not NaN, and it is not logged."""
 
     no_labels: bool = False
     knn_eval: bool
@@ -50,21 +39,17 @@ class LabelsOptional(LightningModule):
         self.knn_eval = False
 
     def _base_shared_step(self, X: Tensor, targets: Tensor) -> dict[str, Any]:
-        return _with_class_loss(super()._base_shared_step(X, targets), targets)  # type: ignore[misc]
+        out = super()._base_shared_step(X, targets)  # type: ignore[misc]
+        return out | {"loss": zero_over_nothing(out["loss"], targets)}
 
     def _shared_step_momentum(self, X: Tensor, targets: Tensor) -> dict[str, Any]:
-        return _with_class_loss(super()._shared_step_momentum(X, targets), targets)  # type: ignore[misc]
+        out = super()._shared_step_momentum(X, targets)  # type: ignore[misc]
+        return out | {"loss": zero_over_nothing(out["loss"], targets)} if "loss" in out else out  # none: no classifier
 
     def log(self, name: str, *args: Any, **kwargs: Any) -> None:
         """As Lightning's, which ``log_dict`` calls too, but for what means nothing without labels."""
         if not (self.no_labels and _OF_LABELS.search(name)):
             super().log(name, *args, **kwargs)
-
-
-def _with_class_loss(out: dict[str, Any], targets: Tensor) -> dict[str, Any]:
-    if "loss" in out:  # a momentum method without a classifier has none
-        out["loss"] = zero_over_nothing(out["loss"], targets)
-    return out
 
 
 class Fixes(LabelsOptional):
@@ -96,7 +81,7 @@ class Fixes(LabelsOptional):
         """Put aside what only training makes (queues and memory banks): a fresh model then loads the rest strictly."""
         super().on_save_checkpoint(checkpoint)
         weights = checkpoint["state_dict"]
-        made = sorted(weights.keys() - self._of_a_fresh_model)
+        made = [name for name in weights if name not in self._of_a_fresh_model]
         checkpoint["made_in_training"] = {name: weights.pop(name) for name in made}
         if hasattr(self, "momentum_updater"):
             checkpoint["cur_tau"] = self.momentum_updater.cur_tau
@@ -111,11 +96,7 @@ class Fixes(LabelsOptional):
             self.momentum_updater.cur_tau = checkpoint["cur_tau"]
 
     def on_train_start(self) -> None:
-        """The method's own, which makes queues and memory banks afresh; then those of the checkpoint.
-
-        Raises:
-            UsageError: the checkpoint's are of another number of images.
-        """
+        """The method's own, which makes queues and memory banks afresh; then those of the checkpoint, if they fit."""
         with torch.random.fork_rng(devices=[]):  # a resumed run draws here, an uninterrupted one no longer does
             super().on_train_start()
         for name, value in self._restored.items():
@@ -123,11 +104,9 @@ class Fixes(LabelsOptional):
             if fresh is None:  # a cache of some part, which makes it again
                 continue
             if fresh.shape != value.shape:
-                raise UsageError(
-                    "resume_from_checkpoint",
-                    f"the checkpoint's {name} has shape {tuple(value.shape)}, this run's {tuple(fresh.shape)}: resume "
-                    "with the same images, optimizer.batch_size and devices",
-                )
+                shapes = f"has shape {tuple(value.shape)}, this run's {tuple(fresh.shape)}"
+                todo = "resume with the same images, optimizer.batch_size and devices"
+                raise UsageError("resume_from_checkpoint", f"the checkpoint's {name} {shapes}: {todo}")
             fresh.copy_(value)
         self._restored = {}
         if hasattr(self, "momentum_updater"):
@@ -181,10 +160,9 @@ def _named_where_singular(whiten: Callable[[Tensor], Tensor]) -> Callable[[Tenso
         try:
             return whiten(x)
         except torch.linalg.LinAlgError as error:
-            raise FloatingPointError(
-                f"wmse cannot whiten {x.shape[1]} dimensions with {x.shape[0]} images, their covariance is singular: "
-                "lower method_kwargs.proj_output_dim to half of whitening_size, or set whitening_eps above 0"
-            ) from error
+            text = f"wmse cannot whiten {x.shape[1]} dimensions with {x.shape[0]} images, their covariance is singular"
+            todo = "lower method_kwargs.proj_output_dim to half of whitening_size, or set whitening_eps above 0"
+            raise FloatingPointError(f"{text}: {todo}") from error
 
     return whiten_or_say
 
@@ -202,10 +180,7 @@ class _StaticRates(LRScheduler):
 
 
 def _keep_static_rates_as_data(schedule: Any) -> None:
-    """The suite replaces ``get_lr`` on the object, so that a checkpoint holds a function and, with it, the optimizer.
-
-    It cannot be saved (1.0.2), or not be loaded as plain data, and loaded it would be the saved schedule's function.
-    """
+    """The suite replaces ``get_lr`` on the object: a checkpoint would hold a function, with the optimizer in it."""
     replaced = schedule.__dict__.pop("get_lr", None)
     if replaced is not None:
         groups, rates = (replaced.keywords[name] for name in ("param_group_indexes", "lrs_to_replace"))

@@ -16,26 +16,17 @@ GROUP = "emim_solo.methods"
 
 
 def add_methods(methods: dict[str, Any], emim: type) -> None:
-    """Add EMIM and the methods of other packages to solo-learn's METHODS, which is changed in place.
-
-    A method that is not available is warned of: who does not ask for it can work on.
-    """
+    """Add EMIM and the methods of other packages to solo-learn's METHODS, which is changed in place."""
     methods["emim"] = emim
     for name, method in methods_of_other_packages(methods["base"]).items():
         if isinstance(method, type) and methods.setdefault(name, method) is not method:
-            warnings.warn(
-                f"method '{name}' of {method.__module__} is left out: there is one of that name already; give it another",
-                stacklevel=1,
-            )
+            text = f"method '{name}' of {method.__module__} is left out: there is one of that name already"
+            warnings.warn(f"{text}; give it another", stacklevel=1)
 
 
 @cache
 def methods_of_other_packages(base: type) -> dict[str, type | UsageError]:
-    """The class of each method, or why it is not available, by its name. Each module is imported here.
-
-    Args:
-        base: solo-learn's base class of methods.
-    """
+    """The class of each method, or why it is not available, which is warned of: who does not ask for it can work on."""
     by_name: dict[str, list[EntryPoint]] = defaultdict(list)
     for entry_point in metadata.entry_points(group=GROUP):
         by_name[entry_point.name].append(entry_point)
@@ -62,9 +53,8 @@ def _load(entry_points: list[EntryPoint], base: type) -> type:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise UsageError("plugin.import", f"{place} cannot be imported ({reason})") from error
     if not (isinstance(method, type) and issubclass(method, base)):
-        raise UsageError(
-            "plugin.class", f"{place} is {method!r}: expected a subclass of {base.__module__}.{base.__name__}"
-        )
+        expected = f"expected a subclass of {base.__module__}.{base.__name__}"
+        raise UsageError("plugin.class", f"{place} is {method!r}: {expected}")
     return method
 
 

@@ -1,7 +1,4 @@
-"""What a method requires of a config, beyond what all do: said in one line before any image is read.
-
-The suite says it with an assertion, an exception from inside torch or a NaN, some of them an epoch later.
-"""
+"""What a method requires of a config beyond what all do: the suite says it with an assertion or a NaN, later."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ _ALL4ONE_HEADS, _ALL4ONE_NEIGHBOURS = 8, 5  # written in the suite
 
 
 class _Run(NamedTuple):
-    """What a check is made on: ``kwargs`` are the method's, complete; ``processes`` train at once."""
+    """What a check is made on: ``kwargs`` are the method's, complete; ``batches`` are the images of one step."""
 
     cfg: DictConfig
     kwargs: dict[str, Any]
@@ -26,32 +23,25 @@ class _Run(NamedTuple):
     processes: int
     images: int
 
+    @property
+    def batches(self) -> int:
+        return self.batch * self.processes
+
 
 def check_method(cfg: DictConfig, images: int | None) -> None:
-    """Check a complete config against what its method can train with.
-
-    Args:
-        cfg: complete.
-        images: that it trains on; None where they are not listed.
-
-    Raises:
-        UsageError: all that is not met, and what to set.
-    """
+    """Refuse a complete config that its method cannot train with, on so many images; None where they are not listed."""
     kwargs: Any = OmegaConf.to_container(cfg.method_kwargs, resolve=True)
-    run = _Run(cfg, kwargs, cfg.optimizer.batch_size, len(cfg.devices) * cfg.num_nodes, _images(cfg, images))
-    checks = [_momentum, *([_CHECKS[cfg.method]] if cfg.method in _CHECKS else [])]
-    if cfg.method != "swav" and "queue_size" in kwargs:
-        checks.append(_whole_batches_in_queue)
+    if images is None:
+        images = _IMAGES.get(cfg.data.dataset, 0)  # 0: not known, as of an HDF5 file
+    images = int(images * cfg.data.fraction) if cfg.data.fraction > 0 else images
+    run = _Run(cfg, kwargs, cfg.optimizer.batch_size, len(cfg.devices) * cfg.num_nodes, images)
+    checks = [_momentum, _whole_batches_in_queue, *([_CHECKS[cfg.method]] if cfg.method in _CHECKS else [])]
     if unmet := [sentence for check in checks for sentence in check(run)]:
         raise UsageError("method", f"{cfg.method} needs {'; '.join(unmet)}")
 
 
 def check_numbers(kwargs: Mapping[str, Any]) -> None:
-    """Check the ``method_kwargs`` that a method of the suite reads: it declares no types, and all of them are numbers.
-
-    Raises:
-        UsageError: one is something else.
-    """
+    """Check the ``method_kwargs`` that a method of the suite reads: it declares no types, all are numbers."""
     for name, value in kwargs.items():
         values = value if name == "num_prototypes" and isinstance(value, list) else [value]
         if not all(isinstance(each, int | float) and math.isfinite(each) for each in values):
@@ -66,29 +56,23 @@ def _momentum(run: _Run) -> Iterator[str]:
 
 
 def _whole_batches_in_queue(run: _Run) -> Iterator[str]:
-    size, batches = run.kwargs["queue_size"], run.batch * run.processes
-    if size < 1 or size % batches:
-        yield (
-            f"a queue of whole batches: method_kwargs.queue_size={size} is no multiple of {run.batch} images on "
-            f"{run.processes} process(es); set it to {max(1, size // batches) * batches}"
-        )
+    size = run.kwargs.get("queue_size")
+    if size is not None and run.cfg.method != "swav" and (size < 1 or size % run.batches):
+        queue = f"method_kwargs.queue_size={size} is no multiple of the {run.batches} images of a step"
+        yield f"a queue of whole batches: {queue}; set it to {max(1, size // run.batches) * run.batches}"
 
 
 def _swav(run: _Run) -> Iterator[str]:
     size = run.kwargs["queue_size"]
     if size and size // run.processes < run.batch:
-        yield (
-            f"a queue of one batch at least: method_kwargs.queue_size={size} is less than {run.batch} images on "
-            f"{run.processes} process(es); set it to {run.batch * run.processes} or more, or to 0 for none"
-        )
+        queue = f"method_kwargs.queue_size={size} is less than {run.batches} images"
+        yield f"a queue of one batch at least: {queue}; set it to {run.batches} or more, or to 0 for none"
 
 
 def _all4one(run: _Run) -> Iterator[str]:
-    if run.kwargs["proj_output_dim"] % _ALL4ONE_HEADS:
-        yield (
-            f"method_kwargs.proj_output_dim in multiples of {_ALL4ONE_HEADS}, its attention heads, got "
-            f"{run.kwargs['proj_output_dim']}"
-        )
+    width = run.kwargs["proj_output_dim"]
+    if width % _ALL4ONE_HEADS:
+        yield f"method_kwargs.proj_output_dim in multiples of {_ALL4ONE_HEADS}, its attention heads, got {width}"
     if run.kwargs["queue_size"] < _ALL4ONE_NEIGHBOURS:
         yield f"method_kwargs.queue_size of {_ALL4ONE_NEIGHBOURS} or more, its neighbours"
 
@@ -96,51 +80,33 @@ def _all4one(run: _Run) -> Iterator[str]:
 def _dino(run: _Run) -> Iterator[str]:
     warm_up, epochs = run.kwargs["warmup_teacher_temperature_epochs"], run.cfg.max_epochs
     if warm_up > epochs:
-        yield (
-            f"max_epochs of at least method_kwargs.warmup_teacher_temperature_epochs={warm_up}, got {epochs}: set the "
-            f"latter to {epochs} or less (0 is solo-learn main's default)"
-        )
+        warm_up = f"method_kwargs.warmup_teacher_temperature_epochs={warm_up}"
+        yield f"max_epochs of at least {warm_up}, got {epochs}: set the latter to {epochs} or less (main has 0)"
 
 
 def _wmse(run: _Run) -> Iterator[str]:
     size, width = run.kwargs["whitening_size"], run.kwargs["proj_output_dim"]
     if size < 1 or run.batch % size:
-        fitting = max(
-            divisor for divisor in range(1, run.batch + 1) if not run.batch % divisor and divisor <= max(size, 1)
-        )
-        yield (
-            f"method_kwargs.whitening_size={size} to divide optimizer.batch_size={run.batch}: set whitening_size to "
-            f"{fitting} or another divisor"
-        )
+        fitting = max(each for each in range(1, run.batch + 1) if not run.batch % each and each <= max(size, 1))
+        sizes = f"method_kwargs.whitening_size={size} to divide optimizer.batch_size={run.batch}"
+        yield f"{sizes}: set whitening_size to {fitting} or another divisor"
         size = fitting
     if not run.kwargs["whitening_eps"] and width >= size:
-        yield (
-            f"more images to whiten than dimensions: set method_kwargs.proj_output_dim={width} below "
-            f"whitening_size={size} (half of it, say), or whitening_eps above 0"
-        )
+        dimensions = f"set method_kwargs.proj_output_dim={width} below whitening_size={size} (half of it, say)"
+        yield f"more images to whiten than dimensions: {dimensions}, or whitening_eps above 0"
 
 
 def _deepclusterv2(run: _Run) -> Iterator[str]:
     prototypes = run.kwargs["num_prototypes"]
+    kept = run.images // run.batches * run.batch
     if not isinstance(prototypes, list) or len(set(prototypes)) != 1:  # it stacks their scores
         yield f"method_kwargs.num_prototypes as a list of one number, such as [100,100,100], got {prototypes}"
-        return
-    if run.cfg.data.format == "dali":
+    elif run.cfg.data.format == "dali":
         yield "the index of every image, which DALI does not give: set data.format=image_folder"
-        return
-    images = run.images
-    kept = images // (run.batch * run.processes) * run.batch
-    if 0 < kept < max(prototypes):
-        yield (
-            f"as many images as prototypes: method_kwargs.num_prototypes={prototypes}, but its memory holds {kept} of "
-            f"{images} training images on a process; set it to numbers up to {kept}"
-        )
-
-
-def _images(cfg: DictConfig, listed: int | None) -> int:
-    """Number of training images. 0 where it is not known (an HDF5 file)."""
-    images = _IMAGES.get(cfg.data.dataset, 0) if listed is None else listed
-    return int(images * cfg.data.fraction) if cfg.data.fraction > 0 else images
+    elif 0 < kept < max(prototypes):
+        memory = f"its memory holds {kept} of {run.images} training images on a process"
+        text = f"as many images as prototypes: method_kwargs.num_prototypes={prototypes}, but {memory}"
+        yield f"{text}; set it to numbers up to {kept}"
 
 
 def _mae(run: _Run) -> Iterator[str]:
@@ -148,18 +114,13 @@ def _mae(run: _Run) -> Iterator[str]:
         yield f"a ViT: set backbone.name=vit_tiny, vit_small, vit_base or vit_large, got {run.cfg.backbone.name}"
     width, heads = run.kwargs["decoder_embed_dim"], run.kwargs["decoder_num_heads"]
     if width % 4 or width % heads:
-        yield (
-            f"method_kwargs.decoder_embed_dim={width} in multiples of 4 and of decoder_num_heads={heads}: set it to "
-            "such a number"
-        )
+        yield f"method_kwargs.decoder_embed_dim={width} in multiples of 4 and of decoder_num_heads={heads}"
 
 
 def _labels(run: _Run) -> Iterator[str]:
     if run.cfg.data.no_labels or run.cfg.data.num_classes < 2:
-        yield (
-            "labels of two classes or more, whose images it draws together: give data.train_path with class folders "
-            "and leave data.no_labels out, or take simclr"
-        )
+        folders = "give data.train_path with class folders and leave data.no_labels out, or take simclr"
+        yield f"labels of two classes or more, whose images it draws together: {folders}"
 
 
 def _simclr(run: _Run) -> Iterator[str]:

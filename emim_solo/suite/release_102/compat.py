@@ -1,7 +1,4 @@
-"""solo-learn 1.0.2 (November 2021) on today's torch and Lightning: what has moved since, put back under its old name.
-
-Call :func:`install` before anything of ``solo`` is imported. Nothing in the installed files changes.
-"""
+"""solo-learn 1.0.2 (November 2021) on today's torch and Lightning. Nothing in the installed files changes."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ import importlib
 import math
 import sys
 from collections.abc import Callable
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import lightning.pytorch
@@ -18,37 +15,31 @@ from torch.optim.lr_scheduler import LambdaLR
 
 
 def install() -> None:
-    """Make ``import solo`` work and its models train on Lightning 2. Safe to call again."""
+    """Make ``import solo`` work, which must not have been imported, and its models train. Safe to call again."""
     if "pl_bolts" in sys.modules:
         return
-    _alias_lightning()
-    _stand_in_for_bolts()
-
+    # Submodules included, or they would be loaded twice.
+    for name in ("", ".callbacks", ".loggers"):
+        sys.modules["pytorch_lightning" + name] = importlib.import_module("lightning.pytorch" + name)
+    # lightning-bolts, of which one scheduler is used, does not install beside Lightning 2.
+    bolts: Any = ModuleType("pl_bolts")
+    bolts.LinearWarmupCosineAnnealingLR = linear_warmup_cosine_annealing
+    for name in ("", ".optimizers", ".optimizers.lr_scheduler"):
+        sys.modules["pl_bolts" + name] = bolts
     base = importlib.import_module("solo.methods.base")
     linear = importlib.import_module("solo.methods.linear")
     for model in (base.BaseMethod, linear.LinearModel):
         _modernise_validation(model)
         _step_schedules(model)
-    _modernise_momentum(base.BaseMomentumMethod)
+    base.BaseMomentumMethod.on_train_batch_end.__defaults__ = (0,)  # Lightning 2 leaves its dataloader_idx out
     _run_closure_before_lars(importlib.import_module("solo.utils.lars").LARSWrapper)
     _tell_clippings_apart(importlib.import_module("solo.methods.dino").DINO)
-    _put_back_cholesky(importlib.import_module("solo.utils.whitening"))
-    _only_update_knn(importlib.import_module("solo.utils.knn").WeightedKNNClassifier)
-
-
-def _alias_lightning() -> None:
-    """``pytorch_lightning`` is ``lightning.pytorch``, submodules included, or they would be loaded twice."""
-    for name in ("", ".callbacks", ".loggers"):
-        sys.modules["pytorch_lightning" + name] = importlib.import_module("lightning.pytorch" + name)
-
-
-def _stand_in_for_bolts() -> None:
-    """lightning-bolts, of which one scheduler is used, does not install beside Lightning 2."""
-    for name in ("pl_bolts", "pl_bolts.optimizers", "pl_bolts.optimizers.lr_scheduler"):
-        sys.modules[name] = ModuleType(name)
-    sys.modules["pl_bolts.optimizers.lr_scheduler"].LinearWarmupCosineAnnealingLR = (  # type: ignore[attr-defined]
-        linear_warmup_cosine_annealing
-    )
+    # W-MSE whitens with torch.cholesky, which is torch.linalg.cholesky now: there, and nowhere else.
+    of_today = SimpleNamespace(**vars(torch) | {"cholesky": torch.linalg.cholesky})
+    importlib.import_module("solo.utils.whitening").torch = of_today  # type: ignore[attr-defined]
+    # compute_on_step=False, which 1.0.2 asks for and torchmetrics has dropped: calling the metric only updates it.
+    knn = importlib.import_module("solo.utils.knn").WeightedKNNClassifier
+    knn.forward = lambda self, *args, **kwargs: self.update(*args, **kwargs)
 
 
 def linear_warmup_cosine_annealing(
@@ -71,15 +62,12 @@ def linear_warmup_cosine_annealing(
 
 
 def _modernise_validation(model: Any) -> None:
-    """Lightning 2 refuses ``validation_epoch_end(outputs)``: collect the outputs and call it at the epoch's end.
-
-    The instance attribute hides the old hook from Lightning's check; ``super().validation_epoch_end``, which the
-    momentum methods call, still finds it on the class.
-    """
+    """Lightning 2 refuses ``validation_epoch_end(outputs)``: collect the outputs and call it at the epoch's end."""
     init = model.__init__
 
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         init(self, *args, **kwargs)
+        # Hides the hook from Lightning's check; the momentum methods' super().validation_epoch_end finds the class's.
         self.validation_epoch_end = None
         self.validation_outputs = []
 
@@ -96,39 +84,22 @@ def _modernise_validation(model: Any) -> None:
 
 
 def _step_schedules(model: Any) -> None:
-    """main's ``scheduler.interval: step``: the same warm-up and cosine, moved on at every step.
-
-    ``scheduler_interval`` is set on the model by ``Release102Suite``; 1.0.2 itself knows epochs only.
-    """
+    """main's ``scheduler.interval: step``, which ``Release102Suite`` sets: warm-up and cosine move at every step."""
     configure_optimizers = model.configure_optimizers
 
     def configure(self: Any) -> Any:
         if self.scheduler not in ("warmup_cosine", "cosine") or getattr(self, "scheduler_interval", "epoch") != "step":
             return configure_optimizers(self)
-        epochs = self.max_epochs, getattr(self, "warmup_epochs", None)
+        epochs = {name: vars(self)[name] for name in ("max_epochs", "warmup_epochs") if name in vars(self)}
         steps = self.trainer.estimated_stepping_batches / self.max_epochs
-        self.max_epochs = self.max_epochs * steps
-        if epochs[1] is not None:
-            self.warmup_epochs = self.warmup_epochs * steps
         try:
+            vars(self).update({name: number * steps for name, number in epochs.items()})
             optimizers, (scheduler,) = configure_optimizers(self)
         finally:
-            self.max_epochs = epochs[0]
-            if epochs[1] is not None:
-                self.warmup_epochs = epochs[1]
+            vars(self).update(epochs)
         return optimizers, [{"scheduler": scheduler, "interval": "step"}]
 
     model.configure_optimizers = configure
-
-
-def _modernise_momentum(model: Any) -> None:
-    """``on_train_batch_end`` lost its ``dataloader_idx``, and so did its caller."""
-    on_train_batch_end = model.on_train_batch_end
-
-    def without_dataloader_idx(self: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        on_train_batch_end(self, outputs, batch, batch_idx, dataloader_idx)
-
-    model.on_train_batch_end = without_dataloader_idx
 
 
 def _run_closure_before_lars(wrapper: Any) -> None:
@@ -157,19 +128,3 @@ def _tell_clippings_apart(dino: Any) -> None:
             clip_gradients(self, clip)
 
     dino.clip_gradients = clip_own_or_any
-
-
-def _put_back_cholesky(module: Any) -> None:
-    """W-MSE whitens with ``torch.cholesky``, which is ``torch.linalg.cholesky`` now: there, and nowhere else."""
-    namespace = ModuleType("torch")
-    namespace.__dict__.update(vars(torch), cholesky=torch.linalg.cholesky)
-    module.torch = namespace
-
-
-def _only_update_knn(metric: Any) -> None:
-    """1.0.2 asks for ``compute_on_step=False``, which torchmetrics has dropped: calling the metric only updates it."""
-
-    def forward(self: Any, *args: Any, **kwargs: Any) -> None:
-        self.update(*args, **kwargs)
-
-    metric.forward = forward

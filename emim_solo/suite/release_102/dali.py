@@ -13,13 +13,7 @@ from omegaconf import DictConfig
 
 
 class DALIData(LightningDataModule):
-    """1.0.2's ``PretrainABC.train_dataloader`` on a stand-in for the method that it is meant to be mixed into.
-
-    Args:
-        cfg: a complete pretraining config.
-        views: entries of ``augmentations`` as 1.0.2's transforms take them.
-        listing: what the pipelines use of ``os`` to list a folder.
-    """
+    """1.0.2's ``PretrainABC.train_dataloader`` on a stand-in for the method that it is meant to be mixed into."""
 
     def __init__(self, cfg: DictConfig, views: list[dict[str, Any]], listing: Any) -> None:
         super().__init__()

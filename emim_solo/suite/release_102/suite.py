@@ -28,59 +28,14 @@ from emim_solo.emim.method import DEFAULTS as EMIM_DEFAULTS
 from emim_solo.emim.method import EMIMMethod, complete_method_kwargs
 from emim_solo.ground.errors import UsageError
 from emim_solo.images.folders import RunImages
-from emim_solo.suite.api import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    Suite,
-    allow_few_classes,
-    as_dict,
-    open_copy,
-)
+from emim_solo.suite.api import IMAGENET_MEAN, IMAGENET_STD, Suite, allow_few_classes, as_dict, open_copy
 from emim_solo.suite.fixes import LabelsOptional
 from emim_solo.suite.loaders import reading_folders
 from emim_solo.suite.preflight import check_numbers
 from emim_solo.suite.release_102.compat import linear_warmup_cosine_annealing
 from emim_solo.suite.release_102.dali import DALIData
 
-_ONLY_MAIN = "solo-learn main has it, 1.0.2 (installed) does not"
-
-# What solo-learn main fills in (its parse_cfg and BaseMethod), so that one YAML means the same on both.
-_COMMON_DEFAULTS: dict[str, Any] = {
-    "seed": 5,
-    "num_nodes": 1,
-    "accumulate_grad_batches": 1,
-    "strategy": None,
-    "resume_from_checkpoint": None,
-    "checkpoint": {"enabled": False, "dir": "trained_models", "frequency": 1, "keep_prev": False},
-    "auto_resume": {"enabled": False, "max_hours": 36},
-    "wandb": {"enabled": False, "entity": None, "project": "solo-learn", "offline": False},
-    "data": {"val_path": None, "format": "image_folder", "fraction": -1},
-    "backbone": {"kwargs": {}},
-    "optimizer": {"exclude_bias_n_norm_wd": False, "kwargs": {}},
-    "scheduler": {
-        "lr_decay_steps": None,
-        "min_lr": 0.0,
-        "warmup_start_lr": 3e-5,
-        "warmup_epochs": 10,
-        "interval": "step",
-    },
-}
-_PRETRAIN_DEFAULTS: dict[str, Any] = {
-    "data": {"no_labels": False},
-    "debug_augmentations": False,
-    "auto_umap": {"enabled": False, "dir": "auto_umap", "frequency": 1},
-    "knn_eval": {"enabled": False, "k": 20, "distance_func": "euclidean"},
-    "method_kwargs": {},
-    "momentum": {"base_tau": 0.99, "final_tau": 1.0, "classifier": False},
-}
-_LINEAR_DEFAULTS: dict[str, Any] = {
-    "finetune": False,
-    "auto_augment": False,
-    "label_smoothing": 0.0,
-    "mixup": 0.0,
-    "cutmix": 0.0,
-    "data": {"augmentations": {"crop_size": 224, "mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)}},
-}
+_DEFAULTS: Any = OmegaConf.to_container(OmegaConf.load(Path(__file__).with_name("defaults.yaml")))
 
 
 class EMIM(EMIMMethod, LabelsOptional, BaseMethod):
@@ -99,17 +54,12 @@ class EMIM(EMIMMethod, LabelsOptional, BaseMethod):
 class CosineKNNClassifier(WeightedKNNClassifier):
     """1.0.2 takes plain dot products for cosine similarity: here the features have unit length, as in main."""
 
-    def __init__(self, k: int, T: float) -> None:
-        super().__init__(k=k, T=T, distance_fx="cosine")
-
     def update(self, **features_and_targets: Any) -> None:
         """As the suite's."""
-        super().update(
-            **{
-                name: functional.normalize(value, dim=1) if name.endswith("features") and value is not None else value
-                for name, value in features_and_targets.items()
-            }
-        )
+        for name, value in features_and_targets.items():
+            if name.endswith("features") and value is not None:
+                features_and_targets[name] = functional.normalize(value, dim=1)
+        super().update(**features_and_targets)
 
 
 class CollectiveCheckpointer(Checkpointer):
@@ -137,22 +87,14 @@ class Release102Suite(Suite):
     def uses_small_crops(self, method: str) -> bool:
         return method in ("byol", "emim", "simclr")  # the others unpack the features of two crops
 
-    # -- config -------------------------------------------------------------------------------------------------
-
     def _complete(self, cfg: DictConfig, images: RunImages) -> DictConfig:
-        cfg = self._complete_common(cfg, _PRETRAIN_DEFAULTS)
-        if cfg.backbone.name not in BaseMethod._SUPPORTED_ENCODERS:
-            raise UsageError(
-                "backbone.name",
-                f"backbone.name '{cfg.backbone.name}' is not in 1.0.2: expected one of "
-                f"{', '.join(BaseMethod._SUPPORTED_ENCODERS)}; solo-learn main has more",
-            )
-        sizes = [view.crop_size for view in cfg.augmentations]
-        crops = [view.num_crops for view in cfg.augmentations]
-        cfg.data.num_large_crops = sum(n for n, size in zip(crops, sizes, strict=True) if size == sizes[0])
-        cfg.data.num_small_crops = sum(crops) - cfg.data.num_large_crops
-        for view in cfg.augmentations:
-            _check_view(view)
+        cfg = self._complete_common(cfg, _DEFAULTS["pretrain"])
+        if cfg.backbone.name not in (known := BaseMethod._SUPPORTED_ENCODERS):
+            text = f"backbone.name '{cfg.backbone.name}' is not in 1.0.2: expected one of {', '.join(known)}"
+            raise UsageError("backbone.name", f"{text}; solo-learn main has more")
+        size = cfg.augmentations[0].crop_size
+        cfg.data.num_large_crops = sum(view.num_crops for view in cfg.augmentations if view.crop_size == size)
+        cfg.data.num_small_crops = sum(view.num_crops for view in cfg.augmentations) - cfg.data.num_large_crops
         if cfg.data.val_path is not None:
             cfg.optimizer.classifier_lr *= self._batch_scale(cfg)
         kwargs = as_dict(cfg.method_kwargs)
@@ -166,25 +108,16 @@ class Release102Suite(Suite):
         return cfg
 
     def _complete_common(self, cfg: DictConfig, defaults: dict[str, Any]) -> DictConfig:
-        merged = OmegaConf.merge(_COMMON_DEFAULTS, defaults, open_copy(cfg))
-        assert isinstance(merged, DictConfig)
-        cfg = merged
-        for key, only_main in (("data.format", cfg.data.format == "h5"), ("data.fraction", cfg.data.fraction > 0)):
-            if only_main:
-                raise UsageError(key, f"{key}: {_ONLY_MAIN}; use the whole image folder")
-        if OmegaConf.select(cfg, "auto_umap.enabled", default=False):
-            raise UsageError("auto_umap.enabled", f"auto_umap: {_ONLY_MAIN}; use 'emim-solo umap' on its checkpoints")
-        if cfg.optimizer.exclude_bias_n_norm_wd:
-            key = "optimizer.exclude_bias_n_norm_wd"
-            raise UsageError(key, f"{key}=True: {_ONLY_MAIN}; leave it out")
+        cfg = OmegaConf.merge(_DEFAULTS["common"], defaults, open_copy(cfg))  # type: ignore[assignment]
+        _refuse("data.format", cfg.data.format == "h5", "use the whole image folder")
+        _refuse("data.fraction", cfg.data.fraction > 0, "use the whole image folder")
+        umap = OmegaConf.select(cfg, "auto_umap.enabled", default=False)
+        _refuse("auto_umap.enabled", umap, "use 'emim-solo umap' on its checkpoints")
+        _refuse("optimizer.exclude_bias_n_norm_wd", cfg.optimizer.exclude_bias_n_norm_wd)
         cfg.data.num_classes = N_CLASSES_PER_DATASET.get(cfg.data.dataset, cfg.data.get("num_classes", 1))
         cfg.optimizer.lr *= self._batch_scale(cfg)
-        extra = {
-            "sgd": {"momentum": 0.9},
-            "lars": {"momentum": 0.9, "eta": 1e-3, "clip_lr": False, "exclude_bias_n_norm": False},
-            "adamw": {"betas": [0.9, 0.999]},
-        }.get(cfg.optimizer.name, {})
-        cfg.optimizer.kwargs = OmegaConf.merge(extra, cfg.optimizer.kwargs)
+        kwargs = _DEFAULTS["optimizer_kwargs"].get(cfg.optimizer.name, {})
+        cfg.optimizer.kwargs = OmegaConf.merge(kwargs, cfg.optimizer.kwargs)
         return cfg
 
     @staticmethod
@@ -195,17 +128,11 @@ class Release102Suite(Suite):
     @staticmethod
     def _method_defaults(method: str) -> dict[str, Any]:
         """What a method declares beyond the base methods' arguments."""
-        shared = {action.dest for name in ("base",) for action in _arguments(METHODS[name])} | {
-            "base_tau_momentum",
-            "final_tau_momentum",
-            "momentum_classifier",
-        }
-        return {action.dest: action.default for action in _arguments(METHODS[method]) if action.dest not in shared}
+        shared = {"base_tau_momentum", "final_tau_momentum", "momentum_classifier", *_arguments(METHODS["base"])}
+        return {name: default for name, default in _arguments(METHODS[method]).items() if name not in shared}
 
     def _names_of_other_methods(self) -> set[str]:
         return {name for method in self.methods() if method != "emim" for name in self._method_defaults(method)}
-
-    # -- models -------------------------------------------------------------------------------------------------
 
     def _finish(self, model: Any, cfg: DictConfig) -> None:
         model.scheduler_interval = cfg.scheduler.interval
@@ -218,12 +145,12 @@ class Release102Suite(Suite):
     def constructor_kwargs(self, cfg: DictConfig) -> dict[str, Any]:
         values = as_dict(cfg)
         small_stem = values["backbone"].get("small_image_stem", False)
-        if small_stem and not cfg.backbone.name.startswith("resnet"):
-            key = "backbone.small_image_stem"
-            raise UsageError(key, f"{key} is for ResNets, got {cfg.backbone.name}: leave it out")
         backbone_args = {**values["backbone"]["kwargs"]}
         if cfg.backbone.name.startswith("resnet"):
             backbone_args["cifar"] = small_stem or cfg.data.dataset in ("cifar10", "cifar100")
+        elif small_stem:
+            key = "backbone.small_image_stem"
+            raise UsageError(key, f"{key} is for ResNets, got {cfg.backbone.name}: leave it out")
         else:
             backbone_args.setdefault("img_size", cfg.augmentations[0].crop_size)
         return {
@@ -250,31 +177,24 @@ class Release102Suite(Suite):
     @staticmethod
     def _optimizer_kwargs(values: dict[str, Any]) -> dict[str, Any]:
         """main names LARS as an optimizer of its own; 1.0.2 wraps SGD in it."""
-        optimizer, extra = values["optimizer"], dict(values["optimizer"]["kwargs"])
+        optimizer, schedule, extra = values["optimizer"], values["scheduler"], dict(values["optimizer"]["kwargs"])
         lars = optimizer["name"] == "lars"
-        kwargs = {
+        of_lars = {"eta_lars": extra.pop("eta"), "grad_clip_lars": extra.pop("clip_lr")} if lars else {}
+        return {
             "optimizer": "sgd" if lars else optimizer["name"],
             "lars": lars,
-            "lr": optimizer["lr"],
-            "weight_decay": optimizer["weight_decay"],
-            "batch_size": optimizer["batch_size"],
-            "scheduler": values["scheduler"]["name"],
-            "lr_decay_steps": values["scheduler"]["lr_decay_steps"],
-            "exclude_bias_n_norm": False,
+            **{name: optimizer[name] for name in ("lr", "weight_decay", "batch_size")},
+            "scheduler": schedule["name"],
+            "lr_decay_steps": schedule["lr_decay_steps"],
+            "exclude_bias_n_norm": extra.pop("exclude_bias_n_norm", False),
+            **of_lars,
+            "extra_optimizer_args": extra,
         }
-        if lars:
-            kwargs["eta_lars"] = extra.pop("eta")
-            kwargs["grad_clip_lars"] = extra.pop("clip_lr")
-            kwargs["exclude_bias_n_norm"] = extra.pop("exclude_bias_n_norm")
-        return {**kwargs, "extra_optimizer_args": extra}
-
-    # -- data ---------------------------------------------------------------------------------------------------
 
     def train_loader(self, cfg: DictConfig, images: RunImages) -> DataLoader:
         views = [self.view_transform(cfg, view) for view in cfg.augmentations]
-        transform = pretrain_dataloader.prepare_n_crop_transform(
-            views, num_crops_per_aug=[view.num_crops for view in cfg.augmentations]
-        )
+        crops = [view.num_crops for view in cfg.augmentations]
+        transform = pretrain_dataloader.prepare_n_crop_transform(views, num_crops_per_aug=crops)
         train_path = Path(cfg.data.train_path).absolute()
         with reading_folders(pretrain_dataloader, images.train):
             dataset = pretrain_dataloader.prepare_datasets(
@@ -292,14 +212,11 @@ class Release102Suite(Suite):
         return DALIData(cfg, [view_kwargs(cfg, view) for view in cfg.augmentations], listing)
 
     def view_transform(self, cfg: DictConfig, view: DictConfig) -> Callable[[Any], Tensor]:
-        _check_view(view)
         transform: Any = pretrain_dataloader.prepare_transform(cfg.data.dataset, **view_kwargs(cfg, view))
         return transform
 
     def _evaluation_folders(self, train_path: Path, val_path: Path) -> dict[str, Any]:
         return {"data_dir": Path("/"), "train_dir": train_path, "val_dir": val_path}  # joined: the folders themselves
-
-    # -- callbacks and evaluation -------------------------------------------------------------------------------
 
     def checkpointer(self, cfg: DictConfig) -> Callback:
         return CollectiveCheckpointer(
@@ -310,21 +227,17 @@ class Release102Suite(Suite):
         )
 
     def knn_classifier(self, k: int, temperature: float, distance: str) -> Any:
-        if distance == "cosine":
-            return CosineKNNClassifier(k=k, T=temperature)
-        return WeightedKNNClassifier(k=k, T=temperature, distance_fx=distance)
+        kind = CosineKNNClassifier if distance == "cosine" else WeightedKNNClassifier
+        return kind(k=k, T=temperature, distance_fx=distance)
 
     def complete_linear(self, cfg: DictConfig) -> DictConfig:
-        cfg = self._complete_common(cfg, _LINEAR_DEFAULTS)
+        cfg = self._complete_common(cfg, _DEFAULTS["linear"])
         for name in ("finetune", "auto_augment", "label_smoothing", "mixup", "cutmix"):
-            if cfg[name]:
-                raise UsageError(name, f"{name}={cfg[name]}: {_ONLY_MAIN}; leave it out")
-        fixed = (
-            {"optimizer.kwargs.eta": 1e-3, "optimizer.kwargs.clip_lr": False} if cfg.optimizer.name == "lars" else {}
-        )
-        for key, value in fixed.items():
-            if OmegaConf.select(cfg, key) != value:
-                raise UsageError(key, f"{key}: 1.0.2's LinearModel has {value} built in; leave it out")
+            _refuse(name, cfg[name])
+        for name in ("eta", "clip_lr") if cfg.optimizer.name == "lars" else ():
+            key, built_in = f"optimizer.kwargs.{name}", _DEFAULTS["optimizer_kwargs"]["lars"][name]
+            if cfg.optimizer.kwargs[name] != built_in:
+                raise UsageError(key, f"{key}: 1.0.2's LinearModel has {built_in} built in; leave it out")
         return cfg
 
     def linear_model(self, backbone: nn.Module, cfg: DictConfig) -> LightningModule:
@@ -340,11 +253,12 @@ class Release102Suite(Suite):
         model.scheduler_interval = schedule.interval
         # 1.0.2's LinearModel always warms up for 10 epochs; the schedule that it asks for is ours.
         model.warmup_epochs = schedule.warmup_epochs
-        module.LinearWarmupCosineAnnealingLR = (  # type: ignore[attr-defined]
-            lambda optimizer, _, max_epochs: linear_warmup_cosine_annealing(
-                optimizer, model.warmup_epochs, max_epochs, schedule.warmup_start_lr, schedule.min_lr
-            )
-        )
+
+        def annealing(optimizer: Any, _: int, max_epochs: float) -> Any:
+            rates = schedule.warmup_start_lr, schedule.min_lr
+            return linear_warmup_cosine_annealing(optimizer, model.warmup_epochs, max_epochs, *rates)
+
+        module.LinearWarmupCosineAnnealingLR = annealing  # type: ignore[attr-defined]
         return model
 
 
@@ -360,30 +274,25 @@ def _lars(
     exclude_bias_n_norm: bool = False,
 ) -> LARSWrapper:
     """main's LARS, of which 1.0.2 makes SGD and a wrapper."""
-    sgd = torch.optim.SGD(
-        params, lr=lr, weight_decay=weight_decay, momentum=momentum, dampening=dampening, nesterov=nesterov
-    )
+    sgd = torch.optim.SGD(params, lr, momentum, dampening, weight_decay, nesterov)
     return LARSWrapper(sgd, eta=eta, clip=clip_lr, exclude_bias_n_norm=exclude_bias_n_norm)
 
 
-def _check_view(view: DictConfig) -> None:
-    if not view.rrc.enabled:
-        raise UsageError(
-            "augmentations", f"augmentations: rrc.enabled=False: {_ONLY_MAIN}; set crop_min_scale and crop_max_scale"
-        )
-    if OmegaConf.select(view, "equalization.prob", default=0.0):
-        raise UsageError("augmentations", f"augmentations: equalization.prob > 0: {_ONLY_MAIN}; set it to 0")
+def _refuse(key: str, wanted: Any, instead: str = "leave it out", what: str = "") -> None:
+    """Refuse what 1.0.2 does not have, where it is wanted."""
+    if wanted:
+        raise UsageError(key, f"{key}{what}: solo-learn main has it, 1.0.2 (installed) does not; {instead}")
 
 
 def view_kwargs(cfg: DictConfig, view: DictConfig) -> dict[str, Any]:
     """One entry of ``augmentations`` as 1.0.2's transforms take it."""
+    equalized = OmegaConf.select(view, "equalization.prob", default=0.0)
+    _refuse("augmentations", equalized, "set it to 0", ": equalization.prob > 0")
+    _refuse("augmentations", not view.rrc.enabled, "set crop_min_scale and crop_max_scale", ": rrc.enabled=False")
     jitter = view.color_jitter
     kwargs = {
         # 1.0.2 builds the jitter even where it is never applied
-        "brightness": jitter.get("brightness", 0.0),
-        "contrast": jitter.get("contrast", 0.0),
-        "saturation": jitter.get("saturation", 0.0),
-        "hue": jitter.get("hue", 0.0),
+        **{name: jitter.get(name, 0.0) for name in ("brightness", "contrast", "saturation", "hue")},
         "color_jitter_prob": jitter.prob,
         "gray_scale_prob": view.grayscale.prob,
         "horizontal_flip_prob": view.horizontal_flip.prob,
@@ -398,7 +307,7 @@ def view_kwargs(cfg: DictConfig, view: DictConfig) -> dict[str, Any]:
     return kwargs
 
 
-def _arguments(method: Any) -> list[argparse.Action]:
-    return [
-        action for action in method.add_model_specific_args(argparse.ArgumentParser())._actions if action.dest != "help"
-    ]
+def _arguments(method: Any) -> dict[str, Any]:
+    """The arguments of a method of 1.0.2 and their defaults."""
+    parser = method.add_model_specific_args(argparse.ArgumentParser(add_help=False))
+    return {action.dest: action.default for action in parser._actions}
