@@ -96,11 +96,8 @@ class Runner:
         for run in self.plan.runs:
             recorded = self._rows_of(run).get("pretrain", {}).get("images", {})
             if changed := differing_images(recorded, run.run.images.record):
-                raise UsageError(
-                    "images.changed",
-                    f"'{self.rows_file}' has {run.title} of other images: {', '.join(changed)}; put them back, or take "
-                    "another dir",
-                )
+                other = f"'{self.rows_file}' has {run.title} of other images: {', '.join(changed)}"
+                raise UsageError("images.changed", f"{other}; put them back, or take another dir")
 
     def _stages(self, run: Entry) -> tuple[str, ...]:
         return evaluation_stages(run.cfg, scored=bool(self.plan.settings["score"]))
@@ -254,11 +251,8 @@ class Runner:
     def _checkpoint(self, run: Entry) -> Checkpoint:
         folder = self._folder(run)
         if not folder.is_dir():
-            raise UsageError(
-                "checkpoint.gone",
-                f"its checkpoint folder '{folder}' is gone: put it back, or remove its rows from '{self.rows_file}' to "
-                "train it again",
-            )
+            again = f"put it back, or remove its rows from '{self.rows_file}' to train it again"
+            raise UsageError("checkpoint.gone", f"its checkpoint folder '{folder}' is gone: {again}")
         return open_checkpoint(folder)
 
     def _evaluate(self, run: Entry) -> None:

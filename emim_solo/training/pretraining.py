@@ -165,11 +165,8 @@ def _check_batches(run: Run, images: int) -> None:
     """An epoch has a batch at least; Lightning trains on none without a word."""
     size = run.config.optimizer.batch_size
     if images < size * run.processes:
-        raise UsageError(
-            "optimizer.batch_size",
-            f"{images} training images are fewer than one batch of {size} on {run.processes} process(es): lower "
-            "optimizer.batch_size",
-        )
+        whole = f"a batch of {size} on {run.processes} process(es)"
+        raise UsageError("optimizer.batch_size", f"{images} training images are fewer than {whole}: lower the batch")
 
 
 def _trainer(run: Run, callbacks: list[Callback]) -> Trainer:

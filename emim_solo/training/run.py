@@ -105,9 +105,7 @@ def prepare(cfg: DictConfig, listings: Listings | None = None) -> Run:
     cfg.devices = _device_list(cfg)
     cfg.augmentations = [_complete_view(view) for view in cfg.augmentations]
     train = Path(cfg.data.train_path).absolute()
-    if (
-        cfg.data.get("embedded") and train.name == "train" and not train.is_dir()
-    ):  # a folder of the user's is left alone
+    if cfg.data.get("embedded") and train.name == "train" and not train.is_dir():  # a user's folder is left alone
         write_images(cfg.data.embedded, train.parent)
     score = cfg.pop("score", None)
     images = RunImages.of(cfg, listings)
@@ -160,7 +158,7 @@ def _check_crops(cfg: DictConfig) -> None:
     if large != 2 and cfg.method not in _ANY_NUMBER_OF_CROPS and not (more and large > 2):
         raise UsageError(
             "augmentations",
-            f"{cfg.method} takes 2 large crops{more}, augmentations give {large}: change num_crops of the first crop_size",
+            f"{cfg.method} takes 2 large crops{more}, augmentations give {large}: change their num_crops",
         )
     if small and not suite.uses_small_crops(cfg.method):
         able = ", ".join(name for name in sorted(suite.methods()) if suite.uses_small_crops(name))
@@ -194,8 +192,7 @@ def _complete_score(cfg: DictConfig, section: Any, images: RunImages) -> Protoco
             return protocol
         raise UsageError(
             "score.enabled",
-            f"score.enabled=True holds training images out of folders, not of data.dataset={cfg.data.dataset}: set "
-            "data.val_path (labels are not used)",
+            f"the score holds images out of folders, not of {cfg.data.dataset}: set data.val_path (no label is used)",
         )
     count = min(protocol.images, len(scored) if validated else len(scored) // _HELD_OUT)
     if count < FEWEST_IMAGES:

@@ -197,10 +197,8 @@ class Tuning:
             print(f"{elsewhere} more in other processes, the last of which writes what all of them found")
         elif trials[0].state != TrialState.COMPLETE:
             first = row_of(min(trials, key=lambda trial: trial.number))
-            raise UsageError(
-                "search.unfinished",
-                f"none of {len(trials)} trials was finished ({counts(trials)}); trial 1: {first.get('reason') or first.get('state')}",
-            )
+            reason = first.get("reason") or first.get("state")
+            raise UsageError("search.unfinished", f"no trial was finished ({counts(trials)}); trial 1: {reason}")
         else:
             with self.locks.together():
                 self._write()
@@ -285,8 +283,7 @@ class Tuning:
         trial.set_user_attr(_STARTS, starts)
         if starts.count(epochs) > _MOST_STARTS:
             raise UsageError(
-                "search.killed",
-                f"its process was killed {_MOST_STARTS} times after {epochs} epochs: it may need more memory",
+                "search.killed", f"killed {_MOST_STARTS} times after {epochs} epochs: has it enough memory?"
             )
 
     def _write(self) -> None:
