@@ -1,9 +1,7 @@
-"""``python -m emim_solo SCRIPT args...`` runs a script of solo-learn with EMIM registered.
+"""``python -m emim_solo SCRIPT args...`` runs a script with EMIM registered; ``python -m emim_solo COMMAND`` is ``emim-solo``.
 
-For the suite's scripts that never start Hydra (main_knn.py, main_umap.py), and for any other Python script. With one
-of the commands of ``emim-solo`` in place of the script, it is that command. A script that starts DDP without Hydra
-should be started with ``torchrun -m emim_solo SCRIPT args...``: Lightning's own launcher would start its further
-processes from the script alone.
+For the suite's scripts that never start Hydra (main_knn.py, main_umap.py). One that starts DDP should be started with
+``torchrun -m emim_solo SCRIPT args...``: Lightning's launcher would start its further processes from the script alone.
 """
 
 from __future__ import annotations
@@ -25,19 +23,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         cli.main(arguments)
         return
     script = Path(arguments[0])
-    if not script.is_file():
-        print(
-            f"emim-solo: no script '{script}': expected a Python file such as main_knn.py of a solo-learn clone, "
-            f"or one of the commands {', '.join(cli.COMMANDS)}",
-            file=sys.stderr,
-        )
-        raise SystemExit(2)
-
-    register()
-    sys.argv = arguments
-    if not getattr(sys.flags, "safe_path", False):
-        sys.path[0] = str(script.resolve().parent)  # as Python itself does for `python SCRIPT`
     try:
+        if not script.is_file():
+            commands = ", ".join(cli.COMMANDS)
+            raise UsageError(
+                "script", f"no script '{script}': expected a Python file, or one of the commands {commands}"
+            )
+        register()
+        sys.argv = arguments
+        if not getattr(sys.flags, "safe_path", False):
+            sys.path[0] = str(script.resolve().parent)  # as Python itself does for `python SCRIPT`
         runpy.run_path(str(script), run_name="__main__")
     except UsageError as error:
         print(f"emim-solo: {error}", file=sys.stderr)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
-import importlib
 import io
 import os
+import pkgutil
 import re
 import select
 import signal
@@ -15,7 +16,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emim_solo import completion
 from emim_solo.ground import files
 from emim_solo.ground.errors import UsageError
 from emim_solo.ground.stopping import Stopped, stoppable
@@ -36,7 +36,6 @@ USAGE = """usage: emim-solo COMMAND ...
   images     NAME DIR                                               write digits, fashion-mnist, ... as image folders
 
 DIR of --config-path: a folder, or the name of a shipped one, such as pretrain/digits.
-Tab completion in bash and zsh: eval "$(emim-solo -sc install=bash)"; in fish: emim-solo -sc install=fish | source
 'emim-solo COMMAND --help' says more."""
 
 
@@ -64,25 +63,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
         raise SystemExit(0 if arguments else 2)
-    if completion.FLAGS[0] in arguments[:2] or completion.FLAGS[1] in arguments[:2]:
-        _complete(arguments)
-        return
     command, rest = arguments[0], arguments[1:]
     if command in ("report", "images") and {"-h", "--help"}.intersection(rest):  # the others have options to explain
         print(USAGE)
         return
     if command not in COMMANDS:
         _exit(f"unknown command '{command}': expected one of {', '.join(COMMANDS)}")
-    # torchmetrics 0.11, which the suite needs, says this at every start; setuptools<81 is among our dependencies.
-    warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
-    warnings.filterwarnings("ignore", message=r"`torch\.cuda\.amp\.custom_", category=FutureWarning)  # of the suite's
+    for message in ("pkg_resources is deprecated", r"`torch\.cuda\.amp\.custom_"):  # of what the suite needs
+        warnings.filterwarnings("ignore", message=message)
     if isinstance(sys.stdout, io.TextIOWrapper):  # a folder of the user's may have a name that is no UTF-8
         sys.stdout.reconfigure(errors="backslashreplace")
     if not sys.stdout.isatty():  # a log file keeps every state of Lightning's bars: one in a thousand will do
         os.environ.setdefault("TQDM_MINITERS", "1000")
     try:
         with stoppable(), _one_line():
-            COMMANDS[command](rest)
+            pkgutil.resolve_name(f"emim_solo.{COMMANDS[command]}")(rest)
     except Stopped as stopped:
         stopped.continues = _CONTINUES.get(command) or stopped.continues or "the same command starts again"
         if os.environ.get("LOCAL_RANK", "0") == "0":
@@ -98,10 +93,9 @@ def _one_line() -> Iterator[None]:
     except (UsageError, FloatingPointError) as error:
         _exit(str(error))
     except OSError as error:
-        line = files.explain(error)
-        if line is None:
-            raise
-        _exit(line)
+        if line := files.explain(error):
+            _exit(line)
+        raise
 
 
 def _exit(message: str) -> None:
@@ -109,42 +103,34 @@ def _exit(message: str) -> None:
     raise SystemExit(2)
 
 
-def _complete(arguments: Sequence[str]) -> None:
-    """``emim-solo -sc install=bash``, and the question that the function so installed asks at each tab."""
-    query = next((argument for argument in arguments if argument.startswith("query=")), None)
-    if query is None:
-        hydra_run("", lambda cfg: None, [argument for argument in arguments if argument not in COMMANDS])
-    else:
-        commands = COMMANDS | {"tune": _pretrain}  # the same keys
-        completion.answer(query, os.environ.get("COMP_LINE", ""), commands, ("pretrain", "benchmark", "tune"))
-
-
-def hydra_run(command: str, task: Callable[[DictConfig], Any], arguments: Sequence[str]) -> None:
+def hydra_run(
+    command: str, task: Callable[[DictConfig], Any], arguments: Sequence[str], folder: str | None = None
+) -> None:
     """Compose a config from command-line arguments with Hydra and run ``task`` on it.
 
-    ``--config-path`` may name a folder relative to the working directory or a shipped one (``pretrain/digits``).
+    ``--config-path`` may name a folder relative to the working directory or a shipped one (``pretrain/digits``);
+    ``folder`` is the one where it is not given.
     """
     import hydra
 
     from emim_solo.ground import configs
 
-    arguments = list(arguments)
+    parser = argparse.ArgumentParser(prog=f"emim-solo {command}", add_help=False, allow_abbrev=False)
+    parser.add_argument("--config-path", "-cp", default=folder)
+    parser.add_argument("--cfg", "-c")  # Hydra's, which would be taken for the start of -cp
+    options, arguments = parser.parse_known_args(arguments)
     for position, argument in enumerate(arguments):
-        flag, _, value = argument.partition("=")
-        if flag in ("--config-path", "-cp"):
-            if value:
-                arguments[position] = f"{flag}={configs.find(value)}"
-            elif position + 1 < len(arguments):
-                arguments[position + 1] = str(configs.find(arguments[position + 1]))
-        elif "=" in value and not flag.startswith("-") and not re.search(r"""["'\[\](){},$]""", value):
-            arguments[position] = (
-                f'{flag}="{value}"'  # as in the names of the suite's checkpoints; Hydra wants it quoted
-            )
-
+        key, _, value = argument.partition("=")
+        if "=" in value and not key.startswith("-") and not re.search(r"""["'\[\](){},$]""", value):
+            arguments[position] = f'{key}="{value}"'  # Hydra wants the suite's names of checkpoints quoted
     if {"-h", "--help"}.intersection(arguments):  # the overrides in one piece: Hydra's parser takes no other
         overrides = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
         flags = [argument for argument in arguments if argument not in overrides]
         arguments = [*flags, *overrides, f"hydra.help.app_name='emim-solo {command}'"]
+    if options.cfg:
+        arguments = ["--cfg", options.cfg, *arguments]
+    if options.config_path:
+        arguments = ["--config-path", str(configs.find(options.config_path)), *arguments]
 
     original = sys.argv
 
@@ -164,15 +150,12 @@ def _pretrain(arguments: Sequence[str]) -> None:
     def task(cfg: DictConfig) -> None:
         from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+        from emim_solo.images.folders import why_no_accuracy
         from emim_solo.training.pretraining import prepare, pretrain
 
         row = pretrain(prepare(cfg))
-        if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
-            summarise(row)
-
-    def summarise(row: dict[str, Any]) -> None:
-        from emim_solo.images.folders import why_no_accuracy
-
+        if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
+            return
         accuracies = () if why_no_accuracy(row["config"]["data"]) else ("val_acc1", "val_knn_acc1")
         shown = (*accuracies, "score_view_information", "train_mi", "train_mi_null")
         values = ", ".join(f"{name} {row['metrics'][name]:.2f}" for name in shown if name in row["metrics"])
@@ -189,41 +172,29 @@ def _benchmark(arguments: Sequence[str]) -> None:
 
         run_benchmark(cfg)
 
-    given = any(argument.split("=")[0] in ("--config-path", "-cp") for argument in arguments)
-    hydra_run("benchmark", task, arguments if given else ["--config-path", "benchmark", *arguments])
+    hydra_run("benchmark", task, arguments, folder="benchmark")
 
 
 def _images(arguments: Sequence[str]) -> None:
     from emim_solo.images.embedded import DATASETS, write_images
 
     if len(arguments) != 2 or not all(arguments):
-        raise UsageError(
-            "images", f"expected a name and a folder: emim-solo images NAME DIR; there are {', '.join(DATASETS)}"
-        )
+        raise UsageError("images", f"expected a name and a folder: images NAME DIR; there are {', '.join(DATASETS)}")
     name, folder = arguments
     print(f"{name} in '{write_images(name, folder)}/{{train,val}}'")
 
 
-def _lazily(module: str, function: str) -> Callable[[Sequence[str]], None]:
-    """A command of another module, which is imported when the command is used: torch takes seconds to load."""
-
-    def command(arguments: Sequence[str]) -> None:
-        getattr(importlib.import_module(module), function)(arguments)
-
-    return command
-
-
 _CONTINUES = dict.fromkeys(("benchmark", "tune"), "the same command goes on where it was")
-COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
-    "pretrain": _pretrain,
-    "benchmark": _benchmark,
-    "tune": _lazily("emim_solo.tuning.command", "tune_main"),
-    "knn": _lazily("emim_solo.evaluation.commands", "knn_main"),
-    "linear": _lazily("emim_solo.evaluation.commands", "linear_main"),
-    "umap": _lazily("emim_solo.evaluation.commands", "umap_main"),
-    "score": _lazily("emim_solo.evaluation.score", "score_main"),
-    "export": _lazily("emim_solo.checkpoints.export", "export_main"),
-    "report": _lazily("emim_solo.report.page", "main"),
-    "configs": _lazily("emim_solo.ground.configs", "main"),
-    "images": _images,
+COMMANDS = {  # by names, which are imported when they are used: torch takes seconds to load
+    "pretrain": "cli:_pretrain",
+    "benchmark": "cli:_benchmark",
+    "tune": "tuning.command:tune_main",
+    "knn": "evaluation.commands:knn_main",
+    "linear": "evaluation.commands:linear_main",
+    "umap": "evaluation.commands:umap_main",
+    "score": "evaluation.score:score_main",
+    "export": "checkpoints.export:export_main",
+    "report": "report.page:main",
+    "configs": "ground.configs:main",
+    "images": "cli:_images",
 }

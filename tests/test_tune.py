@@ -344,7 +344,7 @@ def test_errors_and_kills_of_trials_are_kept_and_the_search_goes_on(
     written: Written, tmp_path: Path, capsys: pytest.CaptureFixture[str], refused: Refused
 ) -> None:
     """A backbone that fits no memory, and one whose process is killed at each start."""
-    params = {"backbone.name": "resnet50", "backbone.kwargs.width_per_group": "choice(1000000000000)"}
+    params = {"backbone.name": "resnet50", "+backbone.kwargs.width_per_group": "choice(1000000000000)"}
     arguments = written(tmp_path, trials=2, params=params)
     search = Search.read("pretrain/digits", "emim", arguments[5], [])
     tuning = Tuning(search, tmp_path, "")
@@ -452,8 +452,9 @@ LR = "optimizer.lr=choice(1, 2)"
 @pytest.mark.parametrize(
     ("overrides", "key", "names"),
     [
-        (["optimizer.lrr=interval(0, 1)"], "optimizer.lrr", ["did you mean optimizer.lr"]),
-        (["method_kwargs.wieght=choice(1, 2)"], "method_kwargs.wieght", ["method_kwargs.weight"]),
+        (["optimizer.lrr=interval(0, 1)"], "config", ["optimizer.lrr", "+optimizer.lrr"]),
+        (["method_kwargs.wieght=choice(1, 2)"], "config", ["method_kwargs.wieght"]),
+        (["+method_kwargs.wieght=choice(1, 2)"], "method_kwargs.wieght", ["'weight'"]),
         (["optimizer.lr=interval(0, -1)"], "optimizer.lr", ["optimizer.lr=interval(0, -1)", "low"]),
         (["optimizer.lr=tag(log, interval(0, 1))"], "optimizer.lr", ["tag(log, interval(0, 1))"]),
         (["optimizer.lr=tag(log, range(1, 9))"], "optimizer.lr", ["log is for interval"]),
@@ -468,7 +469,7 @@ LR = "optimizer.lr=choice(1, 2)"
         (["optimizer.lr=choice(null, 0.1)"], "optimizer.lr", ["lacks optimizer.lr"]),
         (["~optimizer.lr=choice(1, 2)"], "optimizer.lr", ["left out"]),
         (["augmentations=glob(*)"], "augmentations", ["glob", "choice(a, b, ...)"]),
-        (["seed=int(interval(0, 100000000000000000000))"], "seed", ["100000000000000000000"]),
+        (["++seed=int(interval(0, 100000000000000000000))"], "seed", ["100000000000000000000"]),
         (
             ["method_kwargs.weight=interval(1, 2)", "optimizer.batch_size=range(64, 0, -63)"],
             "optimizer.batch_size",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import logging
 import os
 import statistics
 import time
@@ -14,14 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch import Callback, LightningModule, seed_everything
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from emim_solo.evaluation.features import device_of
 from emim_solo.evaluation.linear import quiet_trainer
-from emim_solo.images.folders import why_no_accuracy
 from emim_solo.suite import load_suite
 from emim_solo.training.run import Run
 
@@ -34,14 +31,12 @@ _LOADED = 8  # images, to time the loading of one
 class Cost:
     """What a method costs on this machine.
 
-    Attributes:
-        metrics: ``step_seconds``, and where the method computes its loss in one function of the suite's naming
-            (``*_loss_func``) ``loss_share``: forward and backward of that function in percent of a step.
-        epoch_seconds: of one epoch, loading and validation included.
+    ``metrics`` has ``step_seconds`` and, where the method computes its loss in one function ``*_loss_func``, that
+    function's forward and backward in percent of a step, ``loss_share``.
     """
 
     metrics: dict[str, float]
-    epoch_seconds: float
+    epoch_seconds: float  # loading included, validation not
 
 
 class _StepTimes(Callback):
@@ -49,20 +44,12 @@ class _StepTimes(Callback):
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
-        self.ends: list[float] = []
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, *_: Any) -> None:
         self.start = _now()
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        self.ends.append(_now())
-        self.seconds.append(self.ends[-1] - self.start)
-
-    def pace(self) -> float:
-        """Seconds from step to step, loading included as far as the training waits for it; the first one warms up."""
-        return statistics.median(b - a for a, b in itertools.pairwise(self.ends)) if self.ends[1:] else self.seconds[0]
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.seconds.append(_now() - self.start)
 
 
 def _now() -> float:
@@ -72,18 +59,14 @@ def _now() -> float:
 
 
 def measure(run: Run, *, steps: int = STEPS) -> Cost:
-    """Time a few training steps of a fresh model, and its loss alone on the same tensors.
-
-    Args:
-        run: prepared.
-        steps: number of steps; the first one warms up.
-    """
+    """Time a few training steps of a fresh model, the first to warm up, and its loss alone on the same tensors."""
     suite, cfg = load_suite(), run.config
     seed_everything(cfg.seed, workers=True, verbose=False)
     model = suite.build(cfg)
     times = _StepTimes()
     loader = suite.train_loader(cfg, run.images)
-    with _silence(), _recorded_loss(type(model)) as calls:
+    with warnings.catch_warnings(), _recorded_loss(type(model)) as calls:
+        warnings.simplefilter("ignore")  # of a Trainer that is a measurement only
         trainer = quiet_trainer(
             max_epochs=1,
             limit_train_batches=steps,
@@ -93,22 +76,18 @@ def measure(run: Run, *, steps: int = STEPS) -> Cost:
             callbacks=[times],
         )
         trainer.fit(model, loader)
-    measured = times.seconds[1:] or times.seconds
-    metrics = {"step_seconds": statistics.median(measured)}
+    step = statistics.median(times.seconds[1:] or times.seconds)
+    metrics = {"step_seconds": step}
     if calls:
-        per_step = len(calls) / len(times.seconds)
-        metrics["loss_share"] = 100 * _loss_seconds(calls[-1]) * per_step / metrics["step_seconds"]
-
-    # DALI loads on its own: the loader above is not its.
-    pace = metrics["step_seconds"] if cfg.data.format == "dali" else max(times.pace(), loading_seconds(loader))
-    image_seconds = pace / cfg.optimizer.batch_size / (cfg.data.num_large_crops + cfg.data.num_small_crops)
-    val = suite.evaluation_datasets(cfg, run.images)[1]
-    validated = 0 if val is None or why_no_accuracy(cfg.data) else len(val)  # type: ignore[arg-type]
-    return Cost(metrics, pace * len(loader) / run.processes + validated * image_seconds)
+        metrics["loss_share"] = 100 * _loss_seconds(calls[-1]) * len(calls) / len(times.seconds) / step
+    if cfg.data.format != "dali":  # which loads on its own: the loader above is not its
+        loading = loading_seconds(loader)
+        step = max(step, loading) if loader.num_workers else step + loading
+    return Cost(metrics, step * len(loader) / run.processes)
 
 
 def loading_seconds(loader: DataLoader) -> float:
-    """Seconds between two batches of a loader's workers: the first batches of a training are there before they are asked for."""
+    """Seconds between two batches of a loader's workers, by its first images."""
     dataset: Any = loader.dataset
     start = time.perf_counter()
     for index in range(number := min(_LOADED, len(dataset))):
@@ -118,25 +97,8 @@ def loading_seconds(loader: DataLoader) -> float:
 
 
 @contextmanager
-def _silence() -> Iterator[None]:
-    """Lightning's lines about a Trainer that is a measurement only."""
-    lines = logging.getLogger("lightning.pytorch")
-    level = lines.level
-    lines.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        lines.setLevel(level)
-
-
-@contextmanager
 def _recorded_loss(method: type[LightningModule]) -> Iterator[list[tuple[Callable[..., Tensor], Any, Any]]]:
-    """Notes the arguments of the ``*_loss_func`` that the training step of a method calls by that name.
-
-    DINO's is a module of the model with a state of its own, not a function: it is not noted.
-    """
+    """Notes the arguments of the one function ``*_loss_func`` of a method's training step; DINO's is a module, and is not."""
     step: Any = method.training_step
     names = [name for name in step.__code__.co_names if name.endswith("_loss_func") and name in step.__globals__]
     calls: list[tuple[Callable[..., Tensor], Any, Any]] = []
@@ -159,14 +121,14 @@ def _recorded_loss(method: type[LightningModule]) -> Iterator[list[tuple[Callabl
 
 def _loss_seconds(call: tuple[Callable[..., Tensor], Any, Any]) -> float:
     """Seconds of one forward and backward of the loss alone, on copies of the tensors it was called with."""
-    function, *given = call
+    function, *arguments = call
 
     def leaf(value: Tensor) -> Tensor:
         return value.detach().clone().requires_grad_(value.requires_grad)
 
     seconds = []
     for _ in range(_REPEATS + 1):
-        args, kwargs = apply_to_collection(given, Tensor, leaf)  # SwAV's are lists of tensors
+        args, kwargs = apply_to_collection(arguments, Tensor, leaf)  # SwAV's are lists of tensors
         start = _now()
         loss = function(*args, **kwargs)
         if loss.requires_grad:

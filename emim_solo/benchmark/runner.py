@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import json
-import statistics
 import subprocess
 import sys
 import time
@@ -45,12 +44,14 @@ from emim_solo.results.tables import differences, evaluation_stages, headline, t
 from emim_solo.suite import as_dict, load_suite
 from emim_solo.training.pretraining import pretrain, reset_peak_memory
 
+EVALUATION_SHARE = 0.2
+"""Of the time of the pretraining, what evaluation usually takes: 9 to 34 % in the rows of docs/results."""
+
 
 def run_benchmark(cfg: DictConfig) -> None:
     """``emim-solo benchmark``: everything that is not done yet, then tables and report.
 
-    Under Hydra's --multirun, where several of these run side by side, each makes its own runs only; start it once
-    more without, for the pictures and the report.
+    Under Hydra's --multirun each job makes its own runs only.
 
     Raises:
         UsageError: what is wrong with the config, or with a run after all others were made.
@@ -59,55 +60,44 @@ def run_benchmark(cfg: DictConfig) -> None:
     runner = Runner(plan)
     runner.say_how_long()
     runner.make_runs()
-    one_of_many = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-    if one_of_many:
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
         print(f"{len(plan.runs)} run(s) done; rows in '{plan.folder / ROWS}'. Once all jobs are through, run the same")
         print("command without --multirun for the UMAP pictures, the table and the report.")
     else:
         runner.make_pictures()
-        if runner.any_row():
-            runner.finish()
+        runner.finish()
     if runner.problems:
         raise UsageError("benchmark.runs", "; ".join(runner.problems))
 
 
-EVALUATION_SHARE = 0.2
-"""Of the time of the pretraining, what evaluation usually takes: 9 to 34 % in the rows of docs/results."""
-
-
 class Runner:
-    """Carries out one plan; see the module."""
+    """Carries out one plan."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.rows_file = plan.folder / ROWS
         self.rows = rows.Rows(self.rows_file)
         self.problems: list[str] = []
-        self.seconds: dict[str, list[float]] = {}
-        self.forecast: dict[str, float] = {}
+        self.forecast: dict[str, float] = {}  # seconds of a stage of each kind
         self.costs: dict[str, Cost] = {}
         self.made = 0
+        protocol = Protocol.of(plan.settings["diagnostics"]["protocol"])
+        self.protocol = protocol if plan.settings["score"] else replace(protocol, views=2)  # diagnostics take two
         self.start = time.perf_counter()
         files.writable_folder(plan.folder, "dir")
         self._check_images()
-        waiting = [
+        self.waiting = [
             stage for run in plan.runs for stage in ("pretrain", *self._stages(run)) if not self._is_done(run, stage)
         ]
-        waiting += [] if self._pictures_done() else ["umap"]
-        self.waiting = waiting
+        self.waiting += [] if self._pictures_done() else ["umap"]
 
     def _check_images(self) -> None:
-        """Rows, checkpoints and features that are there are of the images that are there now."""
+        """Rows, checkpoints and features in the folder are of the images that are there now."""
         for run in self.plan.runs:
-            there = self._rows_of(run).get("pretrain", {}).get("images", {})
-            if differing := differing_images(there, run.run.images.record):
-                raise UsageError(
-                    "images.changed",
-                    f"'{self.rows_file}' has {run.title} of other images: {', '.join(differing)}; put the images back as they "
-                    "were, or take another dir",
-                )
-
-    # -- what is there ------------------------------------------------------------------------------------------
+            recorded = self._rows_of(run).get("pretrain", {}).get("images", {})
+            if changed := differing_images(recorded, run.run.images.record):
+                other = f"'{self.rows_file}' has {run.title} of other images: {', '.join(changed)}"
+                raise UsageError("images.changed", f"{other}; put them back, or take another dir")
 
     def _stages(self, run: Entry) -> tuple[str, ...]:
         return evaluation_stages(run.cfg, scored=bool(self.plan.settings["score"]))
@@ -116,11 +106,14 @@ class Runner:
         """Newest row of each stage of a run, with this config."""
         return self.rows.newest(run.name, run.seed, run.config_hash)
 
+    def _diverged(self, run: Entry) -> bool:
+        return bool(self._rows_of(run).get("pretrain", {}).get("failed"))
+
     def _is_done(self, run: Entry, stage: str) -> bool:
-        found = self._rows_of(run)
-        if found.get("pretrain", {}).get("failed"):
-            return True
-        return stage in found and (stage == "pretrain" or found[stage].get("settings") == self._settings(run, stage))
+        row = self._rows_of(run).get(stage)
+        if row is None or stage == "pretrain":
+            return row is not None or self._diverged(run)
+        return self._diverged(run) or row.get("settings") == self._settings(run, stage)
 
     def _settings(self, run: Entry, stage: str) -> dict[str, Any]:
         """What else than the pretraining decides a stage's results; as JSON would give it back."""
@@ -128,10 +121,6 @@ class Runner:
         if stage == "umap":
             settings["runs"] = [other.version for other in self._pictured()]
         return dict(json.loads(json.dumps(settings)))
-
-    def _is_timed(self, run: Entry) -> bool:
-        """The cost of a step does not depend on the seed: it is measured with the first."""
-        return run.seed == self.plan.runs[0].seed
 
     # -- how long it takes --------------------------------------------------------------------------------------
 
@@ -142,7 +131,7 @@ class Runner:
         return self.costs[run.name]
 
     def say_how_long(self) -> None:
-        """The first line: how long this machine will take, from steps of every method that is yet to be pretrained.
+        """Print how long this machine will take, from steps of every method that is yet to be pretrained.
 
         The diagnostics have these steps in their rows. They change no result: every stage seeds itself.
         """
@@ -156,14 +145,30 @@ class Runner:
             return
         epochs = sum(run.cfg.max_epochs for run in new)
         evaluation = [stage for stage in self.waiting if stage != "pretrain"]
-        self.forecast = {"pretrain": seconds / len(new)}
-        self.forecast |= dict.fromkeys(evaluation, EVALUATION_SHARE * seconds / max(1, len(evaluation)))
+        self.forecast = dict.fromkeys(evaluation, EVALUATION_SHARE * seconds / max(1, len(evaluation)))
+        self.forecast["pretrain"] = seconds / len(new)
         print(
             f"About {_human(seconds)} of pretraining on this machine, by steps timed just now: {len(new)} "
-            f"run{'s' if len(new) > 1 else ''}, {epochs} epochs of {_human(seconds / epochs)} in all; evaluation usually takes a "
-            "tenth to a third of that more",
+            f"run{'s' if len(new) > 1 else ''}, {epochs} epochs of {_human(seconds / epochs)} in all; evaluation usually "
+            "takes a tenth to a third of that more",
             flush=True,
         )
+
+    def _announce(self, title: str) -> None:
+        """One line before each stage: how far, how long, what next."""
+        spent = tqdm.format_interval(time.perf_counter() - self.start)
+        left = "time left not known yet"
+        if self.forecast.keys() >= set(self.waiting):
+            left = f"about {tqdm.format_interval(sum(map(self.forecast.__getitem__, self.waiting)))} left"
+        print(f"{spent} so far, {left}: {title}", flush=True)
+
+    def _finished(self, stage: str, start: float) -> None:
+        self.made += 1
+        seconds = time.perf_counter() - start
+        self.forecast[stage] = (seconds + self.forecast.get(stage, seconds)) / 2
+        if stage in self.waiting:
+            self.waiting.remove(stage)
+        gc.collect()
 
     # -- runs ---------------------------------------------------------------------------------------------------
 
@@ -172,9 +177,8 @@ class Runner:
         for run in self.plan.runs:
             try:
                 self._stage(run, "pretrain", partial(self._pretrain, run))
-                if self._rows_of(run).get("pretrain", {}).get("failed"):
-                    continue
-                self._evaluate(run)
+                if not self._diverged(run):
+                    self._evaluate(run)
             except UsageError as error:
                 self.problems.append(f"{run.title}: {error}")
                 print(f"! {run.title}: {error}", file=sys.stderr)
@@ -187,41 +191,32 @@ class Runner:
         row = work()
         if row is not None:
             self.rows.append(row)
-        self._finished(stage, time.perf_counter() - start)
-
-    def _announce(self, title: str) -> None:
-        """One line before each stage: how far, how long, what next. Bars within a stage are the stage's own."""
-        spent = time.perf_counter() - self.start
-        left = self._expected(self.waiting)
-        all_known = all(stage in self.seconds or stage in self.forecast for stage in self.waiting)
-        known = "{l_bar}{bar:20}| {elapsed} so far, about {remaining} left: "
-        unknown = "{l_bar}{bar:20}| time left not known yet: "
-        line = tqdm.format_meter(spent, spent + left, spent, ncols=90, bar_format=known if all_known else unknown)
-        print(line + title, flush=True)
-
-    def _expected(self, stages: list[str]) -> float:
-        """Seconds that stages will take, by those of their kind, before there are any by the forecast."""
-        known = self.forecast | {stage: statistics.fmean(times) for stage, times in self.seconds.items()}
-        return sum(known.get(stage, 0.0) for stage in stages)
-
-    def _finished(self, stage: str, seconds: float) -> None:
-        self.made += 1
-        self.seconds.setdefault(stage, []).append(seconds)
-        if stage in self.waiting:
-            self.waiting.remove(stage)
-        gc.collect()
+        self._finished(stage, start)
 
     def _pretrain(self, run: Entry) -> dict[str, Any] | None:
+        """The row of a run that diverged: its cells are flagged, and it is not tried again. Others write theirs themselves."""
         try:
             reset_peak_memory()
             if len(run.cfg.devices) > 1:
                 self._pretrain_apart(run)
             else:
                 pretrain(run.run, version=run.version)
+            return None
         except FloatingPointError as error:
             print(f"! {run.title}: {error}", file=sys.stderr)
-            return self._failed(run, str(error))
-        return None  # pretraining has appended its row itself
+            config = as_dict(run.cfg)
+            row = rows.new_row(
+                "pretrain",
+                config=config,
+                suite=load_suite().identity,
+                device="gpu" if torch.cuda.is_available() else "cpu",
+                epochs=0,
+                seconds=0.0,
+                checkpoint=str(self._folder(run)),
+                metrics={},
+                failed=str(error),
+            )
+            return row | {"config": config}
 
     def _pretrain_apart(self, run: Entry) -> None:
         """On several devices, in processes of its own: Lightning starts the others as copies of the first's command."""
@@ -241,21 +236,6 @@ class Runner:
                 "benchmark.runs", f"pretraining on {len(run.cfg.devices)} devices ended with status {code}; see above"
             )
 
-    def _failed(self, run: Entry, reason: str) -> dict[str, Any]:
-        """The row of a run that diverged: its cells are flagged, and it is not tried again."""
-        row = rows.new_row(
-            "pretrain",
-            config=as_dict(run.cfg),
-            suite=load_suite().identity,
-            device="gpu" if torch.cuda.is_available() else "cpu",
-            epochs=0,
-            seconds=0.0,
-            checkpoint=str(self._folder(run)),
-            metrics={},
-            failed=reason,
-        )
-        return {**row, "config": as_dict(run.cfg)}
-
     def _folder(self, run: Entry) -> Path:
         return self.plan.folder / run.cfg.method / run.version
 
@@ -263,10 +243,7 @@ class Runner:
         """Features of a run, computed once and kept on disk."""
         path = self.plan.folder / "features" / f"{run.version}.pt"
         if path.is_file():
-            try:
-                return Features.load(path)
-            except UsageError as error:
-                print(f"! {run.title}: {error}; they are computed again", file=sys.stderr)
+            return Features.load(path)
         features = extract_features(self._checkpoint(run))
         features.save(path)
         return features
@@ -274,38 +251,30 @@ class Runner:
     def _checkpoint(self, run: Entry) -> Checkpoint:
         folder = self._folder(run)
         if not folder.is_dir():
-            raise UsageError(
-                "checkpoint.gone",
-                f"its checkpoint folder '{folder}' is gone, though '{self.rows_file}' says that it was trained: put it "
-                f"back, or remove its rows from that file to train it again",
-            )
+            again = f"put it back, or remove its rows from '{self.rows_file}' to train it again"
+            raise UsageError("checkpoint.gone", f"its checkpoint folder '{folder}' is gone: {again}")
         return open_checkpoint(folder)
 
     def _evaluate(self, run: Entry) -> None:
         stages = self._stages(run)
         if all(self._is_done(run, stage) for stage in stages):
             return
-        features, device = self._features(run), device_of(run.cfg)
+        features, device, settings = self._features(run), device_of(run.cfg), self.plan.settings
         evaluations: dict[str, Callable[[], dict[str, float]]] = {
-            "knn": lambda: knn(features, **self.plan.settings["knn"], device=device),
+            "knn": lambda: knn(features, **settings["knn"], device=device),
             "logistic": lambda: logistic(features, device=device),
-            "linear": lambda: linear(features, run.cfg, self.plan.settings["linear"], seed=run.seed),
+            "linear": lambda: linear(features, run.cfg, settings["linear"], seed=run.seed),
         }
         work: dict[str, Callable[[], dict[str, Any]]] = {
             stage: partial(self._row, run, stage, evaluate) for stage, evaluate in evaluations.items()
         }
-        seen = cache(lambda: see(self._checkpoint(run), self._protocol()))  # once for both
-        work |= {"diagnostics": lambda: self._diagnosed(run, seen()), "score": lambda: self._score(run, seen())}
+        seen = cache(lambda: see(self._checkpoint(run), self.protocol))  # once for both
+        work |= {
+            "diagnostics": lambda: self._diagnosed(run, seen()),
+            "score": lambda: score_checkpoint(self._checkpoint(run), self.protocol, neighbours=False, seen=seen()),
+        }
         for stage in stages:
             self._stage(run, stage, work[stage])
-
-    def _protocol(self) -> Protocol:
-        """Of score and diagnostics, which take the first two views: without a score no more than these are made."""
-        protocol = Protocol.of(self.plan.settings["diagnostics"]["protocol"])
-        return protocol if self.plan.settings["score"] else replace(protocol, views=2)
-
-    def _score(self, run: Entry, seen: SeenViews) -> dict[str, Any]:
-        return score_checkpoint(self._checkpoint(run), self._protocol(), neighbours=False, seen=seen)
 
     def _row(self, run: Entry, stage: str, evaluate: Callable[[], Mapping[str, float]]) -> dict[str, Any]:
         start = time.perf_counter()
@@ -317,23 +286,22 @@ class Runner:
     def _diagnosed(self, run: Entry, seen: SeenViews) -> dict[str, Any]:
         images = min(self.plan.settings["diagnostics"]["images"], *map(len, seen.parts.values()))
         row = self._row(run, "diagnostics", partial(self._diagnose, run, seen, images))
-        return row | {"protocol": self._protocol().hash, "images": images, "of": seen.of}
+        return row | {"protocol": self.protocol.hash, "images": images, "of": seen.of}
 
     def _diagnose(self, run: Entry, seen: SeenViews, images: int) -> dict[str, float]:
         """Diagnostics of both parts; their spectra go to a file, rows hold numbers only."""
-        protocol = self._protocol()
         metrics: dict[str, float] = {}
         spectra: dict[str, list[float]] = {}
         for part, features in seen.parts.items():
             first, second = features[:images, 0], features[:images, 1]
-            found = diagnose(first, second, noise_variance=protocol.noise_variance, seed=protocol.seed)
-            metrics |= {f"{part}_{name}": value for name, value in found.items()}
+            settings: Any = {"noise_variance": self.protocol.noise_variance, "seed": self.protocol.seed}
+            metrics |= {f"{part}_{name}": value for name, value in diagnose(first, second, **settings).items()}
             if torch.isfinite(first).all():
                 spectra[part] = [float(f"{value:.5g}") for value in spectrum(first)]
         path = spectrum_file(self.plan.folder, run.name, run.seed)
         path.parent.mkdir(exist_ok=True)
         files.write_text(path, json.dumps(spectra))
-        if self._is_timed(run):
+        if run.seed == self.plan.runs[0].seed:  # the cost of a step does not depend on the seed
             metrics |= self._cost(run).metrics
         return metrics
 
@@ -342,16 +310,11 @@ class Runner:
     def _pictured(self) -> list[Entry]:
         """One run of each method that has not diverged: those of the first seed."""
         first = self.plan.runs[0].seed
-        return [
-            run
-            for run in self.plan.runs
-            if run.seed == first and not self._rows_of(run).get("pretrain", {}).get("failed")
-        ]
+        return [run for run in self.plan.runs if run.seed == first and not self._diverged(run)]
 
     def _pictures_done(self) -> bool:
-        if not self.plan.settings["umap"]["enabled"]:
-            return True
-        return all(self._is_done(run, "umap") for run in self._pictured())
+        enabled = self.plan.settings["umap"]["enabled"]
+        return not enabled or all(self._is_done(run, "umap") for run in self._pictured())
 
     def make_pictures(self) -> None:
         """UMAP of all methods, once all of them are trained."""
@@ -375,22 +338,17 @@ class Runner:
             return
         for run in runs:
             self.rows.append(self._row(run, "umap", partial(metrics.__getitem__, run.name)))
-        self._finished("umap", time.perf_counter() - start)
-
-    def any_row(self) -> bool:
-        """Whether there is anything to report."""
-        return any("pretrain" in self._rows_of(run) for run in self.plan.runs)
+        self._finished("umap", start)
 
     def finish(self) -> None:
-        """Print the table, write the report, say what was made and where."""
+        """Print the table, write the report, say what was made and where; nothing where no run was trained."""
+        if not any("pretrain" in self._rows_of(run) for run in self.plan.runs):
+            return
         written = write_report(self.plan.folder)
-        print()
-        print(to_text(headline(written.results)))
+        print(f"\n{to_text(headline(written.results))}\n")
         paired = differences(written.results)
         if paired.lines:
-            print()
-            print(to_text(paired))
-        print()
+            print(f"{to_text(paired)}\n")
         spent = tqdm.format_interval(time.perf_counter() - self.start)
         runs, pictures = len(self.plan.runs), self.plan.folder / "umap"
         print(

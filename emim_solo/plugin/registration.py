@@ -1,11 +1,8 @@
 """Puts EMIM, and methods of other packages, into solo-learn's METHODS: at once where it is loaded, else when it gets loaded.
 
 Another package names its methods in the entry-point group ``emim_solo.methods``, as docs/add-a-method.md shows.
-
-Loading solo-learn takes many seconds, so nothing here imports it (or torch) by itself: an import hook waits for ``solo``.
-The files of the clone or the installed release stay as they are. The dict in memory changes, in place, because the
-suite's scripts hold it by name. A process that Lightning starts for DDP runs the same command and therefore registers
-in the same way.
+Loading solo-learn takes many seconds, so an import hook waits for ``solo``. No file of it changes, only the dict in
+memory, in place: the suite's scripts hold it by name.
 """
 
 from __future__ import annotations
@@ -25,8 +22,7 @@ def register() -> None:
     """Have ``solo.methods.METHODS["emim"]`` from now on. Safe to call again, and before ``solo`` is imported.
 
     Raises:
-        UsageError: solo-learn is loaded, in a version that is not supported. Where it is loaded later the same message
-            is a warning, so that those who do not use EMIM can work on.
+        UsageError: solo-learn is loaded, in a version that is not supported. Of one that is loaded later it is a warning.
     """
     if not any(isinstance(finder, _SoloFinder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _SoloFinder())
@@ -47,10 +43,7 @@ def _adapt_scripts() -> None:
 
 
 class _SoloFinder(MetaPathFinder):
-    """Finds ``solo`` as the other finders do, and registers EMIM when it is loaded.
-
-    It stays in ``sys.meta_path``: to ask for a spec is not to load it (``importlib.util.find_spec("solo")``).
-    """
+    """Finds ``solo`` as the other finders do, and registers EMIM when it is loaded: to ask for a spec is not to load it."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None

@@ -64,10 +64,7 @@ class SeedEachEpoch(Callback):
 
 
 class StopOnNaN(Callback):
-    """Ends a run whose loss is no longer finite, at the logging interval or the epoch's end at the latest.
-
-    The flag stays on the device: reading it at every step would make a GPU wait.
-    """
+    """Ends a run whose loss is no longer finite, at the logging interval: reading it at every step would make a GPU wait."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.finite = torch.ones((), dtype=torch.bool, device=pl_module.device)
@@ -87,9 +84,8 @@ class StopOnNaN(Callback):
     def _check(self, trainer: Trainer) -> None:
         if not self.finite:
             raise FloatingPointError(
-                f"the training loss is NaN or infinite in epoch {trainer.current_epoch}, "
-                f"by step {trainer.global_step}: lower optimizer.lr, use precision=32 or bf16-mixed, "
-                "and resume from the last checkpoint"
+                f"the training loss is NaN or infinite in epoch {trainer.current_epoch}, by step {trainer.global_step}: "
+                "lower optimizer.lr, or use precision=32 or bf16-mixed, and resume from the last checkpoint"
             )
 
 
@@ -105,20 +101,21 @@ class KeepResults(Callback):
 
     def results(self, trainer: Trainer) -> dict[str, Any]:
         """The fields of a row that only the trainer knows."""
+        device, peak = "cpu", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kibibytes, but bytes on macOS
+        peak *= 1 if sys.platform == "darwin" else 2**10
+        if trainer.strategy.root_device.type == "cuda":
+            device, peak = torch.cuda.get_device_name(), torch.cuda.max_memory_allocated()
         return {
-            "device": _device_name(trainer),
+            "device": device if trainer.world_size == 1 else f"{trainer.world_size} x {device}",
             "seconds": round(self.timer.time_elapsed("train"), 1),
-            "peak_memory_mb": _peak_memory_mb(trainer),
+            "peak_memory_mb": peak // 2**20,
             "metrics": {name: round(float(value), 6) for name, value in sorted(trainer.callback_metrics.items())},
             **({} if self.score is None else {"score": self.score.summary}),
         }
 
 
 class ContinueCheckpoints(Callback):
-    """Tells the suite's Checkpointer which file a resumed run continues, so that it replaces it like any other.
-
-    And has it save the last epoch, whatever ``checkpoint.frequency`` is: its weights are what is evaluated.
-    """
+    """Has the suite's Checkpointer replace the file that a run continues, and save the last epoch at any frequency."""
 
     def __init__(self, checkpointer: Any, resumed: Path | None) -> None:
         self.checkpointer, self.resumed = checkpointer, resumed
@@ -140,22 +137,8 @@ class OpenedCheckpoint(TorchCheckpointIO):
         self.start = start
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """The contents, which are nobody's afterwards: their memory is free once they are restored."""
         if Path(path) != self.start.checkpoint or not self.start.contents:
             return super().load_checkpoint(path, *args, **kwargs)
         contents = dict(self.start.contents)
-        self.start.contents.clear()
+        self.start.contents.clear()  # their memory is free once they are restored
         return contents
-
-
-def _device_name(trainer: Trainer) -> str:
-    count = trainer.world_size
-    name = torch.cuda.get_device_name() if trainer.strategy.root_device.type == "cuda" else "cpu"
-    return f"{count} x {name}" if count > 1 else name
-
-
-def _peak_memory_mb(trainer: Trainer) -> int:
-    if trainer.strategy.root_device.type == "cuda":
-        return torch.cuda.max_memory_allocated() // 2**20
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kibibytes, but bytes on macOS
-    return peak // (2**20 if sys.platform == "darwin" else 2**10)

@@ -1,14 +1,4 @@
-"""The score while training: logged every few epochs, for Lightning's own EarlyStopping and ModelCheckpoint to watch.
-
-Config, in any pretraining YAML::
-
-    score:
-      enabled: True
-      protocol: default     # of emim-solo score: a shipped one, or a file
-      every_n_epochs: null  # the smallest number of epochs of whose forwards those of one scoring are under 5 %
-      patience: null        # a number of scorings without a better one ends the run
-      keep_best: False      # True keeps the checkpoint of the best one in the run's folder, under best/
-"""
+"""The score while training: logged every few epochs, for Lightning's own EarlyStopping and ModelCheckpoint to watch."""
 
 from __future__ import annotations
 
@@ -50,11 +40,7 @@ def stopped_early(contents: Mapping[str, Any], cfg: DictConfig) -> bool:
 def smallest_interval(images: int, views: int, crops: int, trained: float) -> int:
     """The smallest number of epochs of whose forwards those of one scoring are under 5 %.
 
-    Args:
-        images: that are scored.
-        views: of each.
-        crops: of each image in training, which cost three forwards each: a backward pass is two.
-        trained: images an epoch trains one process on.
+    ``views`` of each of the ``images`` are scored; ``crops`` of each of the ``trained`` images are trained on in an epoch.
     """
     return int(_COST * images * views // (_FORWARDS_OF_A_CROP * crops * trained)) + 1
 
@@ -66,11 +52,7 @@ def is_last_epoch(trainer: Trainer) -> bool:
 
 
 def score_callbacks(run: Run, model: LightningModule) -> list[Callback]:
-    """What scores a run while it trains, to come before what saves checkpoints; empty where that is not enabled.
-
-    Args:
-        run: decided.
-        model: that will be trained.
+    """What scores a decided run while it trains, to come before what saves checkpoints; empty where not enabled.
 
     Raises:
         UsageError: the method has no such features.
@@ -90,12 +72,10 @@ def score_callbacks(run: Run, model: LightningModule) -> list[Callback]:
 
 
 class LiveScore(Callback):
-    """Logs the score at the end of every n-th epoch and of the last one, and tells those who watch it.
+    """Logs the score at the end of every n-th epoch and of the last one. Training is not changed in a bit.
 
-    They are told here, not at their own turn at the epoch's end: that comes after the suite's Checkpointer, whose
-    checkpoint would lack what they decided, and in each epoch, with a score of an earlier one.
-
-    Rank zero scores, the others wait for it. Training is not changed in a bit.
+    Those who watch it are told here: their own turn at the epoch's end comes after the suite's Checkpointer, whose
+    checkpoint would lack what they decided, and in each epoch.
     """
 
     def __init__(self, cfg: DictConfig, views: ScoredViews, watchers: Sequence[StopOnScore | KeepBest]) -> None:
@@ -120,36 +100,28 @@ class LiveScore(Callback):
         images, views = len(self.views.chosen), self.views.protocol.views
         trained = self.batch * trainer.num_training_batches  # of one process: one of them scores
         self.every = self.every or smallest_interval(images, views, self.crops, trained)
-        share = images * views / (self.every * _FORWARDS_OF_A_CROP * self.crops * trained)
         if trainer.is_global_zero:
-            note = ", which are not trained on" if self.views.which == "held-out" else ""
-            print(
-                f"score: {views} views of {images} {self.views.which} images{note}, every {self.every} epoch(s) and after "
-                f"the last: {share:.1%} of the forwards of training, where a crop counts as {_FORWARDS_OF_A_CROP}",
-                flush=True,
-            )
+            which = f"{views} views of {images} {self.views.which} images"
+            print(f"score: {which}, every {self.every} epoch(s) and after the last", flush=True)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert self.every is not None
         if (trainer.current_epoch + 1) % self.every and not is_last_epoch(trainer):
             return
         start = time.perf_counter()
-        found: dict[str, float] = {}
+        values: dict[str, float] = {}
         if trainer.is_global_zero:
             with _undisturbed(pl_module):
-                found = scores(self.views.features(pl_module), **self.views.protocol.settings)
-        found = trainer.strategy.broadcast(found)
+                values = scores(self.views.features(pl_module), **self.views.protocol.settings)
+        values = trainer.strategy.broadcast(values)
         self.scorings, self.seconds = self.scorings + 1, self.seconds + time.perf_counter() - start
-        if math.isnan(found["view_information"]):
-            rank_zero_warn(
-                f"the score of epoch {trainer.current_epoch} is NaN: features are not finite, the run diverged"
-            )
-        pl_module.log_dict({f"score_{name}": value for name, value in found.items()}, sync_dist=True)
+        if math.isnan(values["view_information"]):
+            rank_zero_warn(f"the score of epoch {trainer.current_epoch} is NaN: the run diverged")
+        pl_module.log_dict({f"score_{name}": value for name, value in values.items()}, sync_dist=True)
         for watcher in self.watchers:
             watcher.on_scored(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
-        """Both are those of the run, not of the process."""
         return {"scorings": self.scorings, "seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -174,12 +146,7 @@ class StopOnScore(EarlyStopping):
 
 
 class KeepBest(ModelCheckpoint):
-    """Lightning's, keeping the best-scored one in a folder of its own, which the evaluation opens like that of a run.
-
-    Args:
-        folder: of the run, whose ``args.json`` is copied.
-        name: of the file, as the suite's Checkpointer begins it.
-    """
+    """Lightning's, keeping the best-scored one in a folder of its own, which the evaluation opens like that of a run."""
 
     def __init__(self, folder: Path, name: str) -> None:
         super().__init__(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import importlib.util
 import inspect
 import sys
 from collections.abc import Sequence
@@ -12,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
+from lightning.pytorch import Callback, LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import Timer
-from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -40,7 +39,6 @@ from emim_solo.training.callbacks import (
 from emim_solo.training.live_score import KeepBest, LiveScore, score_callbacks
 from emim_solo.training.resume import decide
 from emim_solo.training.run import Run, on_gpu, prepare
-from emim_solo.training.schema import TrainerOptions
 
 __all__ = ["prepare", "pretrain", "reset_peak_memory"]
 
@@ -71,7 +69,8 @@ def pretrain(run: Run, version: str | None = None, more_callbacks: Sequence[Call
     model = suite.build(cfg)
     if start.checkpoint is not None:
         opening.check_fits(start.checkpoint, start.contents, cfg, model)
-    files.writable_folder(run.base, "checkpoint.dir", _bytes_of(model) if cfg.checkpoint.enabled else 0)
+    size = sum(value.numel() * value.element_size() for value in model.state_dict().values())
+    files.writable_folder(run.base, "checkpoint.dir", size if cfg.checkpoint.enabled else 0)
     scoring = score_callbacks(run, model)
     timer = Timer(as_dict(cfg).get("max_time"))
     score = next((callback for callback in scoring if isinstance(callback, LiveScore)), None)
@@ -83,17 +82,19 @@ def pretrain(run: Run, version: str | None = None, more_callbacks: Sequence[Call
         callbacks += [checkpointer, ContinueCheckpoints(checkpointer, start.checkpoint if in_place else None)]
     if OmegaConf.select(cfg, "auto_umap.enabled", default=False):
         callbacks.append(suite.auto_umap(cfg))
-    trainer = _trainer(run, [*callbacks, *more_callbacks])
-    data = _data(run)
-    if start.checkpoint is not None:
-        print(f"Resuming from '{start.checkpoint}'")
-    _keep_earlier_curves(run.folder)
     try:
+        trainer = _trainer(run, [*callbacks, *more_callbacks])
+        data = _data(run)
+        if start.checkpoint is not None:
+            print(f"Resuming from '{start.checkpoint}'")
+        _keep_earlier_curves(run.folder)
         trainer.fit(model, datamodule=data, ckpt_path=None if start.checkpoint is None else str(start.checkpoint))
     except Stopped as stopped:
         stopped.continues = _what_continues(run)
         raise
-    except MisconfigurationException as error:  # options that it holds against the data
+    except (MisconfigurationException, ValueError) as error:  # options that it does not take, or holds against the data
+        if isinstance(error, ValueError) and "`val_check_interval`" not in str(error):
+            raise
         raise _lightning_refuses(error) from error
     finally:
         if (wandb := sys.modules.get("wandb")) is not None:
@@ -120,13 +121,10 @@ def _finished(run: Run) -> dict[str, Any]:
     assert folder is not None
     row = _row(run, epochs=start.epochs, **(start.contents.get(RESULTS) or {"metrics": {}}))
     stored = rows.read(run.rows_file) if run.rows_file.is_file() else []
-    for there in rows.of_checkpoint(stored, folder, row["config_hash"]):
-        if there["stage"] == "pretrain":
-            which = f"{start.epochs} epochs, after which its score, max_steps or max_time ended it"
-            if start.epochs >= run.config.max_epochs:
-                which = f"all {start.epochs} epochs"
-            print(f"emim-solo: already finished, '{start.checkpoint}' has {which}: this is its row")
-            return there
+    for written in rows.of_checkpoint(stored, folder, row["config_hash"]):
+        if written["stage"] == "pretrain":
+            print(f"emim-solo: already finished, '{start.checkpoint}' has its {start.epochs} epochs: this is its row")
+            return written
     if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
         rows.append(run.rows_file, row)
     return row
@@ -142,64 +140,33 @@ def _what_continues(run: Run) -> str:
     return f"the same command{flag} goes on from '{path}'"
 
 
-def _bytes_of(model: LightningModule) -> int:
-    """What a checkpoint takes at least."""
-    return sum(value.numel() * value.element_size() for value in model.state_dict().values())
-
-
 def _data(run: Run) -> LightningDataModule:
     """Training and validation images, checked. With DALI, too, torchvision loads the validation images."""
     suite, cfg, images = load_suite(), run.config, run.images
-    for part, name in (
-        (images.val, "data.val_path"),
-        (images.train, "data.train_path"),
-        (images.held_out, "held-out images"),
-    ):
+    named = {"data.val_path": images.val, "data.train_path": images.train, "held-out images": images.held_out}
+    for name, part in named.items():
         if part is not None:
             check_images(part.paths, name)
     val_loader: DataLoader | None = None
     if cfg.data.val_path is not None and not cfg.data.no_labels:
         val_loader = suite.evaluation_loaders(cfg, images)[1]
-    train_loader: DataLoader | None = None
-    if cfg.data.format == "dali":
-        assert images.train is not None
-        count = len(images.train)
-    else:
+    if cfg.data.format != "dali":
         train_loader = suite.train_loader(cfg, images)
-        count = len(train_loader.dataset)  # type: ignore[arg-type]
-    _check_batches(run, count // (cfg.optimizer.batch_size * run.processes), count)
-    if train_loader is not None:
+        _check_batches(run, len(train_loader.dataset))  # type: ignore[arg-type]
         return SuiteData(cfg.seed, train_loader, val_loader, first_epoch=run.start.epochs)
     assert images.train is not None
+    _check_batches(run, len(images.train))
     module = suite.dali_datamodule(cfg, images.train)
     module.val_dataloader = lambda: val_loader or []  # type: ignore[method-assign]
     return module
 
 
-def _check_batches(run: Run, batches: int, images: int) -> None:
-    """An epoch has a batch at least; Lightning trains on none without a word, and ends in a traceback within it."""
-    cfg = run.config
-    if not batches:
-        raise UsageError(
-            "optimizer.batch_size",
-            f"{images} training images are fewer than one batch of {cfg.optimizer.batch_size} on {run.processes} process(es): "
-            "lower optimizer.batch_size",
-        )
-    for key in ("limit_train_batches", "overfit_batches"):
-        if limit := cfg.get(key):
-            limited = int(limit * batches) if isinstance(limit, float) else min(limit, batches)
-            if not limited:
-                raise UsageError(
-                    key, f"{key}={limit} of {batches} batches is none: raise it, or give a number of batches"
-                )
-            batches = limited
-    interval = cfg.get("val_check_interval")
-    if isinstance(interval, int) and interval > batches and cfg.get("check_val_every_n_epoch", 1) is not None:
-        raise UsageError(
-            "val_check_interval",
-            f"val_check_interval={interval} is more than the {batches} batches of an epoch: lower it, or add "
-            "check_val_every_n_epoch=null",
-        )
+def _check_batches(run: Run, images: int) -> None:
+    """An epoch has a batch at least; Lightning trains on none without a word."""
+    size = run.config.optimizer.batch_size
+    if images < size * run.processes:
+        whole = f"a batch of {size} on {run.processes} process(es)"
+        raise UsageError("optimizer.batch_size", f"{images} training images are fewer than {whole}: lower the batch")
 
 
 def _trainer(run: Run, callbacks: list[Callback]) -> Trainer:
@@ -209,11 +176,8 @@ def _trainer(run: Run, callbacks: list[Callback]) -> Trainer:
         UsageError: it does not take them.
     """
     cfg = run.config
-    names = inspect.signature(Trainer.__init__).parameters.keys() & {
-        *TrainerOptions.__dataclass_fields__,
-        *("max_epochs", "num_nodes", "devices"),
-    }
-    options = {name: value for name, value in as_dict(cfg).items() if name in names and name != "max_time"}
+    names = inspect.signature(Trainer.__init__).parameters.keys() - {"max_time"}  # ours is among the callbacks
+    options = {name: value for name, value in as_dict(cfg).items() if name in names}
     strategy = options.get("strategy")
     options["strategy"] = DDPStrategy(find_unused_parameters=False) if strategy == "ddp" else strategy or "auto"
     if not on_gpu(cfg):
@@ -225,7 +189,7 @@ def _trainer(run: Run, callbacks: list[Callback]) -> Trainer:
     assert run.folder is not None
     try:
         return Trainer(**options, logger=_loggers(cfg, run.folder), callbacks=callbacks)
-    except (TypeError, ValueError, ImportError, RuntimeError, MisconfigurationException) as error:
+    except (TypeError, ValueError, ImportError, RuntimeError) as error:
         raise _lightning_refuses(error) from error
 
 
@@ -239,27 +203,10 @@ def _loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
     """CSV always, in the run's folder; wandb and tensorboard with one flag each."""
     place: dict[str, Any] = {"name": folder.parent.name, "version": folder.name}
     loggers: list[Logger] = [CSVLogger(str(folder.parent.parent), **place)]
-    for package in ("wandb", "tensorboard"):
-        if OmegaConf.select(cfg, f"{package}.enabled", default=False) and importlib.util.find_spec(package) is None:
-            raise UsageError(
-                f"{package}.enabled", f"{package}.enabled=True, but it is not installed: pip install {package}"
-            )
     if OmegaConf.select(cfg, "wandb.enabled", default=False):
-        from lightning.pytorch.loggers import WandbLogger
-
-        loggers.append(
-            WandbLogger(
-                name=cfg.name,
-                project=cfg.wandb.project,
-                entity=cfg.wandb.entity,
-                offline=cfg.wandb.offline,
-                group=cfg.wandb.get("group"),
-                save_dir=str(folder),
-            )
-        )
+        keys = {key: cfg.wandb.get(key) for key in ("project", "entity", "offline", "group")}
+        loggers.append(WandbLogger(name=cfg.name, save_dir=str(folder), **keys))
     if OmegaConf.select(cfg, "tensorboard.enabled", default=False):
-        from lightning.pytorch.loggers import TensorBoardLogger
-
         loggers.append(TensorBoardLogger(str(folder.parent.parent), **place))
     return loggers
 

@@ -6,8 +6,10 @@ What a clone's own script asks of EMIM alone is in :meth:`emim_solo.emim.method.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,17 +48,17 @@ def decide(run: Run, version: str | None = None) -> Run:
     epochs = contents["epoch"] + 1
     finished = epochs >= run.config.max_epochs or (same_run and _had_ended(contents, run.config))
     if finished and not same_run:
-        raise UsageError(
-            "resume.finished",
-            f"checkpoint '{path}' has {epochs} epochs already, max_epochs={run.config.max_epochs} leaves nothing to train: "
-            "raise max_epochs",
-        )
+        raise UsageError("resume.finished", f"checkpoint '{path}' has all of its {epochs} epochs: raise max_epochs")
     if not finished:
         _check_schedule(path, stored, run)
         _check_score(path, stored, run)
-    _check_images(path, contents.get(opening.IMAGES, {}), run, same_run=version is not None)
-    start = Start(path, contents, epochs, finished, same_run)
-    return replace(run, folder=_folder(run, version, path), start=start)
+    _check_images(path, stored, contents.get(opening.IMAGES, {}), run)
+    if differing := differing_images(contents.get(opening.IMAGES, {}), run.images.record):
+        message = f"checkpoint '{path}' is of other images: {', '.join(differing)}"
+        if version is not None:  # its rows are compared with others
+            raise UsageError("images.changed", f"{message}; put them back, or start a new run elsewhere")
+        rank_zero_warn(f"{message}; the run goes on with those that are there now")
+    return replace(run, folder=_folder(run, version, path), start=Start(path, contents, epochs, finished))
 
 
 def _had_ended(contents: Mapping[str, Any], cfg: DictConfig) -> bool:
@@ -80,21 +82,22 @@ def _to_resume(run: Run) -> tuple[Path, dict[str, Any]] | None:
         return path, opening.load(path)
     if not cfg.auto_resume.enabled:
         return None
+    changed: dict[Path, float] = {}
+    for path in run.base.glob("*/*.ckpt"):
+        changed[path.parent] = max(path.stat().st_mtime, changed.get(path.parent, 0.0))
     oldest = time.time() - 3600 * cfg.auto_resume.max_hours
-    folders = {path.parent for path in run.base.glob("*/*.ckpt")}
-    changed = {folder: max(path.stat().st_mtime for path in folder.glob("*.ckpt")) for folder in folders}
-    recent = sorted((folder for folder in folders if changed[folder] > oldest), key=changed.__getitem__, reverse=True)
-    others: list[tuple[Path, list[str]]] = []
-    for folder in recent:
+    others: list[str] = []
+    for folder in sorted(changed, key=changed.__getitem__, reverse=True):
+        if changed[folder] <= oldest:
+            break
         differing = _differences(opening.stored_arguments(folder / opening.ARGUMENTS), run)
         if not differing and (latest := opening.last_whole(folder)) is not None:
             differing = differing_images(latest[1].get(opening.IMAGES, {}), run.images.record)
             if not differing:
                 return latest
-        others.append((folder, differing))
+        others.append(f"'{folder}' is of other settings: {', '.join(differing)}")
     if others:
-        folder, differing = others[0]
-        rank_zero_warn(f"auto_resume: '{folder}' is of other settings: {', '.join(differing)}; a new run starts")
+        rank_zero_warn(f"auto_resume: {others[0]}; a new run starts")
     return None
 
 
@@ -109,20 +112,15 @@ def _differences(stored: Mapping[str, Any], run: Run) -> list[str]:
 
 def _check_schedule(path: Path, stored: Mapping[str, Any], run: Run) -> None:
     """A resumed run goes on with its checkpoint's optimizer and schedule; what Lightning cannot put into it is refused."""
-    theirs, ours = OmegaConf.create(dict(stored)), run.config
-    for key in ("optimizer.name", "scheduler.name"):
-        before, now = OmegaConf.select(theirs, key), OmegaConf.select(ours, key)
-        if before is not None and before != now:
-            raise UsageError(
-                key,
-                f"checkpoint '{path}' was trained with {key}={before}, this run is {now}: resume with {before}, or start a "
-                "new run",
-            )
     for section in ("optimizer", "scheduler"):
-        for key, before in (theirs.get(section) or {}).items():
-            now = ours[section].get(key)
-            if key != "batch_size" and before != now:
-                rank_zero_warn(f"resuming goes on with the checkpoint's {section}.{key}={before}, not with {now}")
+        for name, before in (stored.get(section) or {}).items():
+            key, now = f"{section}.{name}", as_dict(run.config)[section].get(name)
+            if name == "name" and before != now:
+                raise UsageError(
+                    key, f"checkpoint '{path}' was trained with {key}={before}, not {now}: resume with {before}"
+                )
+            if name != "batch_size" and before != now:
+                rank_zero_warn(f"resuming goes on with the checkpoint's {key}={before}, not with {now}")
 
 
 def _check_score(path: Path, stored: Mapping[str, Any], run: Run) -> None:
@@ -131,37 +129,21 @@ def _check_score(path: Path, stored: Mapping[str, Any], run: Run) -> None:
     if before is not None and now is not None and before != now:
         raise UsageError(
             "score.protocol",
-            f"checkpoint '{path}' was scored by protocol {before}, score.protocol={run.config.score.protocol} is {now}: best "
-            "and patience would compare unlike numbers; resume with its protocol, or start a new run",
+            f"checkpoint '{path}' was scored by protocol {before}, not {now}: best and patience would compare unlike "
+            "numbers; resume with its score.protocol, or start a new run",
         )
 
 
-def _check_images(path: Path, recorded: Mapping[str, Any], run: Run, *, same_run: bool) -> None:
-    """Images that are held out now were not trained on before; other images are refused, or said.
-
-    Args:
-        path: of the checkpoint.
-        recorded: which images it was trained on; one of version 0.2 says nothing.
-        run: that would go on from it.
-        same_run: whether it goes on in a folder of its own, where its rows are compared with others.
-    """
+def _check_images(path: Path, stored: Mapping[str, Any], recorded: Mapping[str, Any], run: Run) -> None:
+    """Images that are held out now were not trained on before; a checkpoint of version 0.2 has no record of them."""
     ours = HeldOut.recorded(run.config)
-    stored = opening.stored_arguments(path)
-    if ours is not None and stored and (theirs := HeldOut.recorded(OmegaConf.create(stored))) != ours:
+    if ours is not None and stored and (theirs := HeldOut.recorded(OmegaConf.create(dict(stored)))) != ours:
         raise UsageError(
             "images.held_out",
-            f"checkpoint '{path}' was trained with {theirs or 'no images'} held out, this run holds out {ours}: its score "
-            "would be of images it was trained on; resume with the same images and score.protocol, set data.val_path, "
-            "or start a new run",
+            f"checkpoint '{path}' was trained with {theirs or 'no images'} held out, not {ours}: its score would be of images "
+            "it was trained on; resume with the same images and score.protocol, or set data.val_path",
         )
     check_held_out(recorded, run.images, path)
-    if differing := differing_images(recorded, run.images.record):
-        said = f"checkpoint '{path}' is of other images: {', '.join(differing)}"
-        if same_run:
-            raise UsageError(
-                "images.changed", f"{said}; put the images back as they were, or start a new run elsewhere"
-            )
-        rank_zero_warn(f"{said}; the run goes on with those that are there now")
 
 
 def _folder(run: Run, version: str | None, resumed: Path | None) -> Path:
@@ -172,11 +154,9 @@ def _folder(run: Run, version: str | None, resumed: Path | None) -> Path:
         return resumed.parent
     if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
         return run.base / "0"  # only rank zero writes
-    run.base.mkdir(parents=True, exist_ok=True)
-    number = 0
+    numbers = itertools.count()
     while True:
-        try:
-            (run.base / str(number)).mkdir()
-            return run.base / str(number)
-        except FileExistsError:
-            number += 1
+        folder = run.base / str(next(numbers))
+        with suppress(FileExistsError):
+            folder.mkdir(parents=True)
+            return folder

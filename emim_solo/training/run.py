@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
 from lightning.pytorch.callbacks import Timer
-from lightning.pytorch.strategies import StrategyRegistry
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.seed import isolate_rng
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -21,66 +22,33 @@ from emim_solo.ground import files
 from emim_solo.ground.errors import UsageError
 from emim_solo.ground.settings import check, read
 from emim_solo.images.embedded import write_images
-from emim_solo.images.folders import HeldOut, Images, Listings, RunImages, expand_home
+from emim_solo.images.folders import HeldOut, Listings, RunImages, expand_home
 from emim_solo.suite import load_suite
 from emim_solo.suite.api import in_one_line, open_copy
 from emim_solo.training import schema
 
-_REQUIRED = (
-    "name",
-    "method",
-    "backbone.name",
-    "data.dataset",
-    "data.train_path",
-    "data.num_workers",
-    "augmentations",
-    "optimizer.name",
-    "optimizer.batch_size",
-    "optimizer.lr",
-    "optimizer.classifier_lr",
-    "optimizer.weight_decay",
-    "scheduler.name",
-    "max_epochs",
-)
 _ANY_NUMBER_OF_CROPS = ("wmse", "mae")  # as in the suite's main_pretrain.py
 _HELD_OUT = 10  # of the training images one in ten at most is held out
 
 
 @dataclass(frozen=True)
 class Start:
-    """How a run starts: afresh, from a checkpoint, or not at all because it is finished.
+    """How a run starts: afresh, from a checkpoint, or not at all because it is finished."""
 
-    Attributes:
-        checkpoint: that it goes on from, or that has all of its epochs; None where it starts afresh.
-        contents: what is in that file, read once. Emptied when the trainer has restored it.
-        epochs: that are in it.
-        finished: whether there is nothing left to train.
-        same_run: whether the checkpoint is of this very run, and not one that another run left.
-    """
-
-    checkpoint: Path | None = None
-    contents: dict[str, Any] = field(default_factory=dict, repr=False)
-    epochs: int = 0
+    checkpoint: Path | None = None  # that it goes on from, or that has all of its epochs
+    contents: dict[str, Any] = field(default_factory=dict, repr=False)  # of that file, until the trainer restores it
+    epochs: int = 0  # that are in it
     finished: bool = False
-    same_run: bool = False
 
 
 @dataclass(frozen=True)
 class Run:
-    """One pretraining run. Nothing below asks again what is decided here.
+    """One pretraining run. Nothing below asks again what is decided here."""
 
-    Attributes:
-        config: complete and read-only, in solo-learn main's schema; learning rates are those of the global batch.
-        images: listed once.
-        protocol: of the score while training; None without it.
-        folder: ``<checkpoint.dir>/<method>/<version>``; None until :func:`emim_solo.training.resume.decide` was asked.
-        start: how it starts.
-    """
-
-    config: DictConfig
-    images: RunImages
-    protocol: Protocol | None = None
-    folder: Path | None = None
+    config: DictConfig  # complete and read-only, in solo-learn main's schema; learning rates are of the global batch
+    images: RunImages  # listed once
+    protocol: Protocol | None = None  # of the score while training
+    folder: Path | None = None  # <checkpoint.dir>/<method>/<version>, known to emim_solo.training.resume.decide
     start: Start = Start()
 
     @property
@@ -97,6 +65,24 @@ class Run:
     def processes(self) -> int:
         """How many processes train it together."""
         return len(self.config.devices) * int(self.config.num_nodes)
+
+
+def composed(folder: Path, name: str, overrides: Sequence[str] = ()) -> DictConfig:
+    """A config as Hydra composes it, also inside a Hydra application: there is one Hydra at a time.
+
+    Raises:
+        UsageError: Hydra cannot compose it.
+    """
+    instance = GlobalHydra.instance()
+    outer = instance.hydra
+    instance.clear()
+    try:
+        with initialize_config_dir(str(folder), version_base="1.2"):
+            return open_copy(compose(name, overrides=list(overrides)))
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise UsageError("config", " ".join(str(error).split())) from error
+    finally:
+        instance.hydra = outer
 
 
 def prepare(cfg: DictConfig, listings: Listings | None = None) -> Run:
@@ -118,8 +104,9 @@ def prepare(cfg: DictConfig, listings: Listings | None = None) -> Run:
     suite.method(cfg.method)
     cfg.devices = _device_list(cfg)
     cfg.augmentations = [_complete_view(view) for view in cfg.augmentations]
-    if name := cfg.data.get("embedded"):
-        _write_embedded(name, Path(cfg.data.train_path).absolute())
+    train = Path(cfg.data.train_path).absolute()
+    if cfg.data.get("embedded") and train.name == "train" and not train.is_dir():  # a user's folder is left alone
+        write_images(cfg.data.embedded, train.parent)
     score = cfg.pop("score", None)
     images = RunImages.of(cfg, listings)
     images.check_classes()
@@ -142,34 +129,20 @@ def _check_values(cfg: DictConfig) -> None:
         values: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
     except OmegaConfBaseException as error:
         raise UsageError("config", f"config: {str(error).splitlines()[0]}") from error
-    values = {key: value for key, value in values.items() if key != "devices"}
     for key in schema.REFUSED.keys() & values.keys():
         raise UsageError(key, f"{key}={values[key]}: a config cannot set it: {schema.REFUSED[key]}")
-    missing = [key for key in _REQUIRED if not _is_there(values, key)]
-    if missing:
+    if missing := schema.missing(values):
         raise UsageError(missing[0], f"config lacks {', '.join(missing)}: see 'emim-solo configs' for complete ones")
     check(schema.Config, values)
     if not values["augmentations"]:
-        raise UsageError(
-            "augmentations", "augmentations=[]: expected a list of views, each with crop_size and num_crops"
-        )
-    if (steps := values.get("max_steps", -1)) == 0:
-        raise UsageError("max_steps", f"max_steps={steps}: expected at least 1, or -1 for all of max_epochs")
-    strategy, known = values.get("strategy") or "auto", ["auto", *sorted(StrategyRegistry.available_strategies())]
-    if strategy not in known:
-        raise UsageError("strategy", f"strategy={strategy}: expected one of {', '.join(known)}")
-    _check_time(values.get("max_time"))
-
-
-def _check_time(most: Any) -> None:
-    try:
+        raise UsageError("augmentations", "augmentations=[]: expected views, each with crop_size and num_crops")
+    if values.get("max_steps") == 0:
+        raise UsageError("max_steps", "max_steps=0: expected at least 1, or -1 for all of max_epochs")
+    most = values.get("max_time")
+    with in_one_line("max_time", f"max_time={most}: expected DD:HH:MM:SS in quotes, or settings as in {{hours: 2}}"):
         remaining = Timer(most).time_remaining()
-        reason = "no time" if remaining is not None and remaining <= 0 else ""
-    except (TypeError, ValueError, OverflowError, MisconfigurationException) as error:
-        reason = " ".join(str(error).split())
-    if reason:
-        expected = "expected DD:HH:MM:SS in quotes, or settings by name as in {hours: 2}"
-        raise UsageError("max_time", f"max_time={most}: {expected} ({reason})")
+        if remaining is not None and remaining <= 0:
+            raise ValueError("no time")
 
 
 def _complete_view(view: DictConfig) -> DictConfig:
@@ -179,23 +152,13 @@ def _complete_view(view: DictConfig) -> DictConfig:
     return OmegaConf.merge(*parts)  # type: ignore[return-value]
 
 
-def _is_there(values: Mapping[str, Any], key: str) -> bool:
-    """Whether a key has a value; a section of another kind than a mapping is for :func:`check` to refuse."""
-    first, _, rest = key.partition(".")
-    value = values.get(first)
-    if value is None or value == "???":
-        return False
-    return not rest or not isinstance(value, Mapping) or _is_there(value, rest)
-
-
 def _check_crops(cfg: DictConfig) -> None:
     suite, large, small = load_suite(), cfg.data.num_large_crops, cfg.data.num_small_crops
-    if large != 2 and cfg.method not in _ANY_NUMBER_OF_CROPS and not (cfg.method == "emim" and large > 2):
-        expected = "2 large crops or more" if cfg.method == "emim" else "2 large crops"
+    more = " or more" if cfg.method == "emim" else ""
+    if large != 2 and cfg.method not in _ANY_NUMBER_OF_CROPS and not (more and large > 2):
         raise UsageError(
             "augmentations",
-            f"{cfg.method} takes {expected}, augmentations give {large}: set num_crops so that those of the first "
-            "crop_size add up to that",
+            f"{cfg.method} takes 2 large crops{more}, augmentations give {large}: change their num_crops",
         )
     if small and not suite.uses_small_crops(cfg.method):
         able = ", ".join(name for name in sorted(suite.methods()) if suite.uses_small_crops(name))
@@ -207,88 +170,66 @@ def _check_crops(cfg: DictConfig) -> None:
 
 
 def _complete_score(cfg: DictConfig, section: Any, images: RunImages) -> Protocol | None:
-    """Check the section ``score`` and complete it, with the images to hold out; one that is not enabled stays away.
+    """Check the section ``score``, and put it into ``cfg`` where it is enabled.
 
     Beside the user's keys it then has ``protocol_hash`` and, without ``data.val_path``, ``held_out``: which training
-    images are not trained on. Changes ``cfg``.
+    images are not trained on.
     """
     score = read(schema.Score, section, "score")
+    for key in ("patience", "keep_best"):
+        if getattr(score, key) and not score.enabled:
+            raise UsageError(f"score.{key}", f"score.{key} without a score: add score.enabled=True")
     if not score.enabled:
-        if idle := [key for key in ("patience", "keep_best") if getattr(score, key)]:
-            raise UsageError(
-                f"score.{idle[0]}",
-                f"{', '.join(f'score.{key}={getattr(score, key)}' for key in idle)} without a score: add score.enabled=True",
-            )
         return None
     if score.keep_best and not OmegaConf.select(cfg, "checkpoint.enabled", default=False):
         raise UsageError("score.keep_best", "score.keep_best=True keeps a checkpoint: add checkpoint.enabled=True")
     protocol = Protocol.read(score.protocol)
     cfg.score = asdict(score) | {"protocol_hash": protocol.hash}
-    scored: Images | None = images.val if cfg.data.get("val_path") is not None else images.listed
+    validated = cfg.data.get("val_path") is not None
+    scored = images.val if validated else images.listed
     if scored is None:
-        if cfg.data.get("val_path") is None:
-            raise UsageError(
-                "score.enabled",
-                "score.enabled=True without data.val_path holds training images out of folders, not of data.dataset="
-                f"{cfg.data.dataset} in this format: set data.val_path (labels are not used)",
-            )
-        return protocol
-    validated = images.val is not None
+        if validated:
+            return protocol
+        raise UsageError(
+            "score.enabled",
+            f"the score holds images out of folders, not of {cfg.data.dataset}: set data.val_path (no label is used)",
+        )
     count = min(protocol.images, len(scored) if validated else len(scored) // _HELD_OUT)
     if count < FEWEST_IMAGES:
-        kind = (
-            f"{len(scored)} validation images" if validated else f"a tenth of {len(scored)} training images to hold out"
-        )
-        raise UsageError(
-            "score.enabled", f"score.enabled=True with {kind}: scores need at least {FEWEST_IMAGES}; add some"
-        )
+        which = "validation images" if validated else "training images to hold out"
+        few = f"{'' if validated else 'a tenth of '}{len(scored)} {which}"
+        raise UsageError("score.enabled", f"score.enabled=True with {few}: add some, it needs at least {FEWEST_IMAGES}")
     if not validated:
         cfg.score.held_out = {"images": count, "of": len(scored), "seed": protocol.seed}
     return protocol
-
-
-def _write_embedded(name: str, train: Path) -> None:
-    """Write images where the config looks for them; a folder of the user's own is left alone."""
-    if train.name == "train" and not train.is_dir():
-        write_images(name, train.parent)
 
 
 def _device_list(cfg: DictConfig) -> list[int]:
     """The devices as a list, which is what the suite counts; Lightning's other spellings are translated."""
     devices = cfg.get("devices", 1)
     available = torch.cuda.device_count() if on_gpu(cfg) else 1
-    if isinstance(devices, str):
-        devices = devices.strip()
-        if devices in ("auto", "-1"):
-            devices = available
-        elif "," in devices:
-            devices = [index for index in devices.split(",") if index]
-        elif devices.isdecimal():
-            devices = int(devices)
-    if isinstance(devices, int) and not isinstance(devices, bool):
-        devices = available if devices == -1 else devices
-        if 1 <= devices <= schema.MOST_PROCESSES:
-            return list(range(devices))
     try:
+        if isinstance(devices, str) and devices.strip() != "auto":
+            devices = [index for index in devices.split(",") if index.strip()] if "," in devices else int(devices)
+        if devices == -1 or isinstance(devices, str):
+            devices = available
+        if isinstance(devices, int) and not isinstance(devices, bool):
+            devices = range(min(devices, schema.MOST_PROCESSES + 1))
         indices = [int(index) for index in devices]
-        if indices and len(set(indices)) == len(indices) <= schema.MOST_PROCESSES and min(indices) >= 0:
-            return indices
-    except (TypeError, ValueError):
-        pass
-    raise UsageError("devices", f"devices={devices}: expected a number from 1 on, 'auto' or a list of device indices")
+    except (TypeError, ValueError, OverflowError):
+        indices = []
+    if not indices or min(indices) < 0 or not len(set(indices)) == len(indices) <= schema.MOST_PROCESSES:
+        shown = cfg.get("devices")
+        raise UsageError("devices", f"devices={shown}: expected a number from 1 on, 'auto' or a list of device indices")
+    return indices
 
 
 def on_gpu(cfg: DictConfig) -> bool:
-    """Whether a run trains on a GPU.
-
-    Raises:
-        UsageError: it should, and there is none.
-    """
+    """Whether a run trains on a GPU; a UsageError where it should, and there is none."""
     accelerator = cfg.get("accelerator", "auto")
     available = torch.cuda.is_available()
     if accelerator in ("gpu", "cuda") and not available:
         raise UsageError(
-            "accelerator",
-            f"accelerator={accelerator}, but no GPU is there: add accelerator=cpu devices=1 precision=32",
+            "accelerator", f"accelerator={accelerator}, but there is no GPU: add accelerator=cpu devices=1 precision=32"
         )
     return accelerator in ("auto", "gpu", "cuda") and available

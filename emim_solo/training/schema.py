@@ -1,33 +1,25 @@
 """The keys of a pretraining config that are known, with the type and the bounds of each value.
 
-It is solo-learn main's schema, with the keys that are this package's. A config may have other keys: a method, an
-optimizer or a backbone may know them. What their own sections hold (``method_kwargs``, ``backbone.kwargs``,
-``optimizer.kwargs``) is checked by who takes it.
+It is solo-learn main's schema, with the keys of this package. A config may have others, which a method, an optimizer or
+a backbone knows and checks.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, is_dataclass
-from typing import Any, cast, get_args, get_origin, get_type_hints
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from typing import Any, cast, get_args, get_type_hints
 
+from lightning.pytorch.strategies import StrategyRegistry
 from omegaconf import DictConfig
 
 from emim_solo.ground.settings import setting
 
 MOST_PROCESSES = 4_096
-_MOST_SEED = 2**32 - 1  # of NumPy's generators
 _MOST_CROPS, _MOST_PIXELS, _MOST_WORKERS = 1_000, 4_096, 1_024  # more is a typing error, and would end in memory
 
-PRECISIONS = (
-    16,
-    32,
-    64,
-    *(f"{bits}" for bits in (16, 32, 64)),
-    "bf16",
-    "transformer-engine",
-    "transformer-engine-float16",
-)
-PRECISIONS += ("16-true", "16-mixed", "bf16-true", "bf16-mixed", "32-true", "64-true")
+_MIXED = ("16-true", "16-mixed", "bf16-true", "bf16-mixed", "32-true", "64-true")
+_PRECISIONS = (16, 32, 64, "16", "32", "64", "bf16", "transformer-engine", "transformer-engine-float16", *_MIXED)
 
 
 @dataclass(kw_only=True)
@@ -173,19 +165,58 @@ class Score:
     """The score without labels while a run trains."""
 
     enabled: bool = False
-    protocol: str = "default"
-    every_n_epochs: int | None = setting(None, least=1)
-    patience: int | None = setting(None, least=1)
-    keep_best: bool = False
+    protocol: str = "default"  # of emim-solo score: a shipped one, or a file
+    every_n_epochs: int | None = setting(None, least=1)  # by default as few as cost under 5 % of their forwards
+    patience: int | None = setting(None, least=1)  # scorings without a better one, after which the run ends
+    keep_best: bool = False  # the checkpoint of the best one in the run's folder, under best/
+
+
+REFUSED = {
+    "barebones": "it turns off what a run is made of: leave it out",
+    "callbacks": "callbacks are Python objects: pass them to emim_solo.pretraining.pretrain",
+    "default_root_dir": "a run lies in checkpoint.dir: set that",
+    "enable_checkpointing": "set checkpoint.enabled",
+    "fast_dev_run": "it saves nothing: set max_epochs=1 +limit_train_batches=1 +limit_val_batches=1",
+    "logger": "set wandb.enabled=True or tensorboard.enabled=True; metrics.csv is always written",
+    "model_registry": "checkpoints go to checkpoint.dir alone: leave it out",
+    "plugins": "plugins are Python objects: leave it out",
+    "reload_dataloaders_every_n_epochs": "the loader is seeded for each epoch: leave it out",
+}
+"""Options of the Trainer that a config cannot have, and what to do instead."""
 
 
 @dataclass(kw_only=True)
-class TrainerOptions:
-    """Of Lightning's Trainer, those that a config may have beside the run's own; the Trainer takes them as they are."""
+class Config:
+    """All keys of a pretraining config that are known."""
 
+    name: str = setting()
+    method: str = setting()
+    seed: int = setting(5, least=0, most=2**32 - 1)
+    max_epochs: int = setting(least=1)
+    num_nodes: int = setting(1, least=1, most=MOST_PROCESSES)
+    backbone: Backbone | None = None
+    method_kwargs: dict[str, Any] | None = None
+    momentum: Momentum | None = None
+    data: Data | None = None
+    dali: Dali | None = None
+    augmentations: list[View] = setting()
+    optimizer: Optimizer | None = None
+    scheduler: Scheduler | None = None
+    checkpoint: CheckpointKeys | None = None
+    auto_resume: AutoResume | None = None
+    resume_from_checkpoint: str | None = None
+    knn_eval: KNN | None = None
+    auto_umap: UMAP | None = None
+    wandb: Wandb | None = None
+    tensorboard: Switch | None = None
+    performance: Performance | None = None
+    score: Score | None = None
+    debug_augmentations: bool = False
+
+    # of Lightning's Trainer, which takes them as they are
     accelerator: str = setting("auto", choices=("auto", "cpu", "gpu", "cuda", "mps", "tpu"))
-    strategy: str | None = None
-    precision: str | int | None = setting(None, choices=PRECISIONS)
+    strategy: str | None = setting(None, choices=("auto", *sorted(StrategyRegistry.available_strategies())))
+    precision: str | int | None = setting(None, choices=_PRECISIONS)
     sync_batchnorm: bool = False
     max_time: str | dict[str, int] | None = None
     min_epochs: int | None = setting(None, least=1)
@@ -214,56 +245,29 @@ class TrainerOptions:
     enable_autolog_hparams: bool = True
 
 
-REFUSED = {
-    "barebones": "it turns off what a run is made of: leave it out",
-    "callbacks": "callbacks are Python objects: pass them to emim_solo.pretraining.pretrain",
-    "default_root_dir": "a run lies in checkpoint.dir: set that",
-    "enable_checkpointing": "set checkpoint.enabled",
-    "fast_dev_run": "it saves nothing: set max_epochs=1 +limit_train_batches=1 +limit_val_batches=1",
-    "logger": "set wandb.enabled=True or tensorboard.enabled=True; metrics.csv is always written",
-    "model_registry": "checkpoints go to checkpoint.dir alone: leave it out",
-    "plugins": "plugins are Python objects: leave it out",
-    "reload_dataloaders_every_n_epochs": "the loader is seeded for each epoch: leave it out",
-}
-"""Options of the Trainer that a config cannot have, and what to do instead."""
-
-
-@dataclass(kw_only=True)
-class Config(TrainerOptions):
-    """All keys of a pretraining config that are known."""
-
-    name: str = ""
-    method: str = ""
-    seed: int = setting(5, least=0, most=_MOST_SEED)
-    max_epochs: int = setting(100, least=1)
-    num_nodes: int = setting(1, least=1, most=MOST_PROCESSES)
-    backbone: Backbone | None = None
-    method_kwargs: dict[str, Any] | None = None
-    momentum: Momentum | None = None
-    data: Data | None = None
-    dali: Dali | None = None
-    augmentations: list[View] = setting([])
-    optimizer: Optimizer | None = None
-    scheduler: Scheduler | None = None
-    checkpoint: CheckpointKeys | None = None
-    auto_resume: AutoResume | None = None
-    resume_from_checkpoint: str | None = None
-    knn_eval: KNN | None = None
-    auto_umap: UMAP | None = None
-    wandb: Wandb | None = None
-    tensorboard: Switch | None = None
-    performance: Performance | None = None
-    score: Score | None = None
-    debug_augmentations: bool = False
+def missing(values: Mapping[str, Any], kind: type = Config, above: str = "") -> list[str]:
+    """Keys without a default that have no value, those of sections included."""
+    keys = []
+    for entry in fields(kind):
+        key, value = f"{above}{entry.name}", values.get(entry.name)
+        section = _section(kind, entry.name)
+        if value in (None, "???") and MISSING is entry.default is entry.default_factory:
+            keys.append(key)
+        elif section is not None and isinstance(value, Mapping | None):
+            keys += missing(value or {}, section, f"{key}.")
+    return keys
 
 
 def leave_out_empty_sections(cfg: DictConfig, kind: type = Config) -> None:
     """``score: null`` and ``optimizer.kwargs: null`` are no sections: their keys are removed. Changes ``cfg``."""
-    for name, hint in get_type_hints(kind).items():
-        sections = [option for option in get_args(hint) if is_dataclass(option) or get_origin(option) is dict]
-        if not sections or name not in cfg or name == "max_time":
-            continue
-        if cfg[name] is None:
-            del cfg[name]
-        elif is_dataclass(sections[0]) and isinstance(cfg[name], DictConfig):
-            leave_out_empty_sections(cfg[name], cast(type, sections[0]))
+    for entry in fields(kind):
+        section = _section(kind, entry.name)
+        if entry.name in cfg and cfg[entry.name] is None and (section or entry.name.endswith("kwargs")):
+            del cfg[entry.name]
+        elif section is not None and isinstance(cfg.get(entry.name), DictConfig):
+            leave_out_empty_sections(cfg[entry.name], section)
+
+
+def _section(kind: type, name: str) -> type | None:
+    """The dataclass of a field that may be a section."""
+    return next((cast(type, option) for option in get_args(get_type_hints(kind)[name]) if is_dataclass(option)), None)

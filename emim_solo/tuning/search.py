@@ -5,13 +5,12 @@ That is how Hydra's own plugin hydra-optuna-sweeper reads it; the plugin pins op
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import json
 import math
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
@@ -20,13 +19,10 @@ from typing import Any
 import numpy as np
 import optuna
 import yaml
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, IntervalSweep, Override, RangeSweep, Transformer
 from hydra.errors import HydraException
-from lightning.pytorch import Trainer
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
@@ -34,8 +30,7 @@ from emim_solo.ground import compare, configs, files
 from emim_solo.ground.errors import UsageError
 from emim_solo.ground.settings import checked, read, setting
 from emim_solo.images.folders import Listings
-from emim_solo.suite import as_dict
-from emim_solo.training.run import Run, prepare
+from emim_solo.training.run import Run, composed, prepare
 
 SAMPLERS = ("TPESampler", "RandomSampler", "GPSampler")
 PRUNERS = (
@@ -54,15 +49,7 @@ _TRIED = 12  # trials in memory: the samplers draw the first ten at random
 
 @dataclass(frozen=True)
 class Settings:
-    """What a search file has.
-
-    Attributes:
-        trials: how many, whatever becomes of them.
-        sampler: of ``optuna.samplers``: a name, or a mapping of it to its arguments.
-        pruner: of ``optuna.pruners``, the same; None gives the default, ``none`` stops no trial.
-        seed: of the sampler.
-        params: keys of a config, each with a range, or with one value for all trials.
-    """
+    """What a search file has; what each key means is said in scripts/tune/default.yaml."""
 
     trials: int = setting(20, least=1)
     sampler: str | dict[str, Any] = setting("TPESampler", choices=SAMPLERS)
@@ -73,23 +60,14 @@ class Settings:
 
 @dataclass(frozen=True)
 class Search:
-    """A config, and the keys of it that are searched.
+    """A config, and the keys of it that are searched."""
 
-    Attributes:
-        folder: of the config.
-        config: its name.
-        fixed: overrides of every trial, as typed.
-        params: what is searched, by key.
-        settings: of the search file and the command.
-        listings: of the image folders, which all trials share.
-    """
-
-    folder: Path
-    config: str
-    fixed: tuple[str, ...]
-    params: Mapping[str, Override]
+    folder: Path  # of the config
+    config: str  # its name
+    fixed: tuple[str, ...]  # overrides of every trial, as typed
+    params: Mapping[str, Override]  # what is searched, by key
     settings: Settings
-    listings: Listings = field(default_factory=Listings)
+    listings: Listings = field(default_factory=Listings)  # of the image folders, which all trials share
 
     @staticmethod
     def read(
@@ -100,14 +78,13 @@ class Search:
         Args:
             config_path: folder of the config, or a shipped one.
             config: its name.
-            name: of the file, or of a shipped one. None takes the shipped ``default``, and its ``params`` only if
+            name: of the search file, or of a shipped one. None takes the shipped ``default``, and its ``params`` only if
                 ``overrides`` search nothing.
             overrides: in Hydra's grammar: sweeps are searched, all else is the same in every trial.
             trials: how many, instead of the file's.
 
         Raises:
-            UsageError: no such folder or file, an unknown key in it, a wrong value, a key that is not for a search, or
-                nothing to search.
+            UsageError: no such folder or file, a wrong key or value in it, or nothing to search.
         """
         typed = _parsed(overrides)
         document = _read_file(name or "default")
@@ -115,102 +92,58 @@ class Search:
             document["trials"] = trials
         settings = read(Settings, document, "search")
         if name is not None or not any(override.is_sweep_override() for override in typed.values()):
-            lines = (
-                f"{key}={value if isinstance(value, str) else json.dumps(value)}"
-                for key, value in compare.leaves(settings.params).items()
-            )
-            typed = _parsed(list(lines)) | typed
+            values = compare.leaves(settings.params)
+            lines = (f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in values.items())
+            typed = _parsed(lines) | typed
         params = {key: override for key, override in typed.items() if override.is_sweep_override()}
         if not params:
-            raise UsageError(
-                "search.params",
-                "nothing to search: expected keys with ranges, as in 'optimizer.lr=tag(log, interval(1e-3, 1e-1))', "
-                "in params of --search or after the options",
-            )
+            raise UsageError("search.params", "nothing to search: give a key a range, as in optimizer.lr=choice(0.1,1)")
         for key, override in typed.items():
             section = re.split("[./]", key)[0]
             if section in _SET_BY_TUNE or (key == "score.enabled" and override.value() is not True):
+                raise UsageError(key, f"{override.input_line}: a search sets {key} itself: leave it out")
+            if key in params and section in _NOT_SEARCHED:
                 raise UsageError(
-                    key, f"{override.input_line}: a search sets {key} itself, the same in each trial: leave it out"
+                    key, f"{key} cannot be searched, trials differ in their recipe alone: give it one value"
                 )
         fixed = tuple(str(override.input_line) for key, override in typed.items() if key not in params)
         search = Search(configs.find(config_path), config.removesuffix(".yaml"), fixed, params, settings)
         for key in params:  # each of them can be read, before any other work
             search.distribution(key)
-            if key.split(".")[0] in _NOT_SEARCHED:
-                raise UsageError(
-                    key,
-                    f"{key} cannot be searched: trials differ in their recipe, not in images, scoring or names; "
-                    "give it one value",
-                )
         return search
 
     def compose(self, values: Mapping[str, Any]) -> DictConfig:
-        """The config of a trial as its user would have written it.
-
-        Raises:
-            UsageError: Hydra cannot compose it.
-        """
-        try:
-            with initialize_config_dir(str(self.folder), version_base="1.2"):
-                groups = GlobalHydra.instance().config_loader()
-                # A key that the suite fills in is not in the YAML; one that nobody knows is refused beforehand.
-                chosen = [
-                    f"{'' if groups.get_group_options(key) else '++'}{key}={value}" for key, value in values.items()
-                ]
-                cfg = compose(self.config, overrides=[*self.fixed, *chosen])
-        except (HydraException, OmegaConfBaseException, ValueError) as error:
-            raise UsageError("config", " ".join(str(error).split())) from error
-        OmegaConf.set_struct(cfg, False)
+        """The config of a trial as its user would have written it; a UsageError where Hydra cannot compose it."""
+        chosen = [f"{str(self.params[key].input_line).partition('=')[0]}={value}" for key, value in values.items()]
+        cfg = composed(self.folder, self.config, [*self.fixed, *chosen])
         OmegaConf.update(cfg, "score.enabled", True, force_add=True)
         return cfg
 
     def complete(self, values: Mapping[str, Any], folder: Path, number: int) -> Run:
-        """The run of a trial, its checkpoints in ``folder``.
-
-        Raises:
-            UsageError: as :func:`~emim_solo.training.pretraining.prepare`, or more than one device.
-        """
+        """The run of a trial, its checkpoints in ``folder``; a UsageError as of a run, or of more than one device."""
         cfg = self.compose(values)
         cfg.name = f"{cfg.name}-trial{number}"
         kept = {"enabled": True, "dir": str(folder), "frequency": 1, "keep_prev": False}
         cfg.checkpoint = {**(cfg.get("checkpoint") or {}), **kept}
         if cfg.get("resume_from_checkpoint") is not None:
-            raise UsageError(
-                "resume_from_checkpoint",
-                "resume_from_checkpoint: trials start afresh, or go on from their own; leave it out",
-            )
+            raise UsageError("resume_from_checkpoint", "resume_from_checkpoint: trials start afresh: leave it out")
         run = prepare(cfg, self.listings)
         if run.processes > 1:
             raise UsageError(
                 "devices",
-                f"devices={run.config.devices}, num_nodes={run.config.num_nodes}: a trial runs on one device; set devices=1, "
-                "and start the command several times on the same folder, with another CUDA_VISIBLE_DEVICES each",
+                f"devices={run.config.devices}, num_nodes={run.config.num_nodes}: a trial runs on one: set devices=1, and "
+                "start the command several times, with another CUDA_VISIBLE_DEVICES each",
             )
         return run
 
     def check(self) -> Run:
-        """Check every key, both ends of every range, each with the first values of the others, sampler and pruner.
-
-        Returns:
-            The run of the first values.
+        """The run of the first values, after both ends of every range, sampler and pruner were checked.
 
         Raises:
             UsageError: a key that the config does not have, or a value that it, or Optuna, does not take.
         """
-        written = self.compose({})
         first = {key: self.ends(key)[0] for key in self.params}
-        known = {key: value for key, value in first.items() if _has(written, key)}
-        base = self.complete(known, Path(), 0)
-        of_trainer = inspect.signature(Trainer.__init__).parameters
-        for key in self.params:
-            # What optimizer and backbone take is checked by themselves.
-            free = key in of_trainer or key.rpartition(".")[0].endswith(".kwargs")
-            if not (free or key in known or _has(base.config, key)):
-                near = difflib.get_close_matches(key, compare.leaves(as_dict(base.config)), n=3, cutoff=0.0)
-                raise UsageError(key, f"the config has no {key} to search: did you mean {', '.join(near)}?")
-        if known != first:
-            base = self.complete(first, Path(), 0)
+        base = self.complete(first, Path(), 0)
         for key in self.params:
             for value in self.ends(key)[1:]:
                 try:
@@ -234,39 +167,34 @@ class Search:
                     trial.should_prune()
                     study.tell(trial, float(number))
         except Exception as error:  # whatever a library runs into that was given an odd number
+            reason = " ".join(str(error).split()) or type(error).__name__
             raise UsageError(
                 "search",
-                f"search.sampler={self.settings.sampler}, search.pruner={self.settings.pruner}: Optuna does not draw trials "
-                f"with them ({' '.join(str(error).split()) or type(error).__name__})",
+                f"Optuna draws no trials with search.sampler={self.settings.sampler}, search.pruner="
+                f"{self.settings.pruner} ({reason})",
             ) from error
 
     def ends(self, key: str) -> list[Any]:
         """The ends of a range, or all choices."""
-        distribution = self.distribution(key)
+        distribution: Any = self.distribution(key)
         if isinstance(distribution, CategoricalDistribution):
             return list(distribution.choices)
-        assert isinstance(distribution, FloatDistribution | IntDistribution)
         return [distribution.low, distribution.high]
 
     def distribution(self, key: str) -> BaseDistribution:
-        """A sweep of Hydra's as a distribution of Optuna's; the end of ``range`` is left out, as in Hydra.
+        """A sweep of Hydra's as a distribution of Optuna's, a UsageError where it is none.
 
-        Raises:
-            UsageError: an empty range, one that cannot be logarithmic, or a sweep that is no range and no choice.
+        The end of ``range`` is left out, as in Hydra.
         """
         override = self.params[key]
         sweep = override.value()
         tags: set[str] = getattr(sweep, "tags", set())
         kind: Any = FloatDistribution
         try:
-            if override.is_delete():
-                raise ValueError("a key that is left out has no values")
+            if override.is_delete() or isinstance(sweep, Glob) or getattr(sweep, "shuffle", False):
+                raise ValueError("a key that is left out, a glob or a shuffle is not searched")
             if tags - {"log"} or (tags and not isinstance(sweep, IntervalSweep)):
-                raise ValueError(f"the tag {', '.join(tags)}: log is for interval, and there is no other")
-            if getattr(sweep, "shuffle", False):
-                raise ValueError("shuffle: the order of the trials is the sampler's")
-            if isinstance(sweep, Glob):
-                raise ValueError("glob: name the choices")
+                raise ValueError("log is for interval, and there is no other tag")
             if isinstance(sweep, IntervalSweep):
                 low, high = sweep.start, sweep.end
                 if isinstance(low, int) and isinstance(high, int):
@@ -294,15 +222,7 @@ class Search:
 
     def suggest(self, trial: optuna.Trial) -> dict[str, Any]:
         """The values of a trial: new ones, or those that it had before it was killed."""
-        values: dict[str, Any] = {}
-        for key in self.params:
-            given: Any = self.distribution(key)
-            if isinstance(given, CategoricalDistribution):
-                values[key] = trial.suggest_categorical(key, given.choices)
-            else:
-                ask: Any = trial.suggest_int if isinstance(given, IntDistribution) else trial.suggest_float
-                values[key] = ask(key, given.low, given.high, step=given.step, log=given.log)
-        return values
+        return {key: trial._suggest(key, self.distribution(key)) for key in self.params}
 
     def make_sampler(self, number: int) -> Any:
         """The sampler of one trial, seeded by its number: several processes, or one after a kill, never draw alike."""
@@ -318,7 +238,6 @@ class Search:
 
 
 def _read_file(name: str) -> Any:
-    """What a search file holds."""
     path = configs.file_or_shipped(name, "tune", "search")
     try:
         return OmegaConf.to_container(OmegaConf.create(files.read_text(path)))
@@ -326,7 +245,7 @@ def _read_file(name: str) -> Any:
         raise UsageError("search", f"search '{path}' is no YAML ({' '.join(str(error).split())})") from error
 
 
-def _parsed(overrides: Sequence[str]) -> dict[str, Override]:
+def _parsed(overrides: Iterable[str]) -> dict[str, Override]:
     """Overrides by their keys; the last of a key counts."""
     parsed, parser = {}, OverridesParser.create()
     for text in overrides:
@@ -339,22 +258,12 @@ def _parsed(overrides: Sequence[str]) -> dict[str, Override]:
     return parsed
 
 
-def _has(cfg: DictConfig, key: str) -> bool:
-    """Whether a config has a key, with a value or without."""
-    parent, _, last = key.rpartition(".")
-    node = OmegaConf.select(cfg, parent) if parent else cfg
-    if isinstance(node, ListConfig):
-        return last.isdecimal() and int(last) < len(node)
-    return isinstance(node, DictConfig) and last in node.keys()  # noqa: SIM118 - ??? counts
-
-
 def _of_optuna(module: Any, key: str, choice: Any, names: Sequence[str], **arguments: Any) -> Any:
     """A sampler or pruner with its arguments, which are of the types that their defaults have."""
     name, options = next(iter(choice.items())) if isinstance(choice, Mapping) and len(choice) == 1 else (choice, {})
     if name not in names:
         raise UsageError(
-            f"search.{key}",
-            f"search.{key}={choice}: expected one of {', '.join(names)}, or a mapping of one to its arguments",
+            f"search.{key}", f"search.{key}={choice}: expected one of {', '.join(names)}, or {{name: arguments}}"
         )
     known = inspect.signature(getattr(module, name)).parameters
     place = f"search.{key}.{name}"
@@ -372,6 +281,5 @@ def _of_optuna(module: Any, key: str, choice: Any, names: Sequence[str], **argum
             warnings.simplefilter("ignore")
             return getattr(module, name)(**arguments, **(options or {}))
     except (TypeError, ValueError, ImportError) as error:
-        raise UsageError(
-            place, f"search.{key}={choice}: Optuna does not take it ({' '.join(str(error).split())})"
-        ) from error
+        reason = " ".join(str(error).split())
+        raise UsageError(place, f"search.{key}={choice}: Optuna does not take it ({reason})") from error

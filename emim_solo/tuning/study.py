@@ -23,7 +23,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 
-from emim_solo.checkpoints import opening as checkpoints
+from emim_solo.checkpoints import opening
 from emim_solo.ground import compare, files
 from emim_solo.ground.errors import UsageError
 from emim_solo.ground.stopping import Stopped
@@ -32,7 +32,6 @@ from emim_solo.results import rows
 from emim_solo.suite import as_dict, load_suite
 from emim_solo.training.live_score import MONITOR, LiveScore, is_last_epoch
 from emim_solo.training.pretraining import pretrain, reset_peak_memory
-from emim_solo.training.run import Run
 from emim_solo.tuning.search import Search
 from emim_solo.tuning.tables import STATES, counts, draw, ranked, row_of, short, table
 
@@ -69,8 +68,8 @@ class Report(Callback):
 class Locks:
     """Locks in one file, which the system lets go of when their process ends, however it ends.
 
-    So a trial whose lock is free was killed, and is taken up at once. Optuna's heartbeat would have to wait for it, and
-    could take a process that sleeps for a dead one. Locks of lockf are not inherited by the workers of a loader.
+    So a trial whose lock is free was killed, and is taken up at once; Optuna's heartbeat would have to wait, and could
+    take a process that sleeps for a dead one. Locks of lockf are not inherited by the workers of a loader.
     """
 
     def __init__(self, path: Path) -> None:
@@ -81,9 +80,8 @@ class Locks:
         except OSError as error:
             raise UsageError(
                 "disk.locks",
-                f"--output: the file system of '{path.parent}' has no locks ({error.strerror}), by which the processes of a "
-                "search and its database share a folder: take a folder on a local disk, or have locks mounted (NFS: with "
-                "lockd; Lustre: with flock)",
+                f"--output: the file system of '{path.parent}' has no locks ({error.strerror}), which a search needs: take a "
+                "folder on a local disk, or have locks mounted (NFS: with lockd; Lustre: with flock)",
             ) from error
 
     @contextmanager
@@ -116,76 +114,70 @@ class Tuning:
         for text, reader in _MEANT_OTHERWISE.items():
             if text in str(folder):
                 raise UsageError(
-                    "--output", f"--output '{folder}': {text} has a meaning for {reader}; take another name"
+                    "--output", f"--output '{folder}': {text} means something to {reader}; take another name"
                 )
-        self.base = base = search.check()
-        assert base.protocol is not None
-        self.protocol = base.protocol
+        self.base = search.check()
+        assert self.base.protocol is not None
+        self.protocol = self.base.protocol
         files.writable_folder(folder, "--output")
         self.locks = Locks(folder / "lock")
         with self.locks.together():
-            self.study = self._open(base)
+            self.study = self._open()
+            with _storage(folder / "study.db", StorageInternalError):
+                self._check_search()
 
-    def _identity(self, base: Run) -> dict[str, Any]:
-        """What has to be the same for trials to be compared, and so for a search to go on."""
-        settings = {key: getattr(self.search.settings, key) for key in ("sampler", "pruner", "seed")}
-        params = {key: override.get_value_string() for key, override in self.search.params.items()}
-        more = {
-            "search": {"params": params, **settings},
-            "protocol": asdict(self.protocol),
-            "solo-learn": load_suite().identity,
-            "images": base.images.record,
-        }
-        return dict(json.loads(json.dumps({**as_dict(base.config), **more}, default=str)))
-
-    def _open(self, base: Run) -> optuna.Study:
-        path, here = self.folder / "study.db", self._identity(base)
+    def _open(self) -> optuna.Study:
+        path = self.folder / "study.db"
 
         def connect() -> sqlite3.Connection:  # a URL would read the path's ?, # and % as its own
             return sqlite3.connect(path, timeout=60, check_same_thread=False)  # while another process writes
 
         with _storage(path, Exception):  # SQLAlchemy's and Optuna's own, of many types
             storage = optuna.storages.RDBStorage("sqlite:///study.db", engine_kwargs={"creator": connect})
-            study = optuna.create_study(
+            return optuna.create_study(
                 storage=storage,
-                pruner=self.search.make_pruner(base.config.max_epochs),
+                pruner=self.search.make_pruner(self.base.config.max_epochs),
                 study_name="tune",
                 direction="maximize",
                 load_if_exists=True,
             )
-            there = study.user_attrs.get("search")
-            if there is None:
-                study.set_user_attr("search", here)
-                return study
-        recorded, images = there.pop("images", {}), here.pop("images")
-        odd = differing_images(recorded, images)
+
+    def _check_search(self) -> None:
+        """What has to be the same for trials to be compared is in the storage; another search is refused."""
+        settings = {key: getattr(self.search.settings, key) for key in ("sampler", "pruner", "seed")}
+        params = {key: override.get_value_string() for key, override in self.search.params.items()}
+        more = {
+            "search": {"params": params, **settings},
+            "protocol": asdict(self.protocol),
+            "solo-learn": load_suite().identity,
+        }
+        ours = json.loads(json.dumps({**as_dict(self.base.config), **more}, default=str))
+        images, theirs = self.base.images.record, self.study.user_attrs.get("search")
+        if theirs is None:
+            self.study.set_user_attr("search", {**ours, "images": images})
+            return
+        recorded = theirs.pop("images", None)
         # Images that are recorded are compared by what they are, not by where they lie.
-        moved = [f"data.{part}_path" for part in recorded.keys() & images.keys()]
-        odd += compare.differences(there, here, but=(*moved, *compare.NO_RESULT))
-        if odd:
+        moved = [f"data.{part}_path" for part in images if part in (recorded or {})]
+        differing = differing_images(recorded or {}, images)
+        differing += compare.differences(theirs, ours, but=(*moved, *compare.NO_RESULT))
+        if differing:
             raise UsageError(
                 "search.other",
-                f"'{self.folder}' has another search: {', '.join(odd)}; take another --output, or the same keys, values and "
-                "images",
+                f"'{self.folder}' has another search: {', '.join(differing)}; take another --output, or search the same",
             )
-        if not recorded:
+        if recorded is None:
             print(f"'{self.folder}' is of version 0.2, which recorded no images: its trials are taken to be of these")
-            study.set_user_attr("search", {**there, "images": images})
-        return study
+            self.study.set_user_attr("search", {**theirs, "images": images})
 
     def run(self) -> None:
-        """All trials that are not there yet, and the files of the search.
-
-        Raises:
-            UsageError: no trial was finished.
-        """
+        """All trials that are not there yet, and the files of the search; a UsageError where none was finished."""
         with _storage(self.folder / "study.db", StorageInternalError):
             self._run_all()
 
     def _run_all(self) -> None:
-        trials_wanted = self.search.settings.trials
         if done := len(ranked(self.study)):
-            print(f"going on in '{self.folder}': {done} of {trials_wanted} trials are there")
+            print(f"going on in '{self.folder}': {done} of {self.search.settings.trials} trials are there")
         while (trial := self._next()) is not None:
             sizes = (path.stat().st_size for path in self.folder.glob("*/trial-*/*.ckpt"))
             files.writable_folder(self.folder, "--output", max(sizes, default=0))
@@ -205,26 +197,24 @@ class Tuning:
             print(f"{elsewhere} more in other processes, the last of which writes what all of them found")
         elif trials[0].state != TrialState.COMPLETE:
             first = row_of(min(trials, key=lambda trial: trial.number))
-            why = first.get("reason") or first.get("state")
-            raise UsageError(
-                "search.unfinished", f"none of {len(trials)} trials was finished ({counts(trials)}); trial 1: {why}"
-            )
+            reason = first.get("reason") or first.get("state")
+            raise UsageError("search.unfinished", f"no trial was finished ({counts(trials)}); trial 1: {reason}")
         else:
             with self.locks.together():
                 self._write()
-                draw(ranked(self.study), self.search, self.folder / "trials")
+                draw(self.study, list(self.search.params), self.folder / "trials")
             print(f"trials in '{self.folder / 'trials.jsonl'}', picture (PNG, PDF) beside them; train with what won:")
             print(shlex.join(["emim-solo", "pretrain", "--config-path", str(self.folder), "--config-name", "best"]))
 
     def _next(self) -> optuna.Trial | None:
         """A trial that a kill had ended, else a new one, else None."""
         with self.locks.together():
-            found = self.study.get_trials(deepcopy=False)
-            self.study.sampler = self.search.make_sampler(len(found))
-            for trial in found:
+            trials = self.study.get_trials(deepcopy=False)
+            self.study.sampler = self.search.make_sampler(len(trials))
+            for trial in trials:
                 if trial.state == TrialState.RUNNING and self.locks.take(trial.number):
                     return optuna.Trial(self.study, trial._trial_id)
-            if sum(trial.state != TrialState.WAITING for trial in found) >= self.search.settings.trials:
+            if sum(trial.state != TrialState.WAITING for trial in trials) >= self.search.settings.trials:
                 return None
             new = self.study.ask()
             self.locks.take(new.number)
@@ -257,7 +247,7 @@ class Tuning:
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
-            reason = f"out of memory ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+            reason = f"out of memory ({' '.join(str(error).split()[:12])})"
         scored = self.study.get_trials(deepcopy=False)[trial.number].intermediate_values
         if state != TrialState.COMPLETE:
             score = scored[max(scored)] if scored else math.nan
@@ -276,29 +266,24 @@ class Tuning:
         )
         trial.set_user_attr("row", row)
         self.study.tell(trial, score if state == TrialState.COMPLETE else None, state)
-        shown = f", {score:.2f} nats" if math.isfinite(score) else ""
+        nats = f", {score:.2f} nats" if math.isfinite(score) else ""
+        drawn = ", ".join(f"{key}={short(value)}" for key, value in values.items())
         print(
-            f"trial {number} of {self.search.settings.trials}: {STATES[state]}{shown}; "
-            f"{', '.join(f'{key}={short(value)}' for key, value in values.items())}; {row['seconds']:.0f} s",
-            flush=True,
+            f"trial {number} of {self.search.settings.trials}: {STATES[state]}{nats}; {drawn}; {row['seconds']:.0f} s"
         )
+        sys.stdout.flush()
         if reason:
             print(f"! trial {number}: {reason}", file=sys.stderr)
 
     def _count_starts(self, trial: optuna.Trial, method: str) -> None:
-        """A trial whose process was killed again and again without an epoch between, as when memory ends, has failed.
-
-        Raises:
-            UsageError: it was.
-        """
-        last = checkpoints.by_epoch(self.folder / method / f"trial-{trial.number + 1}")
+        """A trial whose process was killed again and again without an epoch between, as when memory ends, has failed."""
+        last = opening.by_epoch(self.folder / method / f"trial-{trial.number + 1}")
         epochs = last[-1][0] + 1 if last else 0
         starts = [*trial.user_attrs.get(_STARTS, []), epochs]
         trial.set_user_attr(_STARTS, starts)
         if starts.count(epochs) > _MOST_STARTS:
             raise UsageError(
-                "search.killed",
-                f"its process was killed {_MOST_STARTS} times after {epochs} epochs: it may need more memory",
+                "search.killed", f"killed {_MOST_STARTS} times after {epochs} epochs: has it enough memory?"
             )
 
     def _write(self) -> None:
@@ -318,9 +303,8 @@ class Tuning:
         }
         command = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in self.command)
         text = (
-            f"# {command}\n"
-            f"# Trial {best.number + 1} of {len(trials)} ({counts(trials)}): {best.value:.4f} nats of view information "
-            f"by protocol {self.protocol.hash}.\n"
+            f"# {command}\n# Trial {best.number + 1} of {len(trials)} ({counts(trials)}): {best.value:.4f} nats of view "
+            f"information by protocol {self.protocol.hash}.\n"
         )
         text += yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=10_000)
         files.write_text(self.folder / "best.yaml", text)
@@ -335,8 +319,8 @@ def _storage(path: Path, errors: type[Exception]) -> Iterator[None]:
         reason = str(error.__cause__ or error).splitlines()[0]
         raise UsageError(
             "search.storage",
-            f"the trials of a search cannot be read from or written to '{path}' ({reason}): make room on its disk if it is "
-            "full, and the same command goes on; where it is no database of Optuna's, take another --output",
+            f"'{path}' cannot be read or written ({reason}): make room if its disk is full, and the same command goes on; "
+            "where it is no database of Optuna's, take another --output",
         ) from error
 
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
-from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from emim_solo.ground import files
 from emim_solo.results.tables import Cell, Table, to_text
 from emim_solo.training.live_score import MONITOR
-from emim_solo.tuning.search import Search
 
 STATES = {TrialState.COMPLETE: "finished", TrialState.PRUNED: "stopped early", TrialState.FAIL: "failed"}
 
@@ -63,51 +61,22 @@ def table(trials: Sequence[FrozenTrial], keys: Sequence[str]) -> str:
     return to_text(Table(heads, lines, notes, []))
 
 
-def draw(trials: Sequence[FrozenTrial], search: Search, stem: Path) -> None:
-    """The score by trial, and by each key that was searched; stopped trials are hollow.
-
-    Args:
-        trials: those that ended.
-        search: whose keys are shown.
-        stem: of the picture, to which .png and .pdf are added.
-    """
+def draw(study: optuna.Study, keys: Sequence[str], stem: Path) -> None:
+    """Optuna's plot of the score of finished trials by each key that was searched, as ``stem``.png and .pdf."""
     import matplotlib
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator, NullFormatter
+    from matplotlib import pyplot
+    from matplotlib.ticker import NullFormatter
+    from optuna.visualization.matplotlib import plot_slice
 
-    from emim_solo.results.palette import PALETTE
-
-    shown = sorted((trial for trial in trials if score_of(trial) is not None), key=lambda trial: trial.number)
-    scores = np.array([score_of(trial) for trial in shown], dtype=float)
-    finished = np.array([trial.state == TrialState.COMPLETE for trial in shown])
-    numbers = np.array([trial.number + 1 for trial in shown])
-    keys = list(search.params)
-    with matplotlib.rc_context({"text.parse_math": False}):  # a value with a $ in it is a value
-        columns = min(3, 1 + len(keys))
-        lines = math.ceil((1 + len(keys)) / columns)
-        figure = Figure(figsize=(3.4 * columns, 2.7 * lines), layout="constrained")
-        first, *others = figure.subplots(lines, columns, sharey=True, squeeze=False).ravel()
-        best = np.maximum.accumulate(scores[finished])
-        first.step(numbers[finished], best, where="post", color=PALETTE[1], label="best")
-        first.xaxis.set_major_locator(MaxNLocator(integer=True))
-        panels = [(first, "trial", numbers)]
-        for axes, key in zip(others, keys, strict=False):
-            distribution, values = search.distribution(key), [trial.params[key] for trial in shown]
-            if isinstance(distribution, CategoricalDistribution):
-                axes.set_xticks(range(len(distribution.choices)), [short(value) for value in distribution.choices])
-                values = [distribution.choices.index(value) for value in values]
-            elif getattr(distribution, "log", False):
-                axes.set_xscale("log")
-                axes.xaxis.set_major_formatter("{x:g}")  # its own is mathematics, which is off
+    # A value with a $ in it is a value; a logarithmic axis, whose numbers are mathematics, gets plain ones.
+    with warnings.catch_warnings(), matplotlib.rc_context({"text.parse_math": False}):
+        warnings.simplefilter("ignore")  # it is experimental, and one value has no range
+        plotted: Any = plot_slice(study, list(keys), target_name="view information (nats)")
+        panels = np.ravel(plotted)
+        for axes in panels:
+            if axes.get_xscale() == "log":
+                axes.xaxis.set_major_formatter("{x:g}")
                 axes.xaxis.set_minor_formatter(NullFormatter())
-            panels.append((axes, key, np.array(values)))
-        for axes, label, places in panels:
-            axes.set_xlabel(label)
-            axes.spines[["top", "right"]].set_visible(False)
-            for chosen, fill, state in ((finished, PALETTE[0], "finished"), (~finished, "none", "stopped early")):
-                axes.scatter(places[chosen], scores[chosen], s=16, facecolor=fill, edgecolor=PALETTE[0], label=state)
-        for axes in others[len(keys) :]:
-            axes.remove()
-        first.set_ylabel("view information (nats)")
-        first.legend(frameon=False, fontsize=7)
-        files.write_figure(stem, figure)
+        panels[0].figure.axes[-1].yaxis.set_major_formatter(lambda number, _: f"{number + 1:g}")  # Optuna's are from 0
+        files.write_figure(stem, panels[0].figure)
+        pyplot.close(panels[0].figure)
