@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import logging
 import os
 import pkgutil
 import re
@@ -36,7 +37,7 @@ USAGE = """usage: emim-solo COMMAND ...
   images     NAME DIR                                               write digits, fashion-mnist, ... as image folders
 
 DIR of --config-path: a folder, or the name of a shipped one, such as pretrain/digits.
-'emim-solo COMMAND --help' says more."""
+'emim-solo COMMAND --help' says more; --verbose shows what Lightning and others print, too."""
 
 
 @contextlib.contextmanager
@@ -63,14 +64,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
         raise SystemExit(0 if arguments else 2)
+    if "--verbose" in arguments:
+        arguments.remove("--verbose")
+    else:
+        _leave_out_what_libraries_say()
     command, rest = arguments[0], arguments[1:]
     if command in ("report", "images") and {"-h", "--help"}.intersection(rest):  # the others have options to explain
         print(USAGE)
         return
     if command not in COMMANDS:
         _exit(f"unknown command '{command}': expected one of {', '.join(COMMANDS)}")
-    for message in ("pkg_resources is deprecated", r"`torch\.cuda\.amp\.custom_"):  # of what the suite needs
-        warnings.filterwarnings("ignore", message=message)
     if isinstance(sys.stdout, io.TextIOWrapper):  # a folder of the user's may have a name that is no UTF-8
         sys.stdout.reconfigure(errors="backslashreplace")
     if not sys.stdout.isatty():  # a log file keeps every state of Lightning's bars: one in a thousand will do
@@ -85,6 +88,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(stopped.status) from None
 
 
+def _leave_out_what_libraries_say() -> None:
+    """Advertisements, tables of modules, and warnings that a user can do nothing about."""
+    logging.disable(logging.INFO)
+    for message in (
+        "pkg_resources is deprecated",  # torchmetrics 0.11, which solo-learn needs
+        r"`torch\.cuda\.amp\.custom_",
+        ".*'pin_memory' argument is set as true but no accelerator",  # solo-learn's loaders set it
+        r".*isinstance\(treespec, LeafSpec\)",
+    ):
+        warnings.filterwarnings("ignore", message=message)
+
+
 @contextlib.contextmanager
 def _one_line() -> Iterator[None]:
     """What a user can mend is one line; a fault of ours keeps its traceback."""
@@ -92,6 +107,10 @@ def _one_line() -> Iterator[None]:
         yield
     except (UsageError, FloatingPointError) as error:
         _exit(str(error))
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] in ("emim_solo", "solo"):
+            raise
+        _exit(f"this command needs '{error.name}', which is not installed: pip install 'emim-solo[solo]'")
     except OSError as error:
         if line := files.explain(error):
             _exit(line)

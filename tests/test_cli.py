@@ -64,6 +64,8 @@ def test_pretrain_by_a_shipped_name_says_where_things_are(few_digits: Path, tmp_
     (row,) = rows.read(tmp_path / "trained_models" / "rows.jsonl")
     assert f"val_acc1 {row['metrics']['val_acc1']:.2f}" in done.stdout
     assert row["checkpoint"] in done.stdout
+    for of_libraries in ("Tip", "GPU available", "pin_memory", "LeafSpec", "weights_only", "Trainable params"):
+        assert of_libraries not in done.stdout + done.stderr, "asked for by --verbose alone"
     assert sorted(path.suffix for path in (tmp_path / row["checkpoint"]).iterdir()) == [".ckpt", ".csv", ".json"]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import inspect
+import logging
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -184,6 +185,7 @@ def _trainer(run: Run, callbacks: list[Callback]) -> Trainer:
         options["devices"] = len(cfg.devices)  # Lightning counts CPU processes, the suite lists devices
     # The suite's Checkpointer saves; Lightning's own has to be allowed where it keeps the best.
     options["enable_checkpointing"] = any(isinstance(callback, KeepBest) for callback in callbacks)
+    options.setdefault("enable_model_summary", logging.getLogger("lightning.pytorch").isEnabledFor(logging.INFO))
     if run.start.checkpoint is not None:
         options["plugins"] = [OpenedCheckpoint(run.start)]
     assert run.folder is not None
