@@ -125,10 +125,8 @@ def prepare(cfg: DictConfig, listings: Listings | None = None) -> Run:
 
 def _check_values(cfg: DictConfig) -> None:
     """Every value that is there, by :class:`emim_solo.training.schema.Config`, and that none is missing."""
-    try:
+    with in_one_line("config", "config"):
         values: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
-    except OmegaConfBaseException as error:
-        raise UsageError("config", f"config: {str(error).splitlines()[0]}") from error
     for key in schema.REFUSED.keys() & values.keys():
         raise UsageError(key, f"{key}={values[key]}: a config cannot set it: {schema.REFUSED[key]}")
     if missing := schema.missing(values):
