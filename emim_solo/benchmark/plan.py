@@ -118,8 +118,7 @@ def make_plan(cfg: DictConfig) -> Plan:
     """Compose and check every run of a config of :class:`Benchmark` before the first one starts.
 
     Raises:
-        UsageError: an unknown key or method, a deviation from equal terms that is not declared, and whatever is
-            wrong with a run's own config.
+        UsageError: an unknown key or method, unequal terms that are not declared, or what is wrong with a run's config.
     """
     expand_home(cfg)
     with _explained(after=_UNDER_RUN):

@@ -68,11 +68,7 @@ class Run:
 
 
 def composed(folder: Path, name: str, overrides: Sequence[str] = ()) -> DictConfig:
-    """A config as Hydra composes it, also inside a Hydra application: there is one Hydra at a time.
-
-    Raises:
-        UsageError: Hydra cannot compose it.
-    """
+    """A config as Hydra composes it, else a UsageError. Also inside a Hydra application: there is one Hydra at a time."""
     instance = GlobalHydra.instance()
     outer = instance.hydra
     instance.clear()

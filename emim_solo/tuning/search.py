@@ -137,11 +137,7 @@ class Search:
         return run
 
     def check(self) -> Run:
-        """The run of the first values, after both ends of every range, sampler and pruner were checked.
-
-        Raises:
-            UsageError: a key that the config does not have, or a value that it, or Optuna, does not take.
-        """
+        """The run of the first values, after both ends of every range, sampler and pruner were checked: else a UsageError."""
         first = {key: self.ends(key)[0] for key in self.params}
         base = self.complete(first, Path(), 0)
         for key in self.params:
