@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from emim_solo import suite
 from emim_solo.evaluation.knn import KnnSettings
@@ -21,6 +20,7 @@ from emim_solo.ground.errors import UsageError
 from emim_solo.ground.settings import read, setting
 from emim_solo.images.folders import Listings, expand_home
 from emim_solo.results.terms import deviations, undeclared
+from emim_solo.suite.api import in_one_line
 from emim_solo.training.run import Run, composed, prepare
 
 
@@ -118,8 +118,7 @@ def make_plan(cfg: DictConfig) -> Plan:
     """Compose and check every run of a config of :class:`Benchmark` before the first one starts.
 
     Raises:
-        UsageError: an unknown key or method, a deviation from equal terms that is not declared, and whatever is
-            wrong with a run's own config.
+        UsageError: an unknown key or method, unequal terms that are not declared, or what is wrong with a run's config.
     """
     expand_home(cfg)
     with _explained(after=_UNDER_RUN):
@@ -203,10 +202,8 @@ def _compose(name: str, method: Method, seed: int, benchmark: Benchmark) -> Dict
         fixed["max_epochs"] = math.ceil(benchmark.max_epochs * (method.share_of_epochs or 1))
     for changes in (benchmark.run or {}, method.run or {}, {"method_kwargs": method.method_kwargs or {}}, fixed):
         for key, value in _changes(changes):
-            try:
+            with in_one_line(f"run.{key}", f"run.{key}={value}"):
                 OmegaConf.update(cfg, key, value, force_add=True)
-            except (OmegaConfBaseException, TypeError, ValueError, IndexError) as error:
-                raise UsageError(f"run.{key}", f"run.{key}={value}: {str(error).splitlines()[0]}") from error
     return cfg
 
 

@@ -1,7 +1,6 @@
 """Runs a plan, stage by stage. Each finished stage is a row; a stage that has its row is not run again.
 
-Killed at any moment and started again, a benchmark repeats at most the stage in flight, the pretraining from its last
-epoch. What a stage needs is read from disk, so the order of starts and kills does not change the results.
+What a stage needs is read from disk, so the order of starts and kills does not change the results.
 """
 
 from __future__ import annotations
@@ -49,9 +48,7 @@ EVALUATION_SHARE = 0.2
 
 
 def run_benchmark(cfg: DictConfig) -> None:
-    """``emim-solo benchmark``: everything that is not done yet, then tables and report.
-
-    Under Hydra's --multirun each job makes its own runs only.
+    """``emim-solo benchmark``: everything that is not done yet, then tables and report; of a --multirun, runs only.
 
     Raises:
         UsageError: what is wrong with the config, or with a run after all others were made.
@@ -131,10 +128,7 @@ class Runner:
         return self.costs[run.name]
 
     def say_how_long(self) -> None:
-        """Print how long this machine will take, from steps of every method that is yet to be pretrained.
-
-        The diagnostics have these steps in their rows. They change no result: every stage seeds itself.
-        """
+        """Print how long this machine will take, by steps of every new method, which the rows of its diagnostics have."""
         new = [run for run in self.plan.runs if not self._is_done(run, "pretrain")]
         if not new:
             return

@@ -52,11 +52,7 @@ def is_last_epoch(trainer: Trainer) -> bool:
 
 
 def score_callbacks(run: Run, model: LightningModule) -> list[Callback]:
-    """What scores a decided run while it trains, to come before what saves checkpoints; empty where not enabled.
-
-    Raises:
-        UsageError: the method has no such features.
-    """
+    """What scores a decided run, to come before what saves checkpoints; a UsageError where it has no such features."""
     cfg, folder = run.config, run.folder
     if run.protocol is None or folder is None:
         return []

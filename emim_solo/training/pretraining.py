@@ -28,6 +28,7 @@ from emim_solo.ground.stopping import Stopped
 from emim_solo.images.folders import check_images
 from emim_solo.results import rows
 from emim_solo.suite import as_dict, load_suite
+from emim_solo.suite.api import in_one_line
 from emim_solo.training.callbacks import (
     RESULTS,
     ContinueCheckpoints,
@@ -42,6 +43,7 @@ from emim_solo.training.resume import decide
 from emim_solo.training.run import Run, on_gpu, prepare
 
 __all__ = ["prepare", "pretrain", "reset_peak_memory"]
+_LIGHTNING_REFUSES = "Lightning's Trainer, which takes the config's other keys, refuses one"
 
 
 def pretrain(run: Run, version: str | None = None, more_callbacks: Sequence[Callback] = ()) -> dict[str, Any]:
@@ -93,10 +95,10 @@ def pretrain(run: Run, version: str | None = None, more_callbacks: Sequence[Call
     except Stopped as stopped:
         stopped.continues = _what_continues(run)
         raise
-    except (MisconfigurationException, ValueError) as error:  # options that it does not take, or holds against the data
+    except (MisconfigurationException, ValueError) as error:  # options that it holds against the data
         if isinstance(error, ValueError) and "`val_check_interval`" not in str(error):
             raise
-        raise _lightning_refuses(error) from error
+        raise UsageError("trainer", f"{_LIGHTNING_REFUSES} ({' '.join(str(error).split())})") from error
     finally:
         if (wandb := sys.modules.get("wandb")) is not None:
             wandb.finish()  # or the next run of this process would be logged as a part of this one
@@ -171,11 +173,7 @@ def _check_batches(run: Run, images: int) -> None:
 
 
 def _trainer(run: Run, callbacks: list[Callback]) -> Trainer:
-    """Lightning's Trainer with the options that the config has, as in the suite's main_pretrain.py.
-
-    Raises:
-        UsageError: it does not take them.
-    """
+    """Lightning's Trainer with the options that the config has, as in the suite's main_pretrain.py."""
     cfg = run.config
     names = inspect.signature(Trainer.__init__).parameters.keys() - {"max_time"}  # ours is among the callbacks
     options = {name: value for name, value in as_dict(cfg).items() if name in names}
@@ -189,16 +187,9 @@ def _trainer(run: Run, callbacks: list[Callback]) -> Trainer:
     if run.start.checkpoint is not None:
         options["plugins"] = [OpenedCheckpoint(run.start)]
     assert run.folder is not None
-    try:
-        return Trainer(**options, logger=_loggers(cfg, run.folder), callbacks=callbacks)
-    except (TypeError, ValueError, ImportError, RuntimeError) as error:
-        raise _lightning_refuses(error) from error
-
-
-def _lightning_refuses(error: Exception) -> UsageError:
-    return UsageError(
-        "trainer", f"Lightning's Trainer, which takes the config's other keys: {' '.join(str(error).split())}"
-    )
+    with in_one_line("trainer", _LIGHTNING_REFUSES):
+        trainer = Trainer(**options, logger=_loggers(cfg, run.folder), callbacks=callbacks)
+    return trainer
 
 
 def _loggers(cfg: DictConfig, folder: Path) -> list[Logger]:

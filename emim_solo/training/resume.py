@@ -48,7 +48,7 @@ def decide(run: Run, version: str | None = None) -> Run:
     epochs = contents["epoch"] + 1
     finished = epochs >= run.config.max_epochs or (same_run and _had_ended(contents, run.config))
     if finished and not same_run:
-        raise UsageError("resume.finished", f"checkpoint '{path}' has all of its {epochs} epochs: raise max_epochs")
+        raise UsageError("resume.finished", f"checkpoint '{path}' has {epochs} epochs already: raise max_epochs")
     if not finished:
         _check_schedule(path, stored, run)
         _check_score(path, stored, run)

@@ -68,11 +68,7 @@ class Run:
 
 
 def composed(folder: Path, name: str, overrides: Sequence[str] = ()) -> DictConfig:
-    """A config as Hydra composes it, also inside a Hydra application: there is one Hydra at a time.
-
-    Raises:
-        UsageError: Hydra cannot compose it.
-    """
+    """A config as Hydra composes it, else a UsageError. Also inside a Hydra application: there is one Hydra at a time."""
     instance = GlobalHydra.instance()
     outer = instance.hydra
     instance.clear()
@@ -125,10 +121,8 @@ def prepare(cfg: DictConfig, listings: Listings | None = None) -> Run:
 
 def _check_values(cfg: DictConfig) -> None:
     """Every value that is there, by :class:`emim_solo.training.schema.Config`, and that none is missing."""
-    try:
+    with in_one_line("config", "config"):
         values: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
-    except OmegaConfBaseException as error:
-        raise UsageError("config", f"config: {str(error).splitlines()[0]}") from error
     for key in schema.REFUSED.keys() & values.keys():
         raise UsageError(key, f"{key}={values[key]}: a config cannot set it: {schema.REFUSED[key]}")
     if missing := schema.missing(values):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,11 +32,12 @@ def tune_main(arguments: Sequence[str]) -> None:
     parser.add_argument("--output", type=Path, help="folder of the search, by default runs/tune/<name of the config>")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="the same in every trial, or searched")
     options = parser.parse_intermixed_args(list(arguments))
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
     search = Search.read(options.config_path, options.config_name, options.search, options.overrides, options.trials)
     folder = options.output
     if folder is None:
         name = OmegaConf.select(search.compose({}), "name", default="")
         files.check_name("name", name)
         folder = Path("runs/tune") / name
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     Tuning(search, folder.expanduser(), shlex.join(["emim-solo", "tune", *arguments])).run()

@@ -9,7 +9,6 @@ import inspect
 import json
 import math
 import re
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -30,6 +29,7 @@ from emim_solo.ground import compare, configs, files
 from emim_solo.ground.errors import UsageError
 from emim_solo.ground.settings import checked, read, setting
 from emim_solo.images.folders import Listings
+from emim_solo.suite.api import in_one_line
 from emim_solo.training.run import Run, composed, prepare
 
 SAMPLERS = ("TPESampler", "RandomSampler", "GPSampler")
@@ -137,11 +137,7 @@ class Search:
         return run
 
     def check(self) -> Run:
-        """The run of the first values, after both ends of every range, sampler and pruner were checked.
-
-        Raises:
-            UsageError: a key that the config does not have, or a value that it, or Optuna, does not take.
-        """
+        """The run of the first values, after both ends of every range, sampler and pruner were checked: else a UsageError."""
         first = {key: self.ends(key)[0] for key in self.params}
         base = self.complete(first, Path(), 0)
         for key in self.params:
@@ -156,23 +152,15 @@ class Search:
     def _try_out(self, max_epochs: int) -> None:
         """A few trials in memory: Optuna looks at some settings when it needs them, which is after the first trainings."""
         space = {key: self.distribution(key) for key in self.params}
-        sampler, pruner = self.make_sampler(0), self.make_pruner(max_epochs)
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                study = optuna.create_study(sampler=sampler, pruner=pruner, direction="maximize")
-                for number in range(_TRIED):
-                    trial = study.ask(space)
-                    trial.report(float(number), 1)
-                    trial.should_prune()
-                    study.tell(trial, float(number))
-        except Exception as error:  # whatever a library runs into that was given an odd number
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise UsageError(
-                "search",
-                f"Optuna draws no trials with search.sampler={self.settings.sampler}, search.pruner="
-                f"{self.settings.pruner} ({reason})",
-            ) from error
+        chosen = f"search.sampler={self.settings.sampler}, search.pruner={self.settings.pruner}"
+        with in_one_line("search", f"Optuna draws no trials with {chosen}"):
+            sampler, pruner = self.make_sampler(0), self.make_pruner(max_epochs)
+            study = optuna.create_study(sampler=sampler, pruner=pruner, direction="maximize")
+            for number in range(_TRIED):
+                trial = study.ask(space)
+                trial.report(float(number), 1)
+                trial.should_prune()
+                study.tell(trial, float(number))
 
     def ends(self, key: str) -> list[Any]:
         """The ends of a range, or all choices."""
@@ -276,10 +264,4 @@ def _of_optuna(module: Any, key: str, choice: Any, names: Sequence[str], **argum
         default = known[argument].default
         hint: Any = {str: int | str, type(None): bool | float | None, type: float}.get(type(default), type(default))
         checked(value, hint, f"{place}.{argument}", {"least": 0, "most": _MOST} if hint is int else {})
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return getattr(module, name)(**arguments, **(options or {}))
-    except (TypeError, ValueError, ImportError) as error:
-        reason = " ".join(str(error).split())
-        raise UsageError(place, f"search.{key}={choice}: Optuna does not take it ({reason})") from error
+    return getattr(module, name)(**arguments, **(options or {}))
