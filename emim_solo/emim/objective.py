@@ -162,10 +162,7 @@ def emim_loss_func(
         ValueError, TypeError, FloatingPointError: as `mutual_information`.
     """
     _check_choice("objective", objective, OBJECTIVES)
-    _check_choice("marginal", marginal, MARGINALS)
-    _check_choice("residual", residual, RESIDUALS)
-    _check_number("noise_variance", noise_variance, above_0=True)
-    _check_series_order(series_order)
+    _check_terms(marginal, residual, series_order, noise_variance)
     _check_number("weight", weight)
     _check_number("gaussian_weight", gaussian_weight)
     if gaussian_weight and directions is None:
@@ -202,10 +199,7 @@ def entropies(
 
     In nats, 0-dim, without the constant d/2 log(2 pi e) of either. Arguments and errors are those of `emim_loss_func`.
     """
-    _check_choice("marginal", marginal, MARGINALS)
-    _check_choice("residual", residual, RESIDUALS)
-    _check_series_order(series_order)
-    _check_number("noise_variance", noise_variance, above_0=True)
+    _check_terms(marginal, residual, series_order, noise_variance)
 
     def terms(views: Tensor) -> Tensor:
         return torch.stack(_entropies(views, marginal, residual, noise_variance))
@@ -638,9 +632,14 @@ def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
         raise ValueError(f"unknown {name} {value!r}; there are {', '.join(known)}")
 
 
-def _check_series_order(order: int) -> None:
-    if type(order) is not int or order != 2:
-        raise ValueError(f"series_order must be 2, got {order!r}; marginal='exact' is the whole series and costs less")
+def _check_terms(marginal: str, residual: str, series_order: int, noise_variance: float) -> None:
+    _check_choice("marginal", marginal, MARGINALS)
+    _check_choice("residual", residual, RESIDUALS)
+    _check_number("noise_variance", noise_variance, above_0=True)
+    if type(series_order) is not int or series_order != 2:
+        raise ValueError(
+            f"series_order must be 2, got {series_order!r}; marginal='exact' is the whole series, for less"
+        )
 
 
 def _check_number(name: str, value: float, *, above_0: bool = False) -> None:
