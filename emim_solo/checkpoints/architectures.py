@@ -15,7 +15,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from emim_solo.ground.errors import UsageError
-from emim_solo.suite.api import IMAGENET_MEAN, IMAGENET_STD, give_small_image_stem
+from emim_solo.suite.api import IMAGENET_MEAN, IMAGENET_STD, give_small_image_stem, in_one_line
 
 LIBRARIES = ("torchvision", "timm")
 ONNX = "onnx"
@@ -77,10 +77,8 @@ class Architecture:
         network, of_classifiers = self._build()
         of_backbone = {name: value for name, value in weights.items() if name not in of_classifiers}
         if differing := first_difference(network.state_dict(), of_backbone):
-            to_do = "name its network, backbone.kwargs and backbone.small_image_stem"
-            raise UsageError(
-                "backbone.weights", f"'{place}' is not of {self} {dict(self.kwargs)}: {differing}; {to_do}"
-            )
+            to_do = "name its network, with its backbone.kwargs and backbone.small_image_stem"
+            raise UsageError("backbone.weights", f"'{place}' is not of {self}: {differing}; {to_do}")
         with torch.no_grad():
             # Names and shapes are the same. load_state_dict may ask for versions of modules, which a file need not have.
             for name, value in network.state_dict().items():
@@ -91,7 +89,7 @@ class Architecture:
         """The network without classifiers, freshly initialised, and the names of the weights that only they have."""
         # Not timm.create_model: solo-learn puts networks of its own under some of timm's names.
         library = timm.models if self.library == "timm" else torchvision.models
-        try:
+        with in_one_line("backbone.kwargs", f"{self} with {dict(self.kwargs)} gives no features", "take another"):
             network: Any = getattr(library, self._bare_name)(**self.kwargs)
             names = set(network.state_dict())
             if self.library == "timm":
@@ -102,9 +100,6 @@ class Architecture:
                     network.transform_input = self.kwargs.get("transform_input", True)
             if self.small_image_stem:
                 give_small_image_stem(network)
-        except Exception as error:  # whatever a constructor may raise on kwargs
-            reason = " ".join(str(error).split())
-            raise UsageError("backbone.kwargs", f"{self} {dict(self.kwargs)} gives no features ({reason})") from error
         return network, names - set(network.state_dict())
 
     def images(self) -> dict[str, Any]:
@@ -172,15 +167,11 @@ class OnnxNetwork(nn.Module):
 
     def __init__(self, content: bytes, place: Path | str) -> None:
         super().__init__()
-        try:
+        to_do = "pip install 'emim-solo[export]', or export again"
+        with in_one_line("checkpoint.onnx", f"cannot open '{place}'", to_do):
             import onnxruntime
 
             self.session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-        except Exception as error:  # its own types, one for each way in which a file can be damaged
-            reason = f"cannot open '{place}' ({str(error).splitlines()[0]})"
-            raise UsageError(
-                "checkpoint.onnx", f"{reason}: pip install 'emim-solo[export]', or export again"
-            ) from error
 
     def forward(self, images: Tensor) -> Tensor:
         """Images ``(N, 3, H, W)`` to features ``(N, d)``."""

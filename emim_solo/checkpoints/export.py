@@ -23,6 +23,7 @@ from emim_solo.ground import compare, files
 from emim_solo.ground.errors import UsageError
 from emim_solo.results import rows
 from emim_solo.suite import as_dict, load_suite
+from emim_solo.suite.api import in_one_line
 
 SUFFIXES = {"torchvision": ".pth", "timm": ".pth", "safetensors": ".safetensors", ONNX: ".onnx"}
 """Of the file by format; where it is .pth, .pt will do."""
@@ -111,11 +112,9 @@ def _to_bytes(weights: dict[str, Tensor], to: str) -> bytes:
 
 
 def _to_onnx(network: nn.Module, images: Tensor, features: Tensor) -> bytes:
-    try:
+    with in_one_line("--to", "--to onnx", "pip install 'emim-solo[export]'"):
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise UsageError("--to", f"--to onnx ({error}): pip install 'emim-solo[export]'") from error
     program = torch.onnx.export(
         network,
         (images,),

@@ -31,7 +31,7 @@ from emim_solo.ground.errors import UsageError
 from emim_solo.ground.settings import checked
 from emim_solo.images.folders import Listings, RunImages, check_held_out, expand_home
 from emim_solo.suite import as_dict, load_suite
-from emim_solo.suite.api import count_classes
+from emim_solo.suite.api import count_classes, in_one_line
 
 ARGUMENTS = "args.json"
 IMAGES = "emim_solo_images"  # key in a checkpoint, of the record of the images that it was trained on
@@ -137,12 +137,11 @@ def _check_features(model: LightningModule, cfg: DictConfig) -> None:
         reason = f"{cfg.name} takes images of {channels} channels"
         raise UsageError("backbone.kwargs.in_chans", f"{reason}: expected weights for 3, images are shown in RGB")
     images = load_suite().evaluation_transform(cfg)(Image.new("RGB", (64, 64))).unsqueeze(0)
-    try:
+    key, what = "augmentations.0.crop_size", f"{cfg.name} does not take images of {images.shape[-1]} pixels"
+    with in_one_line(
+        key, what, f"of folders, set {key} to the size that it was trained at"
+    ):  # as a ViT takes one alone
         features = model(images)["feats"]
-    except Exception as error:  # whatever a network may raise: a ViT takes one size alone
-        key, said = "augmentations.0.crop_size", " ".join(str(error).split())[:200]
-        reason = f"{cfg.name} does not take images of {images.shape[-1]} pixels ({said})"
-        raise UsageError(key, f"{reason}: of folders, set {key} to the size that it was trained at") from error
     shape = getattr(features, "shape", ())
     if len(shape) != 2:
         reason = f"{cfg.name} gives {tuple(shape) or type(features).__name__} for an image: expected (1, d)"
@@ -234,12 +233,9 @@ def _exported(path: Path, changes: Sequence[str], listings: Listings) -> Weights
     if not card.is_file():
         reason = f"'{path}' has neither {ARGUMENTS} nor a model card '{card.name}' beside it"
         raise UsageError("checkpoint.card", f"{reason}: {EXPECTED}")
-    try:
+    with in_one_line("checkpoint.card", f"'{card}' is no card of 'emim-solo export'", f"export again; {EXPECTED}"):
         front = ModelCard(files.read_text(card)).data.to_dict()[CARD]
         architecture, known = front["network"] and Architecture(**front["network"]), front["config"]
-    except (KeyError, TypeError, ValueError, yaml.YAMLError) as error:
-        reason = f"'{card}' is no card of 'emim-solo export' ({error})"
-        raise UsageError("checkpoint.card", f"{reason}: export again; {EXPECTED}") from error
     return _of_weights(path, architecture, known, changes, listings)
 
 

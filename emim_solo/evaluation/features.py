@@ -22,6 +22,7 @@ from emim_solo.evaluation.protocol import PARTS
 from emim_solo.ground.errors import UsageError
 from emim_solo.ground.files import whole
 from emim_solo.suite import load_suite
+from emim_solo.suite.api import in_one_line
 
 IN_MEMORY = 2**29
 """Bytes of one matrix of features in float32 up to which it is kept and used whole. A larger one lies in a file, in
@@ -72,13 +73,11 @@ class Features:
     @staticmethod
     def load(path: Path) -> Features:
         """What :meth:`save` has written, mapped into memory: read from disk as it is used; UsageError if damaged."""
-        try:
+        with in_one_line("features.damaged", f"features '{path}' are damaged", "remove the file"):
             content = torch.load(str(path), map_location="cpu", weights_only=True, mmap=True)
             val = None if content["val"] is None else Split(**content["val"])
-            return Features(Split(**content["train"]), val, content["classes"])
-        except Exception as error:  # torch.load raises many types on a file that is not whole
-            reason = type(error).__name__
-            raise UsageError("features.damaged", f"'{path}' is damaged ({reason}): remove the file") from error
+            features = Features(Split(**content["train"]), val, content["classes"])
+        return features
 
 
 def is_whole(matrix: Tensor) -> bool:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,29 +11,20 @@ from PIL import Image, ImageOps
 
 from emim_solo.ground.files import whole
 
-QUALITY, LANCZOS = 70, Image.Resampling.LANCZOS
+QUALITY, SIDE = 70, 32  # pixels
 
 
-def write_sprite_sheet(dataset: Any, indices: Sequence[int], path: Path, *, side: int = 32) -> int:
-    """Write images as square tiles of ``side`` pixels, row by row, into one WebP file; returns the number in a row.
+def thumbnail(image: Image.Image) -> Image.Image:
+    """The middle square of an image, :data:`SIDE` pixels wide: the ``transform`` of the dataset of a sheet."""
+    return ImageOps.fit(image.convert("RGB"), (SIDE, SIDE), Image.Resampling.LANCZOS)
 
-    ``dataset`` is of torchvision's kind: its ``transform`` takes the PIL image, which is cropped to the middle square.
-    """
+
+def write_sprite_sheet(thumbnails: Any, indices: Sequence[int], path: Path) -> int:
+    """Write :func:`thumbnail` of images of a dataset, row by row, into one WebP file; returns the number in a row."""
     columns = max(1, math.ceil(math.sqrt(len(indices))))
-    sheet = Image.new("RGB", (columns * side, math.ceil(len(indices) / columns) * side), "white")
-    tiles = _with_transform(dataset, lambda image: ImageOps.fit(image.convert("RGB"), (side, side), LANCZOS))
+    sheet = Image.new("RGB", (columns * SIDE, math.ceil(len(indices) / columns) * SIDE), "white")
     for position, index in enumerate(indices):
-        sheet.paste(tiles[int(index)][0], (position % columns * side, position // columns * side))
+        sheet.paste(thumbnails[int(index)][0], (position % columns * SIDE, position // columns * SIDE))
     with whole(path) as unfinished:
         sheet.save(unfinished, quality=QUALITY, method=4)
     return columns
-
-
-def _with_transform(dataset: Any, transform: Callable[[Image.Image], Image.Image]) -> Any:
-    """The same images without the tensors and normalisation that the model is fed with."""
-    changed = copy.copy(dataset)
-    if hasattr(changed, "transform"):
-        changed.transform = transform
-    else:  # a Subset or the like
-        changed.dataset = _with_transform(changed.dataset, transform)
-    return changed

@@ -28,7 +28,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from emim_solo.evaluation.features import Features
-from emim_solo.evaluation.thumbnails import write_sprite_sheet
+from emim_solo.evaluation.thumbnails import thumbnail, write_sprite_sheet
 from emim_solo.ground.errors import UsageError
 from emim_solo.ground.files import beside, whole, write_figure, write_text
 from emim_solo.images.folders import RunImages
@@ -256,7 +256,7 @@ def make_pictures(
     """
     check_installed()
     folder.mkdir(parents=True, exist_ok=True)
-    train, val = load_suite().evaluation_datasets(cfg, images)
+    train, val = load_suite().evaluation_datasets(cfg, images, thumbnail)
     metrics: dict[str, dict[str, float]] = {name: {} for name in features}
     classes = next(iter(features.values())).classes
     for split, dataset in (("val", val), ("train", train)):
