@@ -71,8 +71,8 @@ class Architecture:
     def filled(self, weights: Mapping[str, Tensor], place: Path | str) -> nn.Module:
         """The network in evaluation mode: images ``(N, 3, H, W)`` to features ``(N, d)``.
 
-        Of the weights, in the library's names, those of its classifier are left out. UsageError, which names the ``place`` that
-        they are from, if they are of another network or the library cannot build it.
+        Of the weights, in the library's names, those of its classifier are left out. UsageError, which names the
+        ``place`` that they are from, if they are of another network or the library cannot build it.
         """
         network, of_classifiers = self._build()
         of_backbone = {name: value for name, value in weights.items() if name not in of_classifiers}
@@ -163,7 +163,7 @@ class Backbone(LightningModule):
 
 
 class OnnxNetwork(nn.Module):
-    """A network in ONNX, on the CPU, from a file's content; UsageError if there is no onnxruntime or it cannot read that."""
+    """A network in ONNX, on the CPU, from a file's content; UsageError if there is no onnxruntime, or it fails."""
 
     def __init__(self, content: bytes, place: Path | str) -> None:
         super().__init__()

@@ -37,7 +37,7 @@ class DamagedCheckpoint(UsageError):
 
 
 def load(path: Path, *, weights_alone: bool = False) -> dict[str, Any]:
-    """What is in a checkpoint: ``state_dict`` and ``epoch`` at least; ``weights_alone`` passes over objects beside them.
+    """What is in a checkpoint: ``state_dict``, ``epoch`` and, unless ``weights_alone``, objects beside them.
 
     Raises:
         DamagedCheckpoint: it is cut short, altered or no checkpoint.

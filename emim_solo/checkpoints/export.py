@@ -184,7 +184,7 @@ def _card(
 
 
 def _scores(checkpoint: Checkpoint) -> dict[tuple[str, str, str], str]:
-    """What the run's rows, the last of them, say of this checkpoint's backbone on its own images: stage, name and of what."""
+    """What the run's rows last say of this checkpoint's backbone on its own images, by stage, name and of what."""
     cfg, file = as_dict(checkpoint.trained), checkpoint.rows_file
     scores: dict[tuple[str, str, str], str] = {}
     stored = rows.read(file) if file.is_file() else []

@@ -69,7 +69,7 @@ class Checkpoint:
 
     @cached_property
     def images(self) -> RunImages:
-        """The images that it is evaluated on; UsageError if they cannot be listed, or others would be held out than were."""
+        """The images that it is evaluated on; UsageError if they cannot be listed, or others are held out than were."""
         images = RunImages.of(self.cfg, self.listings)
         if self.cfg is self.trained:
             check_held_out(self.recorded, images, self.path)
@@ -104,7 +104,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class WeightsFile(Checkpoint):
-    """A file of weights of a network, or a network in ONNX, without architecture: ``folder`` and ``path`` are the file."""
+    """A file, ``folder`` and ``path``, of weights of a network, or of a network in ONNX, without architecture."""
 
     architecture: Architecture | None = None
 
@@ -159,7 +159,7 @@ def open_checkpoint(place: Path | str, changes: Sequence[str] = (), listings: Li
         listings: of folders that were listed already.
 
     Raises:
-        UsageError: nothing of these, none whole, of a method or generation that this solo-learn has not, or no such images.
+        UsageError: none of these, none whole, of a method or generation that solo-learn has not, or no such images.
     """
     listings = listings or Listings()
     if match := _OF_LIBRARY.fullmatch(str(place)):
@@ -308,7 +308,7 @@ def last_whole(folder: Path, *, weights_alone: bool = False) -> tuple[Path, dict
 
 
 def check_generation(path: Path, contents: Mapping[str, Any]) -> None:
-    """Check, by the name of its backbone, that a checkpoint is of a method of the installed solo-learn; UsageError if not."""
+    """UsageError for a checkpoint that is, by the name of its backbone, of no method of the installed solo-learn."""
     suite = load_suite()
     parts = {name.partition(".")[0] for name in contents["state_dict"]}
     if suite.backbone_name in parts:

@@ -61,7 +61,7 @@ def folders_parser(command: str, description: str, *, rows: bool = True) -> argp
 
 
 def rows_file(checkpoint: Checkpoint, place: Path | None) -> Path:
-    """The file for the rows of a checkpoint, its run's own or ``--rows PLACE``; UsageError if its folder takes no files."""
+    """The file for the rows of a checkpoint, its run's or ``--rows PLACE``; UsageError if its folder takes no files."""
     file = checkpoint.rows_file
     if place is not None:
         place = place.expanduser()

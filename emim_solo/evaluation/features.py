@@ -47,7 +47,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Features:
-    """Features of a run's training and, where there are any, validation images; ``classes`` are names by label, if any."""
+    """Features of a run's training and, if any, validation images; ``classes`` are names by label, if any."""
 
     train: Split
     val: Split | None
@@ -104,7 +104,7 @@ def device_of(cfg: DictConfig) -> torch.device:
 
 
 class _Rows:
-    """Batches of features that become one matrix; many go to a file without a name, which ends with the matrix or process."""
+    """Batches of features that become one matrix; many go to a file without a name, which goes with the matrix."""
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder

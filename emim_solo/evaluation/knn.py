@@ -1,7 +1,8 @@
 """k-NN accuracy of frozen features, equal to the suite's WeightedKNNClassifier.
 
-That one wants all features in one float32 matrix and finds the neighbours anew for every k. Here similarities are computed
-once for all ks, a piece of the training features at a time: features that are one piece have its results to the last bit.
+That one wants all features in one float32 matrix and finds the neighbours anew for every k. Here similarities are
+computed once for all ks, a piece of the training features at a time: features that are one piece have its results to
+the last bit.
 """
 
 from __future__ import annotations
@@ -48,11 +49,11 @@ def knn_accuracies(
     temperature: float = TEMPERATURE,
     device: torch.device | str = "cpu",
 ) -> dict[int, float]:
-    """Top-1 accuracies by k, in percent, of weighted k-NN as the suite defines it; NaN for features that are not finite.
+    """Top-1 accuracies by k, in percent, of weighted k-NN as the suite has it; NaN for features that are not finite.
 
-    Neighbours of ``(M, d)`` features ``val`` are looked up on a device in ``(N, d)`` features ``train``; where k exceeds N,
-    all of them vote. Votes are weighted by ``exp(similarity / temperature)`` (cosine) or the inverse distance (euclidean).
-    UsageError for an unknown distance, k < 1, or training classes without a validation image.
+    Neighbours of ``(M, d)`` features ``val`` are looked up on a device in ``(N, d)`` features ``train``; where k
+    exceeds N, all of them vote. Votes are weighted by ``exp(similarity / temperature)`` (cosine) or the inverse
+    distance (euclidean). UsageError for an unknown distance, k < 1, or training classes without a validation image.
     """
     read(KnnSettings, {"ks": list(ks), "distances": [distance], "temperature": temperature}, "knn")
     classes, trained = len(val_labels.unique()), train_labels.unique()  # the suite counts so, and would index past them
@@ -75,7 +76,7 @@ def knn_accuracies(
 def _nearest(
     train: Tensor, val: Tensor, ks: Sequence[int], distance: str, device: torch.device
 ) -> dict[int, tuple[Tensor, Tensor]]:
-    """By k, by which topk settles ties: similarities to the k nearest training images and their positions, ``(M, k)``."""
+    """By k, which settles ties: similarities to the k nearest training images and their positions, ``(M, k)``."""
     best: dict[int, tuple[Tensor, Tensor]] = {}
     start = 0
     for piece in pieces(train):

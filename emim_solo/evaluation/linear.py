@@ -1,4 +1,4 @@
-"""Linear evaluation of frozen features: the suite's LinearModel on features computed once, and a logistic regression."""
+"""Linear evaluation of frozen features, computed once: the suite's LinearModel, and a logistic regression."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ class SchedulerSettings:
 class LinearSettings:
     """Of linear evaluation, in solo-learn's schema.
 
-    As solo-learn's scripts/linear/imagenet-100/vicreg.yaml, with a weight decay, without which 1,437 images are learnt by
-    heart: it brings the digits' accuracy from 2.2 to 0.6 points under the logistic regression's. Features are standardised:
-    after a ReLU their mean is several times their spread, which is ill-conditioned. ``standardise: False`` is solo-learn's
-    protocol.
+    As solo-learn's scripts/linear/imagenet-100/vicreg.yaml, with a weight decay, without which 1,437 images are learnt
+    by heart: it brings the digits' accuracy from 2.2 to 0.6 points under the logistic regression's. Features are
+    standardised: after a ReLU their mean is several times their spread, which is ill-conditioned. ``standardise:
+    False`` is solo-learn's protocol.
     """
 
     standardise: bool = True
@@ -64,7 +64,7 @@ class LinearSettings:
 
 
 def complete_settings(changes: Any) -> dict[str, Any]:
-    """Changes of :class:`LinearSettings`, a config or a mapping, completed and checked before any features are computed.
+    """Changes of :class:`LinearSettings`, a config or a mapping, completed and checked before features are computed.
 
     UsageError for an unknown key, or a value that the suite's LinearModel cannot take.
     """
@@ -122,8 +122,8 @@ def linear(features: Features, cfg: DictConfig, settings: Any = None, *, seed: i
     """Train the suite's LinearModel on the features of the backbone, with changes of :class:`LinearSettings`.
 
     ``cfg`` is the completed one of the pretraining; the seed is of the classifier's start and the order of the images.
-    Gives ``acc1`` and ``acc5`` on the validation images, in percent, after the last epoch, and ``train_acc1`` in it; NaN for
-    features that are not finite.
+    Gives ``acc1`` and ``acc5`` on the validation images, in percent, after the last epoch, and ``train_acc1`` in it;
+    NaN for features that are not finite.
     """
     train, val = features.train, features.to_judge()
     if not all_finite(train.backbone, val.backbone):
@@ -179,11 +179,11 @@ def _linear_config(cfg: DictConfig, settings: Mapping[str, Any]) -> DictConfig:
 
 
 def logistic(features: Features, *, device: torch.device | str = "cpu") -> dict[str, float]:
-    """Multinomial logistic regression on standardised features of the backbone (L2, C = 1), by scikit-learn, in float64.
+    """Multinomial logistic regression (L2, C = 1) on standardised features of the backbone, scikit-learn's in float64.
 
-    Features of more than :data:`emim_solo.evaluation.features.IN_MEMORY` would be several times their size there: of those the
-    same function is minimised by L-BFGS, too, in float32 piece by piece on ``device``, to the same tolerance. Gives
-    ``backbone_acc1``: top-1 accuracy on the validation images, in percent; NaN for features that are not finite.
+    Features of more than :data:`emim_solo.evaluation.features.IN_MEMORY` would be several times their size there: of
+    those the same function is minimised by L-BFGS, too, in float32 piece by piece on ``device``, to the same tolerance.
+    Gives ``backbone_acc1``: top-1 accuracy on the validation images, in percent; NaN for features that are not finite.
     """
     train, val = features.train, features.to_judge()
     if not all_finite(train.backbone, val.backbone):

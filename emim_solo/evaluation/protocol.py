@@ -88,7 +88,7 @@ class Protocol:
 
     @staticmethod
     def of(values: Any) -> Protocol:
-        """A protocol from its values by name; UsageError for an unknown or missing key, or a value out of type or bounds."""
+        """A protocol from its values by name; UsageError for an unknown or missing key, or a value that is none."""
         return read(Protocol, values, "protocol")
 
     @staticmethod

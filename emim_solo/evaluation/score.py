@@ -73,8 +73,8 @@ def _several(transform: Any, number: int, image: Any) -> Tensor:
 class ScoredViews:
     """A protocol's views of a run's validation images, else of those held out of training, else of training images.
 
-    ``which`` of the three is ``validation``, ``held-out`` or ``training``, ``chosen`` positions in their dataset. UsageError
-    for too few images, or an augmentation that this generation does not have.
+    ``which`` of the three is ``validation``, ``held-out`` or ``training``, ``chosen`` positions in their dataset.
+    UsageError for too few images, or an augmentation that this generation does not have.
     """
 
     def __init__(self, cfg: DictConfig, protocol: Protocol, images: RunImages) -> None:
@@ -151,10 +151,10 @@ def score_checkpoint(
 ) -> dict[str, Any]:
     """Score one checkpoint of any method of the suite: a row of stage ``score``.
 
-    Its metrics are :func:`emim_solo.emim.measures.scores`, ``<name>_half_width`` of their 95 % intervals and, with labels
-    and ``neighbours``, ``knn_acc1``: 20-NN accuracy (cosine) on features of the images as they are, large ones on the disk of
-    ``folder``. ``seen`` is :func:`see` of checkpoint and protocol, where that is known. UsageError as there, or without such
-    features.
+    Its metrics are :func:`emim_solo.emim.measures.scores`, ``<name>_half_width`` of their 95 % intervals and, with
+    labels and ``neighbours``, ``knn_acc1``: 20-NN accuracy (cosine) on features of the images as they are, large ones
+    on the disk of ``folder``. ``seen`` is :func:`see` of checkpoint and protocol, where that is known. UsageError as
+    there, or without such features.
     """
     start, cfg = time.perf_counter(), checkpoint.cfg
     seen = seen or see(checkpoint, protocol)
@@ -259,7 +259,7 @@ def _cell(metrics: Mapping[str, float], key: str) -> str:
 
 
 def draw_curves(scored: Sequence[tuple[str, Mapping[str, Any]]], stem: Path) -> None:
-    """Draw ``stem``.png and .pdf: information of a view by epoch, 20-NN below it where there are labels; a line for each run.
+    """Draw ``stem``.png and .pdf: a view's information by epoch, 20-NN below where there are labels, a line a run.
 
     ``scored`` are names of runs and their rows of stage ``score``, in order of the epochs.
     """

@@ -62,9 +62,9 @@ def subset(size: int, limit: int, seed: int) -> NDArray[np.intp]:
 
 
 def aligned_layout(features: Mapping[str, Tensor], labels: Tensor, *, seed: int) -> dict[str, Panel]:
-    """Lay out ``(N, d)`` features by method, row i being image i in each, so that images keep their place; d may differ.
+    """Lay out ``(N, d)`` features by method, row i being image i in each, so that images keep their place.
 
-    ``labels`` ``(N,)`` are used for the silhouette alone. The same seed gives the same coordinates. UsageError for few images.
+    ``labels`` ``(N,)`` are for the silhouette alone. The same seed gives the same coordinates. UsageError for too few.
     """
     images = len(labels)
     if images < _FEWEST_IMAGES:
@@ -196,7 +196,7 @@ def write_layout(
     stem: Path,
     **about: Any,
 ) -> None:
-    """Write coordinates as ``stem``.csv, one line for each method and image, and with ``about``, for the report, as .json.
+    """Write coordinates as ``stem``.csv, a line for each method and image, and for the report with ``about`` as .json.
 
     ``indices`` are those of the images in their dataset; without labels these are -1 and there are no class names.
     """
