@@ -139,12 +139,13 @@ def _card(
     """A model card as huggingface_hub reads it; what opens the file again is in its front matter."""
     from huggingface_hub import ModelCardData
 
-    cfg, suite, epochs = checkpoint.trained, load_suite(), checkpoint.epochs
+    cfg, suite = checkpoint.trained, load_suite()
     shown = next(part for part in suite.evaluation_transform(cfg).transforms if isinstance(part, Normalize))
     size, mean, std = cfg.augmentations[0].crop_size, [*shown.mean], [*shown.std]
+    folder = Path(cfg.data.train_path)  # its own name, not where it lies
     known: dict[str, Any] = {
         **{key: cfg[key] for key in ("name", "method", "seed")},
-        "max_epochs": epochs,
+        "max_epochs": checkpoint.epochs,
         "backbone": as_dict(cfg.backbone),
         "data": {"dataset": cfg.data.dataset},
         "augmentations": [{"crop_size": size, "mean": mean, "std": std}],
@@ -157,12 +158,11 @@ def _card(
         tags=["self-supervised-learning", "solo-learn", cfg.method],
         **opening,
     )
-    folder = Path(cfg.data.train_path)  # its own name, not where it lies
     facts = {
         "method": cfg.method,
         "backbone": f"{cfg.backbone.name}, {width} features",
         "trained on": f"{folder.parent.name}/{folder.name}" if cfg.data.dataset == "custom" else cfg.data.dataset,
-        "epochs": epochs,
+        "epochs": checkpoint.epochs,
         "seed": cfg.seed,
         "config": compare.config_hash(as_dict(cfg)),
         "solo-learn": suite.version,

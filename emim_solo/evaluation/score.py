@@ -78,9 +78,9 @@ class ScoredViews:
     """
 
     def __init__(self, cfg: DictConfig, protocol: Protocol, images: RunImages) -> None:
-        suite, of_run = load_suite(), cfg.augmentations[0]
-        shown = {key: of_run[key] for key in ("crop_size", "mean", "std") if key in of_run}
-        view = OmegaConf.create({**asdict(protocol.augmentation), **shown, "num_crops": protocol.views})
+        suite = load_suite()
+        of_run = {key: cfg.augmentations[0][key] for key in ("crop_size", "mean", "std") if key in cfg.augmentations[0]}
+        view = OmegaConf.create({**asdict(protocol.augmentation), **of_run, "num_crops": protocol.views})
         show = partial(_several, suite.view_transform(cfg, view), protocol.views)
         train, val = suite.evaluation_datasets(cfg, images, show)
         dataset: Any = train if val is None else val
