@@ -322,10 +322,11 @@ def half_widths(features: Tensor, *, splits: int = 10, seed: int = 0, **settings
     """Half the width of a 95 % interval around each of the :func:`scores` of features ``(N, q, d)``, N at least 4.
 
     It is over the choice of images: of two random halves of them, a quarter of the squared difference of their scores
-    estimates the variance of the whole's; the mean over the splits into halves, each of which costs what the scores cost,
-    is taken. The bootstrap does not serve: an image drawn twice is no second image (docs/label-free.md). Against the spread
-    over new images these are half as wide again for independent views, right for Gaussian ones, and up to 40 % too narrow
-    for heavy tails. NaN where a score is NaN; ``seed`` is of the splits and, with ``settings``, of the scores.
+    estimates the variance of the whole's; the mean over the splits into halves, each of which costs what the scores
+    cost, is taken. The bootstrap does not serve: an image drawn twice is no second image (docs/label-free.md). Against
+    the spread over new images these are half as wide again for independent views, right for Gaussian ones, and up to 40
+    % too narrow for heavy tails. NaN where a score is NaN; ``seed`` is of the splits and, with ``settings``, of the
+    scores.
     """
     _check(features)
     images = len(features)

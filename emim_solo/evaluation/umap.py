@@ -242,8 +242,8 @@ def make_pictures(
 ) -> dict[str, dict[str, float]]:
     """Pictures of several methods' features of the same images in aligned layouts, with coordinates and thumbnails.
 
-    ``cfg`` and ``images`` are those of one of the runs, ``run_seed`` is the seed that all were trained with, if it is one,
-    ``seed`` that of the layouts and of the choice of ``limit`` images at most. The folder gets
+    ``cfg`` and ``images`` are those of one of the runs, ``run_seed`` is the seed that all were trained with, if it is
+    one, ``seed`` that of the layouts and of the choice of ``limit`` images at most. The folder gets
     ``<split>.{png,pdf,csv,json,webp}`` for val, if there are validation images, and train. Gives by method
     ``<split>_trustworthiness`` and, of classes, ``<split>_silhouette``; UsageError if the images differ.
     """
