@@ -32,7 +32,7 @@ class DamagedCheckpoint(UsageError):
 
     def __init__(self, path: Path, reason: str) -> None:
         to_do = "put a whole copy in its place, or move it away and start again"
-        message = f"cannot read '{path}' ({reason}): it is cut short, altered or no checkpoint; {to_do}"
+        message = f"cannot read checkpoint '{path}' ({reason}): it is cut short, altered or no checkpoint; {to_do}"
         super().__init__("checkpoint.damaged", message)
 
 
