@@ -24,7 +24,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 import emim_solo.images.folders
 from emim_solo import cli
-from emim_solo.evaluation.thumbnails import write_sprite_sheet
+from emim_solo.evaluation.thumbnails import thumbnail, write_sprite_sheet
 from emim_solo.ground import configs
 from emim_solo.images.embedded import DATASETS, FASHION_FOLDER, write_images
 from emim_solo.images.folders import IMAGE_SUFFIXES, check_images, expand_home, find_images, load_rgb
@@ -426,7 +426,8 @@ def test_training_evaluation_and_thumbnails_show_the_same_side_up(
     for shown in (*trained, *evaluated):
         red, _, blue = shown[:, :12].mean(dim=(1, 2))
         assert blue > red + 1
-    write_sprite_sheet(loader.dataset, [0], tmp_path / "sheet.webp", side=32)
+    small, _ = suite.evaluation_datasets(run.config, run.images, thumbnail)
+    write_sprite_sheet(small, [0], tmp_path / "sheet.webp")
     sheet = np.asarray(Image.open(tmp_path / "sheet.webp").convert("RGB"), dtype=float)
     red, _, blue = sheet[:12].mean(axis=(0, 1))
     assert blue > red + 100

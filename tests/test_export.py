@@ -344,7 +344,7 @@ RESNET = "torchvision:resnet18@{}"
         (RESNET, ["data.dataset=cifar"], "data.dataset", ["data.dataset='cifar'", "custom, cifar10"]),
         (RESNET, ["augmentations.0.crop_size=[32]"], "augmentations.0.crop_size", ["a whole number"]),
         (RESNET, ["augmentations.0.mean=0.5"], "augmentations.0.mean", ["mean=0.5", "a list"]),
-        (RESNET, ["augmentations.0.mean=[0.5]"], "augmentations.0.mean", ["three numbers"]),
+        (RESNET, ["augmentations.0.mean=[0.5]"], "augmentations.0.mean", ["mean=[0.5]", "a list of 3"]),
         (RESNET, ["data.num_workers=-1"], "data.num_workers", ["a whole number"]),
         (RESNET, ["augmentations.0.std=[0.5"], "augmentations.0.std", ["while parsing"]),
         ("torchvision:wide_resnet28w2@{}", [], "backbone.name", ["torchvision has no network 'wide_resnet28w2'"]),

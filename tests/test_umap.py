@@ -21,7 +21,7 @@ from sklearn import datasets, metrics
 
 from emim_solo.evaluation import umap as umap_pictures
 from emim_solo.evaluation.features import Features, Split
-from emim_solo.evaluation.thumbnails import write_sprite_sheet
+from emim_solo.evaluation.thumbnails import thumbnail, write_sprite_sheet
 from emim_solo.images.folders import RunImages
 from emim_solo.results.palette import PALETTE, class_styles
 
@@ -227,18 +227,20 @@ def test_subset_is_seeded_and_in_order():
 class Images:
     """Two colours, as a torchvision dataset would give them: through its transform."""
 
-    def __init__(self):
-        self.transform = lambda image: torch.zeros(3)
-
     def __getitem__(self, index):
-        return self.transform(Image.new("RGB", (64, 48), ("red", "blue")[index % 2])), index
+        return thumbnail(Image.new("RGB", (64, 48), ("red", "blue")[index % 2])), index
 
 
 def test_sprite_sheet_shows_the_images_asked_for_in_order(tmp_path):
-    images = Images()
-    columns = write_sprite_sheet(images, [0, 1, 1, 0, 1], tmp_path / "sheet.webp", side=16)
+    columns = write_sprite_sheet(Images(), [0, 1, 1, 0, 1], tmp_path / "sheet.webp")
     sheet = Image.open(tmp_path / "sheet.webp").convert("RGB")
-    assert columns == 3 and sheet.size == (48, 32)
-    middle = [sheet.getpixel((8 + 16 * (i % 3), 8 + 16 * (i // 3))) for i in range(5)]
+    assert columns == 3 and sheet.size == (96, 64)
+    middle = [sheet.getpixel((16 + 32 * (i % 3), 16 + 32 * (i // 3))) for i in range(5)]
     assert ["red" if r > b else "blue" for r, _, b in middle] == ["red", "blue", "blue", "red", "blue"]
-    assert images[0][0].shape == (3,), "the dataset itself keeps its transform"
+
+
+def test_thumbnails_are_the_middle_square_in_colour():
+    wide = Image.new("L", (60, 20), 0)
+    wide.paste(255, (20, 0, 40, 20))
+    shown = np.asarray(thumbnail(wide))
+    assert shown.shape == (32, 32, 3) and shown.mean() > 250

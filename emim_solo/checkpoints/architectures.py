@@ -15,7 +15,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from emim_solo.ground.errors import UsageError
-from emim_solo.suite.api import IMAGENET_MEAN, IMAGENET_STD, give_small_image_stem
+from emim_solo.suite.api import IMAGENET_MEAN, IMAGENET_STD, give_small_image_stem, in_one_line
 
 LIBRARIES = ("torchvision", "timm")
 ONNX = "onnx"
@@ -27,39 +27,27 @@ _OF_TRAINING = (*_OF_START, "zero_init_residual", "progress")  # say how a netwo
 
 def first_difference(network: Mapping[str, Tensor], file: Mapping[str, Tensor]) -> str | None:
     """What differs between the weights of a network and those of a file in names and shapes, None if nothing does."""
-    here, there = (
+    ours, theirs = (
         # A counter that torchvision's older files are without.
         {name: tuple(value.shape) for name, value in weights.items() if not name.endswith("num_batches_tracked")}
         for weights in (network, file)
     )
-    differing = sorted(name for name in here.keys() | there.keys() if here.get(name) != there.get(name))
+    differing = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
     if not differing:
         return None
     first = differing[0]
-    return (
-        f"{len(differing)} weights differ, first '{first}' ({there.get(first, 'absent')} in it, "
-        f"{here.get(first, 'absent')} here)"
-    )
+    shapes = f"{theirs.get(first, 'absent')} in it, {ours.get(first, 'absent')} here"
+    return f"{len(differing)} weights differ, first '{first}' ({shapes})"
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """A network that a library builds by name.
-
-    Attributes:
-        library: ``torchvision`` or ``timm``.
-        name: what the library calls it.
-        kwargs: what its constructor takes beside the name.
-        small_image_stem: the suite's for CIFAR in place of a ResNet's own.
-
-    Raises:
-        UsageError: the library has no such network, or ``kwargs`` name other weights.
-    """
+    """A network that a library (``torchvision``, ``timm``) builds by name; UsageError if it has none."""
 
     library: str
     name: str
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
-    small_image_stem: bool = False
+    kwargs: Mapping[str, Any] = field(default_factory=dict)  # of its constructor
+    small_image_stem: bool = False  # the suite's for CIFAR in place of a ResNet's own
 
     def __post_init__(self) -> None:
         if self.library == "timm":
@@ -67,37 +55,30 @@ class Architecture:
         else:
             exists = self.name in torchvision.models.list_models(module=torchvision.models)
         if not exists:
-            raise UsageError(
-                "backbone.name", f"{self.library} has no network '{self.name}': see {self.library}'s list_models()"
-            )
-        for key in self.kwargs.keys() & set(_OF_START):
-            raise UsageError(
-                f"backbone.kwargs.{key}",
-                f"backbone.kwargs.{key}={self.kwargs[key]}: the weights are those of the file; leave it out",
-            )
+            raise UsageError("backbone.name", f"{self.library} has no network '{self.name}': see its list_models()")
+        for name in self.kwargs.keys() & set(_OF_START):
+            key = f"backbone.kwargs.{name}"
+            raise UsageError(key, f"{key}={self.kwargs[name]}: the weights are those of the file; leave it out")
 
     def __str__(self) -> str:
         return f"{self.library}:{self.name}"
 
+    @property
+    def _bare_name(self) -> str:
+        """timm puts the name of weights after a dot."""
+        return self.name.partition(".")[0]
+
     def filled(self, weights: Mapping[str, Tensor], place: Path | str) -> nn.Module:
-        """The network with given weights, in evaluation mode: images ``(N, 3, H, W)`` to features ``(N, d)``.
+        """The network in evaluation mode: images ``(N, 3, H, W)`` to features ``(N, d)``.
 
-        Args:
-            weights: in the library's names; those of its classifier are left out.
-            place: where they are from, for an error.
-
-        Raises:
-            UsageError: the library cannot build it, or the weights are of another one.
+        Of the weights, in the library's names, those of its classifier are left out. UsageError, which names the
+        ``place`` that they are from, if they are of another network or the library cannot build it.
         """
         network, of_classifiers = self._build()
         of_backbone = {name: value for name, value in weights.items() if name not in of_classifiers}
         if differing := first_difference(network.state_dict(), of_backbone):
-            kwargs = f" with {dict(self.kwargs)}" if self.kwargs else ""
-            raise UsageError(
-                "backbone.weights",
-                f"'{place}' is not of {self}{kwargs}: {differing}; name the network that it is of, with its backbone.kwargs "
-                "and, where it has one, backbone.small_image_stem=True",
-            )
+            to_do = "name its network, with its backbone.kwargs and backbone.small_image_stem"
+            raise UsageError("backbone.weights", f"'{place}' is not of {self}: {differing}; {to_do}")
         with torch.no_grad():
             # Names and shapes are the same. load_state_dict may ask for versions of modules, which a file need not have.
             for name, value in network.state_dict().items():
@@ -108,7 +89,7 @@ class Architecture:
         """The network without classifiers, freshly initialised, and the names of the weights that only they have."""
         # Not timm.create_model: solo-learn puts networks of its own under some of timm's names.
         library = timm.models if self.library == "timm" else torchvision.models
-        try:
+        with in_one_line("backbone.kwargs", f"{self} with {dict(self.kwargs)} gives no features", "take another"):
             network: Any = getattr(library, self._bare_name)(**self.kwargs)
             names = set(network.state_dict())
             if self.library == "timm":
@@ -119,45 +100,32 @@ class Architecture:
                     network.transform_input = self.kwargs.get("transform_input", True)
             if self.small_image_stem:
                 give_small_image_stem(network)
-        except Exception as error:  # whatever a constructor may raise on kwargs
-            raise UsageError(
-                "backbone.kwargs",
-                f"{self} with {dict(self.kwargs)} gives no features ({' '.join(str(error).split())}): take another",
-            ) from error
         return network, names - set(network.state_dict())
-
-    @property
-    def _bare_name(self) -> str:
-        """timm puts the name of weights after a dot."""
-        return self.name.partition(".")[0]
 
     def images(self) -> dict[str, Any]:
         """Size, mean and std of the images that the library's own weights of this network take."""
-        size: int = 224
-        mean: tuple[float, ...] = IMAGENET_MEAN
-        std: tuple[float, ...] = IMAGENET_STD
-        if self.library == "timm" and (pretrained := timm.get_pretrained_cfg(self.name)):
-            size, mean, std = pretrained.input_size[-1], pretrained.mean, pretrained.std
+        shown: tuple[Any, ...] = (224, IMAGENET_MEAN, IMAGENET_STD)
         if self.library == "torchvision":
-            shown: Any = next(iter(torchvision.models.get_model_weights(self.name))).transforms()
-            size, mean, std = shown.crop_size[0], shown.mean, shown.std
+            published: Any = next(iter(torchvision.models.get_model_weights(self.name))).transforms()
+            shown = published.crop_size[0], published.mean, published.std
             if self.name.startswith("vit_"):  # it takes one size, whatever the first of the published weights takes
-                size = self.kwargs.get("image_size", 224)
+                shown = self.kwargs.get("image_size", 224), *shown[1:]
+        elif pretrained := timm.get_pretrained_cfg(self.name):
+            shown = pretrained.input_size[-1], pretrained.mean, pretrained.std
+        size, mean, std = shown
         return {"crop_size": self.kwargs.get("img_size", size), "mean": list(mean), "std": list(std)}
 
     def loading(self, file: str) -> list[str]:
         """Python that loads weights of a file with the library alone: imports, and three lines, four with another stem."""
         kwargs = "".join(f", {key}={value!r}" for key, value in self.kwargs.items())
-        parts = {} if self.library == "timm" else {"fc": "nn.Identity()"}
+        make, parts = f"torchvision.models.{self.name}({kwargs[2:]})", {"fc": "nn.Identity()"}
+        if self.library == "timm":
+            make, parts = f'timm.create_model("{self.name}", num_classes=0{kwargs})', {}
         if self.small_image_stem:
             parts |= {"conv1": "nn.Conv2d(3, 64, 3, 1, 2, bias=False)", "maxpool": "nn.Identity()"}
-        make = (
-            f'timm.create_model("{self.name}", num_classes=0{kwargs})'
-            if self.library == "timm"
-            else f"torchvision.models.{self.name}({kwargs[2:]})"
-        )
-        replace = ", ".join(f"network.{part}" for part in parts) + " = " + ", ".join(parts.values())
-        safe, quoted = file.lower().endswith(".safetensors"), json.dumps(file)
+        replace = f"{', '.join(f'network.{part}' for part in parts)} = {', '.join(parts.values())}"
+        safe = file.lower().endswith(".safetensors")
+        read = f"load_file({json.dumps(file)})" if safe else f"torch.load({json.dumps(file)}, weights_only=True)"
         return [
             f"import torch, {self.library}",
             *(["from torch import nn"] if parts else []),
@@ -165,7 +133,7 @@ class Architecture:
             "",
             f"network = {make}",
             *([replace] if parts else []),
-            f"network.load_state_dict({f'load_file({quoted})' if safe else f'torch.load({quoted}, weights_only=True)'})",
+            f"network.load_state_dict({read})",
             "features = network.eval()(images)",
         ]
 
@@ -195,27 +163,15 @@ class Backbone(LightningModule):
 
 
 class OnnxNetwork(nn.Module):
-    """A network in ONNX, which runs on the CPU.
-
-    Args:
-        content: of the file.
-        place: of it, for an error.
-
-    Raises:
-        UsageError: there is no onnxruntime, or it cannot read the file.
-    """
+    """A network in ONNX, on the CPU, from a file's content; UsageError if there is no onnxruntime, or it fails."""
 
     def __init__(self, content: bytes, place: Path | str) -> None:
         super().__init__()
-        try:
+        to_do = "pip install 'emim-solo[export]', or export again"
+        with in_one_line("checkpoint.onnx", f"cannot open '{place}'", to_do):
             import onnxruntime
 
             self.session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-        except Exception as error:  # its own types, one for each way in which a file can be damaged
-            line = str(error).splitlines()[0]
-            raise UsageError(
-                "checkpoint.onnx", f"cannot open '{place}' ({line}): pip install 'emim-solo[export]', or export again"
-            ) from error
 
     def forward(self, images: Tensor) -> Tensor:
         """Images ``(N, 3, H, W)`` to features ``(N, d)``."""
@@ -226,17 +182,7 @@ class OnnxNetwork(nn.Module):
 
 
 def named(suites_name: str, backbone: nn.Module, kwargs: Mapping[str, Any], library: str) -> Architecture:
-    """What a library calls a backbone of the suite; whether it computes the same is not looked at.
-
-    Args:
-        suites_name: ``backbone.name`` of a config.
-        backbone: the suite's module.
-        kwargs: ``backbone.kwargs`` of the config.
-        library: ``torchvision`` or ``timm``.
-
-    Raises:
-        UsageError: the library has none of this name.
-    """
+    """What a library calls a backbone of the suite, which may compute another thing there; UsageError if nothing."""
     family = suites_name.partition("_")[0]
     kept = {key: value for key, value in kwargs.items() if key not in _OF_TRAINING}
     if suites_name.startswith("resnet"):

@@ -31,24 +31,17 @@ class DamagedCheckpoint(UsageError):
     """A file that is cut short, altered or no checkpoint at all."""
 
     def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(
-            "checkpoint.damaged",
-            f"cannot read checkpoint '{path}' ({reason}): it is cut short, altered or no checkpoint; put a whole copy in its "
-            "place, or move it away and start again",
-        )
+        to_do = "put a whole copy in its place, or move it away and start again"
+        message = f"cannot read checkpoint '{path}' ({reason}): it is cut short, altered or no checkpoint; {to_do}"
+        super().__init__("checkpoint.damaged", message)
 
 
 def load(path: Path, *, weights_alone: bool = False) -> dict[str, Any]:
-    """What is in a checkpoint: ``state_dict`` and ``epoch`` at least. The file is opened once.
-
-    Args:
-        path: of the file.
-        weights_alone: whether objects beside the weights, of a schedule say, may be passed over: an evaluation has no use for them.
+    """What is in a checkpoint: ``state_dict``, ``epoch`` and, unless ``weights_alone``, objects beside them.
 
     Raises:
         DamagedCheckpoint: it is cut short, altered or no checkpoint.
-        UsageError: there is no such file, it cannot be read, or it holds more than tensors and plain values, which could
-            run code.
+        UsageError: there is no such file, it cannot be read, or it holds what could run code.
     """
     contents = _read(path, weights_alone=weights_alone)
     if not isinstance(contents.get("state_dict"), Mapping) or not isinstance(contents.get("epoch"), int):
@@ -59,27 +52,19 @@ def load(path: Path, *, weights_alone: bool = False) -> dict[str, Any]:
 def load_weights(path: Path) -> dict[str, Tensor]:
     """Weights of a network by name: of the file as it is, or of the backbone in a checkpoint of a method of the suite.
 
-    Of several sets of weights, such as averaged ones beside those that were trained, one is taken, which is said.
-
-    Raises:
-        UsageError: as :func:`load`, or there are no weights by name.
+    Of several sets of weights one is taken, which is said. UsageError as :func:`load`, or if there are none by name.
     """
     contents = _read(path, weights_alone=True)
     sets = {name: value for name, value in contents.items() if _are_weights(value)}
     taken = next((name for name in ("state_dict", "model") if name in sets), None)
-    held = contents if taken is None else sets.pop(taken)
-    if not _are_weights(held):
-        beside = f", and it has {', '.join(sets)}" if sets else ""
-        raise UsageError(
-            "checkpoint.weights",
-            f"'{path}' holds no weights by name: expected a state dict, in itself or as its 'state_dict'{beside}",
-        )
+    weights = contents if taken is None else sets.pop(taken)
+    if not _are_weights(weights):
+        beside = f", it has {', '.join(sets)}" if sets else ""
+        raise UsageError("checkpoint.weights", f"'{path}' holds no weights by name: expected a 'state_dict'{beside}")
     if sets:
-        warnings.warn(
-            f"'{path}' holds several sets of weights: '{taken}' is taken, not {', '.join(map(repr, sets))}",
-            stacklevel=2,
-        )
-    weights: dict[str, Tensor] = timm.models.clean_state_dict(dict(held))  # of DataParallel and torch.compile
+        others = ", ".join(map(repr, sets))
+        warnings.warn(f"'{path}' holds several sets of weights: '{taken}' is taken, not {others}", stacklevel=2)
+    weights = timm.models.clean_state_dict(dict(weights))  # of DataParallel and torch.compile
     if "pytorch-lightning_version" in contents:
         prefixes = tuple(f"{name}." for name in load_suite().backbone_names.values())
         of_backbone = {name.partition(".")[2]: value for name, value in weights.items() if name.startswith(prefixes)}
@@ -101,21 +86,17 @@ def _read(path: Path, *, weights_alone: bool) -> dict[str, Any]:
         with open(path, "rb") as file:
             contents = _parse(file, path, weights_alone=weights_alone)
     except (FileNotFoundError, IsADirectoryError) as error:
-        raise UsageError(
-            "checkpoint.missing", f"no checkpoint '{path}': expected a .ckpt file written by the suite's Checkpointer"
-        ) from error
+        raise UsageError("checkpoint.missing", f"no checkpoint '{path}': expected a .ckpt file") from error
     except OSError as error:  # of the disk, which says nothing of what is on it
-        raise UsageError(
-            "checkpoint.unreadable",
-            f"cannot read '{path}' ({error.strerror or error}): expected a file that you may read; see to its disk and "
-            "permissions",
-        ) from error
+        reason = error.strerror or error
+        raise _unreadable(f"cannot read '{path}' ({reason}): expected a file that you may read") from error
     if not isinstance(contents, Mapping):
-        raise UsageError(
-            "checkpoint.unreadable",
-            f"'{path}' holds a {type(contents).__name__}: expected weights by name, or a checkpoint with a 'state_dict'",
-        )
+        raise _unreadable(f"'{path}' holds a {type(contents).__name__}: expected weights by name, or a 'state_dict'")
     return dict(contents)
+
+
+def _unreadable(message: str) -> UsageError:
+    return UsageError("checkpoint.unreadable", message)
 
 
 def _parse(file: BinaryIO, path: Path, *, weights_alone: bool) -> Any:
@@ -127,31 +108,23 @@ def _parse(file: BinaryIO, path: Path, *, weights_alone: bool) -> Any:
             file.seek(0)
             return parse(file.read())
         if zipped := zipfile.is_zipfile(file):
-            if (odd := zipfile.ZipFile(file).testzip()) is not None:  # torch does not look at checksums
-                raise ValueError(f"checksum of {odd}")
+            if (altered := zipfile.ZipFile(file).testzip()) is not None:  # torch does not look at checksums
+                raise ValueError(f"checksum of {altered}")
             whole = True
         file.seek(0)
         with _without_objects(file) if weights_alone and zipped else nullcontext():
             return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # the libraries raise many types on a file that is not whole
-        if (
-            isinstance(error, OSError) and error.errno != errno.EINVAL
-        ):  # of the disk; EINVAL: torch seeks before the start
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # of the disk; torch seeks before the start
             raise
         reason = " ".join(str(error).split())
         what = re.search(r"(?:GLOBAL|global:?) (\S+)", reason)
         if isinstance(error, pickle.UnpicklingError) and (whole or what):
-            raise UsageError(
-                "checkpoint.code",
-                f"checkpoint '{path}' holds more than tensors and plain values{f' ({what[1]})' if what else ''}, which could "
-                "run code: it is not loaded; give one that was written by the suite's Checkpointer, or weights alone",
-            ) from error
+            reason = f"'{path}' holds {what[1] if what else 'more than tensors and plain values'}, which could run code"
+            raise UsageError("checkpoint.code", f"{reason}: save its tensors alone, without such objects") from error
         if whole:  # by its checksums: short of memory, or of a kind that torch does not load so
-            raise UsageError(
-                "checkpoint.unreadable",
-                f"torch cannot load '{path}', which is whole ({type(error).__name__}: {reason[:200]}): expected a checkpoint "
-                "or weights that torch.save or safetensors has written",
-            ) from error
+            reason = f"torch cannot load '{path}', which is whole ({type(error).__name__}: {reason[:200]})"
+            raise _unreadable(f"{reason}: expected what torch.save or safetensors writes") from error
         raise DamagedCheckpoint(path, type(error).__name__) from error
 
 
@@ -161,6 +134,10 @@ class _Inert:
     def __init__(self, *_: Any) -> None: ...
 
     def __setstate__(self, _: Any) -> None: ...
+
+
+def _no_items(*_: Any) -> dict[str, Any]:
+    return OrderedDict()
 
 
 def _without_objects(file: BinaryIO) -> AbstractContextManager[Any]:
@@ -173,7 +150,3 @@ def _without_objects(file: BinaryIO) -> AbstractContextManager[Any]:
         return nullcontext()
     stand_ins = [(_no_items if name.endswith("defaultdict") else _Inert, name) for name in names]
     return torch.serialization.safe_globals(stand_ins)  # type: ignore[arg-type]
-
-
-def _no_items(*_: Any) -> dict[str, Any]:
-    return OrderedDict()

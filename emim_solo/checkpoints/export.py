@@ -23,10 +23,10 @@ from emim_solo.ground import compare, files
 from emim_solo.ground.errors import UsageError
 from emim_solo.results import rows
 from emim_solo.suite import as_dict, load_suite
+from emim_solo.suite.api import in_one_line
 
 SUFFIXES = {"torchvision": ".pth", "timm": ".pth", "safetensors": ".safetensors", ONNX: ".onnx"}
 """Of the file by format; where it is .pth, .pt will do."""
-_SCORES = "| stage | score | ± half of its 95 % interval | features; protocol; images |"
 _ONLINE = ("val_loss", "val_acc1", "val_acc5", "val_knn_acc1", "val_knn_acc5")  # of a pretraining, on the backbone
 TOLERANCE, ONNX_TOLERANCE = 1e-6, 1e-4  # of features; of the largest one where that is above 1
 
@@ -55,7 +55,7 @@ def export(checkpoint: Checkpoint, to: str, file: Path, licence: str = "other") 
     features = _features(backbone, images)
     if not features.isfinite().all():
         raise UsageError(
-            "export.features", f"'{checkpoint.path}' gives features that are not finite: export an earlier checkpoint"
+            "export.features", f"'{checkpoint.path}' has features that are not finite: take an earlier one"
         )
     same = {library: same for library in LIBRARIES if (same := _in_library(library, backbone, cfg, images, features))}
     wanted = to if to in LIBRARIES else next(iter(same), "torchvision or timm")
@@ -67,11 +67,8 @@ def export(checkpoint: Checkpoint, to: str, file: Path, licence: str = "other") 
     elif architecture is not None:
         loading = architecture.loading(file.name)
     else:
-        raise UsageError(
-            "--to",
-            f"--to {to}: no network of {wanted} gives the features of {cfg.backbone.name} as {cfg.method} trains it: take "
-            f"--to {next(iter(same), ONNX)}",
-        )
+        reason = f"no network of {wanted} gives the features of {cfg.backbone.name} as {cfg.method} trains it"
+        raise UsageError("--to", f"--to {to}: {reason}: take --to {next(iter(same), ONNX)}")
     content = _to_onnx(network, images, features) if to == ONNX else _to_bytes(network.state_dict(), to)
     card = _card(checkpoint, architecture, loading, features.shape[1], licence)
     with files.whole(file.with_name(f"{file.name}.md")) as unfinished_card, files.whole(file) as unfinished:
@@ -115,13 +112,9 @@ def _to_bytes(weights: dict[str, Tensor], to: str) -> bytes:
 
 
 def _to_onnx(network: nn.Module, images: Tensor, features: Tensor) -> bytes:
-    try:
+    with in_one_line("--to", "--to onnx", "pip install 'emim-solo[export]'"):
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise UsageError(
-            "--to", f"--to onnx needs the export extra ({error}): pip install 'emim-solo[export]'"
-        ) from error
     program = torch.onnx.export(
         network,
         (images,),
@@ -176,10 +169,8 @@ def _card(
         "emim-solo": emim_solo.__version__,
         "licence of the weights": "for whoever trained them to say" if licence == "other" else licence,
     }
-    scores = [
-        " ".join(["|", " | ".join((stage, name, value, of)), "|"])
-        for (stage, name, of), value in _scores(checkpoint).items()
-    ]
+    scores = [f"| {stage} | {name} | {value} | {of} |" for (stage, name, of), value in _scores(checkpoint).items()]
+    head = ["| stage | score | ± half of its 95 % interval | features; protocol; images |", "|---|---|---:|---|"]
     return "\n".join(
         [
             *("---", front.to_yaml(), "---", f"# {cfg.name}", ""),
@@ -187,17 +178,13 @@ def _card(
             f"`images` are RGB in [0, 1], less mean {mean}, over std {std}, as (N, 3, {size}, {size}); `features` are "
             f"(N, {width}).",
             *("", "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts.items()), ""),
-            *([_SCORES, "|---|---|---:|---|", *scores, ""] if scores else []),
+            *([*head, *scores, ""] if scores else []),
         ]
     )
 
 
 def _scores(checkpoint: Checkpoint) -> dict[tuple[str, str, str], str]:
-    """What the run's rows say of this checkpoint's backbone on the run's own images: stage, name and of what, to value.
-
-    Of several rows that say the same of the same, the last counts. A number that is not known to be of the backbone, such
-    as that of a projector, a picture or a step's time, has no place on its card.
-    """
+    """What the run's rows last say of this checkpoint's backbone on its own images, by stage, name and of what."""
     cfg, file = as_dict(checkpoint.trained), checkpoint.rows_file
     scores: dict[tuple[str, str, str], str] = {}
     stored = rows.read(file) if file.is_file() else []
@@ -212,21 +199,18 @@ def _scores(checkpoint: Checkpoint) -> dict[tuple[str, str, str], str]:
 
 def _of_backbone(row: Mapping[str, Any], name: str, cfg: Mapping[str, Any]) -> str | None:
     """Features, protocol and images that a number of a row is of; None where it is not of the backbone."""
-    stage, settings = row["stage"], row.get("settings") or {}
+    stage, settings = row["stage"], compare.leaves(row.get("settings") or {})
+    if stage == "score":
+        of = f"backbone; protocol {row.get('protocol')}; {row.get('images')} {row.get('of')} images"
+        return of if settings.get("features") == "backbone" else None
     if stage == "pretrain":
-        settings = cfg.get("knn_eval") or {} if "knn" in name else {"classifier": "online"}
+        if name not in _ONLINE:
+            return None
+        settings = compare.leaves(cfg.get("knn_eval") or {}) if "knn" in name else {"classifier": "online"}
+    elif stage != "linear" and not name.startswith("backbone_"):
+        return None
     elif name == "logistic_acc1":  # beside the linear evaluation, with settings of its own
         settings = {}
-    settings = compare.leaves(settings)
-    of_backbone = {
-        "pretrain": name in _ONLINE,
-        "linear": True,
-        "score": settings.get("features") == "backbone",
-    }
-    if not of_backbone.get(stage, name.startswith("backbone_")):
-        return None
-    if stage == "score":
-        return f"backbone; protocol {row.get('protocol')}; {row.get('images')} {row.get('of')} images"
     # Numbers of neighbours and distances of a k-NN are in the names.
     said = ", ".join(f"{key}={value}" for key, value in settings.items() if key not in ("ks", "distances"))
     training = stage == "diagnostics" or name.startswith("train_")
@@ -244,18 +228,14 @@ def export_main(arguments: Sequence[str]) -> None:
     parser.add_argument("--output", type=Path, metavar="FILE", help="default: backbone-FORMAT in the run's folder")
     parser.add_argument("--license", default="other", help="of the weights, for the card: mit, cc-by-4.0, ...")
     options = parser.parse_args(arguments)
-    suffix = SUFFIXES[options.to]
-    if options.output is not None and options.output.suffix.lower() not in (suffix, suffix.removesuffix("h")):
-        raise UsageError(
-            "--output",
-            f"--output {options.output}: expected a file ending in {suffix}{' or .pt' if suffix == '.pth' else ''}",
-        )
+    suffix, output = SUFFIXES[options.to], options.output
+    if output is not None and output.suffix.lower() not in (suffix, suffix.removesuffix("h")):
+        wanted = " or ".join(dict.fromkeys((suffix, suffix.removesuffix("h"))))
+        raise UsageError("--output", f"--output {output}: expected a file ending in {wanted}")
     if is_weights(options.folder):
-        raise UsageError(
-            "export.folder",
-            f"'{options.folder}' is a file of weights already: expected the folder of a run, or a .ckpt file in one",
-        )
+        reason = f"'{options.folder}' is a file of weights already"
+        raise UsageError("export.folder", f"{reason}: expected the folder of a run, or a .ckpt file in one")
     checkpoint = open_checkpoint(options.folder)
-    file = Path(os.path.expanduser(options.output or checkpoint.folder / f"backbone-{options.to}{suffix}"))
+    file = Path(os.path.expanduser(output or checkpoint.folder / f"backbone-{options.to}{suffix}"))
     loading = export(checkpoint, options.to, file, options.license)
     print("\n".join([*loading, f"'{file}' gives the features of '{checkpoint.path}'; card in '{file}.md'"]))

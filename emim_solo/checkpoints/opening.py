@@ -1,4 +1,4 @@
-"""Checkpoints as they lie on disk: the one place that opens them. Tensors and numbers are read, code never runs.
+"""Checkpoints as they lie on disk: the one place that opens them.
 
 A run's folder is ``<checkpoint.dir>/<method>/<version>``, with the suite's ``args.json`` and ``*-ep=<epoch>.ckpt``, whether
 ``emim-solo pretrain`` or solo-learn main's own script has written it. Beside runs, files of weights are opened: of a network
@@ -26,12 +26,12 @@ from torch import nn
 
 from emim_solo.checkpoints.architectures import LIBRARIES, Architecture, Backbone, OnnxNetwork, first_difference
 from emim_solo.checkpoints.contents import DamagedCheckpoint, load, load_weights
-from emim_solo.ground import files
+from emim_solo.ground import compare, files
 from emim_solo.ground.errors import UsageError
 from emim_solo.ground.settings import checked
 from emim_solo.images.folders import Listings, RunImages, check_held_out, expand_home
 from emim_solo.suite import as_dict, load_suite
-from emim_solo.suite.api import count_classes
+from emim_solo.suite.api import count_classes, in_one_line
 
 ARGUMENTS = "args.json"
 IMAGES = "emim_solo_images"  # key in a checkpoint, of the record of the images that it was trained on
@@ -50,48 +50,30 @@ _CHANGEABLE: dict[str, tuple[Any, dict[str, Any]]] = {  # for an evaluation: typ
     "data.no_labels": (bool, {}),
     "data.num_workers": (int, {"least": 0}),
     "augmentations.0.crop_size": (int, {"least": 1}),
-    "augmentations.0.mean": (list[float], {}),
-    "augmentations.0.std": (list[float], {"above": 0}),
+    "augmentations.0.mean": (tuple[float, float, float], {}),
+    "augmentations.0.std": (tuple[float, float, float], {"above": 0}),
 }
 _OF_NETWORK = ("backbone.kwargs.KEY", "backbone.small_image_stem")  # of LIBRARY:NETWORK@FILE
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A run that can be evaluated.
+    """A run that can be evaluated."""
 
-    Attributes:
-        folder: ``<checkpoint.dir>/<method>/<version>``, with ``args.json``.
-        path: its latest whole ``.ckpt`` file.
-        cfg: the completed config it was trained with, its images those that it is evaluated on.
-        original: that config with the images that it was trained on; None where they are the same.
-        recorded: which images it was trained on, as it says itself; empty where it does not.
-        listings: of folders, shared with the other checkpoints that were opened with it.
-    """
-
-    folder: Path
-    path: Path
-    cfg: DictConfig
-    original: DictConfig | None = None
-    recorded: Mapping[str, Any] = field(default_factory=dict)
-    listings: Listings = field(default_factory=Listings)
+    folder: Path  # <checkpoint.dir>/<method>/<version>, with args.json
+    path: Path  # its latest whole .ckpt file
+    cfg: DictConfig  # the completed config it was trained with, its images those that it is evaluated on
+    trained: DictConfig  # that config as it is in args.json; cfg itself where the images are the same
+    recorded: Mapping[str, Any] = field(default_factory=dict)  # the images it was trained on, as it says itself
+    listings: Listings = field(default_factory=Listings)  # of folders, shared with others that were opened with it
 
     @cached_property
     def images(self) -> RunImages:
-        """The images that it is evaluated on, listed when they are first asked for.
-
-        Raises:
-            UsageError: a folder cannot be listed, or other images would count as held out than were.
-        """
+        """The images that it is evaluated on; UsageError if they cannot be listed, or others are held out than were."""
         images = RunImages.of(self.cfg, self.listings)
-        if self.original is None:
+        if self.cfg is self.trained:
             check_held_out(self.recorded, images, self.path)
         return images
-
-    @property
-    def trained(self) -> DictConfig:
-        """The completed config it was trained with, as it is in ``args.json``."""
-        return self.cfg if self.original is None else self.original
 
     @property
     def epochs(self) -> int:
@@ -108,26 +90,21 @@ class Checkpoint:
 
     def model(self) -> LightningModule:
         """The trained method in evaluation mode, on the CPU."""
-        contents = load(self.path, weights_alone=True)
-        check_generation(self.path, contents)
+        stored = load(self.path, weights_alone=True)["state_dict"]
         model = load_suite().build(self.trained)
         fresh = model.state_dict().keys()
         # main's own script saves queues and memory banks, too, which only training makes: the method's own buffers.
-        weights = {name: value for name, value in contents["state_dict"].items() if name in fresh or "." in name}
+        weights = {name: value for name, value in stored.items() if name in fresh or "." in name}
         check_fits(self.path, {"state_dict": weights}, self.trained, model)
         model.load_state_dict(weights)
-        if self.original is not None:
+        if self.cfg is not self.trained:
             _check_features(model.eval(), self.cfg)
         return model.eval()
 
 
 @dataclass(frozen=True)
 class WeightsFile(Checkpoint):
-    """A file of weights of a network, or a network in ONNX: ``folder`` and ``path`` are the file.
-
-    Attributes:
-        architecture: the network; None in ONNX, which holds it.
-    """
+    """A file, ``folder`` and ``path``, of weights of a network, or of a network in ONNX, without architecture."""
 
     architecture: Architecture | None = None
 
@@ -154,33 +131,21 @@ class WeightsFile(Checkpoint):
 
 @torch.no_grad()
 def _check_features(model: LightningModule, cfg: DictConfig) -> None:
-    """Check that a model gives one row of features for an image as those of a config are shown.
-
-    Raises:
-        UsageError: it takes other images: a ViT takes one size alone; or it gives something else.
-    """
+    """Check that a model gives one row of features for an image as those of a config are shown."""
     channels = next((part.in_channels for part in model.modules() if isinstance(part, nn.Conv2d)), 3)
     if channels != 3:
-        raise UsageError(
-            "backbone.kwargs.in_chans",
-            f"{cfg.name} takes images of {channels} channels: expected weights for 3, images are shown in RGB",
-        )
+        reason = f"{cfg.name} takes images of {channels} channels"
+        raise UsageError("backbone.kwargs.in_chans", f"{reason}: expected weights for 3, images are shown in RGB")
     images = load_suite().evaluation_transform(cfg)(Image.new("RGB", (64, 64))).unsqueeze(0)
-    try:
+    key, what = "augmentations.0.crop_size", f"{cfg.name} does not take images of {images.shape[-1]} pixels"
+    with in_one_line(
+        key, what, f"of folders, set {key} to the size that it was trained at"
+    ):  # as a ViT takes one alone
         features = model(images)["feats"]
-    except Exception as error:  # whatever a network may raise
-        raise UsageError(
-            "augmentations.0.crop_size",
-            f"{cfg.name} does not take images of {images.shape[-1]} pixels ({' '.join(str(error).split())[:200]}): of images in "
-            "folders, set augmentations.0.crop_size to the size that it was trained at",
-        ) from error
-    if not isinstance(features, torch.Tensor) or features.dim() != 2:
-        shape = tuple(features.shape) if isinstance(features, torch.Tensor) else type(features).__name__
-        raise UsageError(
-            "backbone.kwargs",
-            f"{cfg.name} gives {shape} for an image: expected one row of features, (1, d); leave out backbone.kwargs that "
-            "change it, such as features_only and global_pool",
-        )
+    shape = getattr(features, "shape", ())
+    if len(shape) != 2:
+        reason = f"{cfg.name} gives {tuple(shape) or type(features).__name__} for an image: expected (1, d)"
+        raise UsageError("backbone.kwargs", f"{reason}; leave out those such as features_only and global_pool")
 
 
 def open_checkpoint(place: Path | str, changes: Sequence[str] = (), listings: Listings | None = None) -> Checkpoint:
@@ -194,47 +159,38 @@ def open_checkpoint(place: Path | str, changes: Sequence[str] = (), listings: Li
         listings: of folders that were listed already.
 
     Raises:
-        UsageError: nothing of these, without a whole checkpoint, of another method or generation than this solo-learn
-            has, or images that are not there.
+        UsageError: none of these, none whole, of a method or generation that solo-learn has not, or no such images.
     """
     listings = listings or Listings()
     if match := _OF_LIBRARY.fullmatch(str(place)):
         library, name, file = match.groups()
-        changes_of_network = [change for change in changes if change.startswith("backbone.")]
-        network = _with_changes(
-            OmegaConf.create({"backbone": {"kwargs": {}}}), changes_of_network, _OF_NETWORK
-        ).backbone
+        backbone = OmegaConf.create({"backbone": {"kwargs": {}}})
+        of_network = [change for change in changes if change.startswith("backbone.")]
+        network = _with_changes(backbone, of_network, _OF_NETWORK).backbone
         architecture = Architecture(library, name, as_dict(network.kwargs), bool(network.get("small_image_stem")))
         return _of_weights(Path(os.path.expanduser(file)), architecture, {}, changes, listings)
     path = Path(os.path.abspath(os.path.expanduser(place)))  # "." has neither method nor version in it
     if is_weights(path):
         return _exported(path, changes, listings)
     folder = path.parent if path.is_file() else path
-    if not (folder / ARGUMENTS).is_file():
+    arguments = folder / ARGUMENTS
+    if not arguments.is_file():
         raise UsageError("checkpoint.folder", f"no {ARGUMENTS} in '{path}': {EXPECTED}")
-    cfg = OmegaConf.create(files.read_json(folder / ARGUMENTS))
-    missing = [key for key in ("name", "method", "seed", "data", "backbone") if cfg.get(key) is None]
-    if missing:
-        raise UsageError(
-            "checkpoint.arguments",
-            f"'{folder / ARGUMENTS}' lacks {', '.join(missing)}: expected what the suite's Checkpointer writes",
-        )
+    cfg = OmegaConf.create(files.read_json(arguments))
+    if missing := [key for key in ("name", "method", "seed", "data", "backbone") if cfg.get(key) is None]:
+        reason = f"'{arguments}' lacks {', '.join(missing)}"
+        raise UsageError("checkpoint.arguments", f"{reason}: expected what the suite's Checkpointer writes")
     suite = load_suite()
     if cfg.method not in suite.methods():
-        raise UsageError(
-            "checkpoint.method",
-            f"'{folder}' is of method '{cfg.method}', which solo-learn {suite.version} does not have",
-        )
+        reason = f"'{folder}' is of method '{cfg.method}'"
+        raise UsageError("checkpoint.method", f"{reason}, which solo-learn {suite.version} does not have")
     latest = last_whole(folder, weights_alone=True) if folder == path else (path, load(path, weights_alone=True))
     if latest is None:
-        raise UsageError(
-            "checkpoint.missing",
-            f"no checkpoint in '{folder}': expected a .ckpt file; train again with checkpoint.enabled=True",
-        )
+        raise UsageError("checkpoint.missing", f"no checkpoint in '{folder}': train with checkpoint.enabled=True")
     path, contents = latest
     check_generation(path, contents)
     shown = _on_images(cfg, changes, listings) if changes else cfg
-    return Checkpoint(folder, path, shown, cfg if changes else None, contents.get(IMAGES, {}), listings)
+    return Checkpoint(folder, path, shown, cfg, contents.get(IMAGES, {}), listings)
 
 
 def is_weights(place: Path | str) -> bool:
@@ -246,12 +202,10 @@ def is_weights(place: Path | str) -> bool:
 
 def open_checkpoints(places: Sequence[Path | str], changes: Sequence[str] = ()) -> list[Checkpoint]:
     """:func:`open_checkpoint` of each, all of them before any work begins."""
-    foreign = [change for change in changes if change.startswith("backbone.")]
-    if foreign and not any(_OF_LIBRARY.fullmatch(str(place)) for place in places):
-        raise UsageError(
-            foreign[0].partition("=")[0],
-            f"{foreign[0]}: of LIBRARY:NETWORK@FILE alone, anything else knows its own network; leave it out",
-        )
+    of_network = [change for change in changes if change.startswith("backbone.")]
+    if of_network and not any(_OF_LIBRARY.fullmatch(str(place)) for place in places):
+        reason = "of LIBRARY:NETWORK@FILE alone, anything else knows its own network; leave it out"
+        raise UsageError(of_network[0].partition("=")[0], f"{of_network[0]}: {reason}")
     listings = Listings()
     return [open_checkpoint(place, changes, listings) for place in places]
 
@@ -262,26 +216,13 @@ def _of_weights(
     """Weights of a network, or one in ONNX, with what is known of the run that they are of."""
     if not path.is_file():
         raise UsageError("checkpoint.missing", f"no weights '{path}': {EXPECTED}")
-    cfg = OmegaConf.create(
-        {
-            "name": path.stem,
-            "method": str(architecture),
-            "seed": 0,
-            "max_epochs": 0,
-            "backbone": {"name": str(architecture), "kwargs": {}},
-            "data": {
-                "dataset": "custom",
-                "val_path": None,
-                "format": "image_folder",
-                "no_labels": False,
-                "num_workers": 2,
-            },
-            "augmentations": [architecture.images() if architecture else {}],
-            "optimizer": {"batch_size": 64},
-        }
-    )
-    cfg = _on_images(OmegaConf.merge(cfg, known), changes, listings)  # type: ignore[arg-type]
-    return WeightsFile(path, path, cfg, listings=listings, architecture=architecture)
+    about = {"name": path.stem, "method": str(architecture), "seed": 0, "max_epochs": 0}
+    about |= {"backbone": {"name": str(architecture), "kwargs": {}}, "optimizer": {"batch_size": 64}}
+    about |= {"augmentations": [architecture.images() if architecture else {}]}
+    data = {"dataset": "custom", "val_path": None, "format": "image_folder", "no_labels": False, "num_workers": 2}
+    cfg = OmegaConf.merge(OmegaConf.create(about | {"data": data}), known)
+    cfg = _on_images(cfg, changes, listings)  # type: ignore[arg-type]
+    return WeightsFile(path, path, cfg, cfg, listings=listings, architecture=architecture)
 
 
 def _exported(path: Path, changes: Sequence[str], listings: Listings) -> WeightsFile:
@@ -290,49 +231,31 @@ def _exported(path: Path, changes: Sequence[str], listings: Listings) -> Weights
 
     card = path.with_name(f"{path.name}.md")
     if not card.is_file():
-        raise UsageError(
-            "checkpoint.card", f"'{path}' has neither {ARGUMENTS} nor a model card '{card.name}' beside it: {EXPECTED}"
-        )
-    try:
+        reason = f"'{path}' has neither {ARGUMENTS} nor a model card '{card.name}' beside it"
+        raise UsageError("checkpoint.card", f"{reason}: {EXPECTED}")
+    with in_one_line("checkpoint.card", f"'{card}' is no card of 'emim-solo export'", f"export again; {EXPECTED}"):
         front = ModelCard(files.read_text(card)).data.to_dict()[CARD]
         architecture, known = front["network"] and Architecture(**front["network"]), front["config"]
-    except (KeyError, TypeError, ValueError, yaml.YAMLError) as error:
-        raise UsageError(
-            "checkpoint.card", f"'{card}' is no card of 'emim-solo export' ({error}): export again; {EXPECTED}"
-        ) from error
     return _of_weights(path, architecture, known, changes, listings)
 
 
 def _on_images(cfg: DictConfig, changes: Sequence[str], listings: Listings) -> DictConfig:
-    """A config with other images.
-
-    Raises:
-        UsageError: a key of something else, or images that are not there.
-    """
+    """A config with other images; UsageError for keys of something else, or images that are not there."""
     cfg = _with_changes(cfg, [change for change in changes if not change.startswith("backbone.")], [*_CHANGEABLE])
     if cfg.data.get("train_path") is None:
-        raise UsageError(
-            "data.train_path",
-            f"which images is {cfg.name} to be evaluated on? Add data.train_path=DIR and, for accuracies, "
-            "data.val_path=DIR: folders with one folder for each class, or data.no_labels=True",
-        )
+        to_do = "Add data.train_path=DIR and, for accuracies, data.val_path=DIR, or data.no_labels=True"
+        raise UsageError("data.train_path", f"which images is {cfg.name} to be evaluated on? {to_do}")
+    values = compare.leaves(as_dict(cfg))
     for key, (kind, bounds) in _CHANGEABLE.items():
-        section, _, name = key.rpartition(".")
-        values = as_dict(OmegaConf.select(cfg, section))
-        value = checked(values[name], kind, key, bounds) if name in values else None
-        if isinstance(value, list) and len(value) != 3:
-            raise UsageError(key, f"{key}={value}: expected three numbers")
+        if key in values:
+            checked(values[key], kind, key, bounds)
     expand_home(cfg)
     cfg.data.num_classes = None  # of a dataset that is known by name the names of its classes
     return count_classes(cfg, RunImages.of(cfg, listings).listed)
 
 
 def _with_changes(cfg: DictConfig, changes: Sequence[str], keys: Sequence[str]) -> DictConfig:
-    """A config with changes, ``key=value`` each, of some keys; those that end in ``KEY`` stand for all below.
-
-    Raises:
-        UsageError: another key, or a value that is no YAML.
-    """
+    """A config with changes, ``key=value`` each, of some keys; those that end in ``KEY`` stand for all below."""
     cfg = cfg.copy()
     for change in changes:
         key, _, value = change.partition("=")
@@ -361,8 +284,7 @@ def _epoch(path: Path) -> int:
 def last_checkpoint(folder: Path) -> Path | None:
     """The whole checkpoint of the latest epoch in a run's folder; damaged ones that are newer are named in a warning.
 
-    Raises:
-        DamagedCheckpoint: there are checkpoints and none of them is whole.
+    DamagedCheckpoint if there are checkpoints and none of them is whole.
     """
     latest = last_whole(folder, weights_alone=True)
     return None if latest is None else latest[0]
@@ -386,50 +308,31 @@ def last_whole(folder: Path, *, weights_alone: bool = False) -> tuple[Path, dict
 
 
 def check_generation(path: Path, contents: Mapping[str, Any]) -> None:
-    """Check that a checkpoint is of the installed generation of solo-learn, by the name of its backbone.
-
-    Raises:
-        UsageError: it is of the other one, or of no method of the suite.
-    """
+    """UsageError for a checkpoint that is, by the name of its backbone, of no method of the installed solo-learn."""
     suite = load_suite()
-    parts = {name.split(".", 1)[0] for name in contents["state_dict"]}
+    parts = {name.partition(".")[0] for name in contents["state_dict"]}
     if suite.backbone_name in parts:
         return
+    reason = f"has no '{suite.backbone_name}': expected one of a method of solo-learn {suite.version}"
     for generation, name in suite.backbone_names.items():
         if name in parts:
-            raise UsageError(
-                "checkpoint.generation",
-                f"checkpoint '{path}' was trained with solo-learn {generation}, installed is {suite.generation}: "
-                f"evaluate or continue it with solo-learn {generation}",
-            )
-    raise UsageError(
-        "checkpoint.generation",
-        f"checkpoint '{path}' has no '{suite.backbone_name}': expected one of a method of solo-learn {suite.version}",
-    )
+            reason = f"was trained with solo-learn {generation}, installed is {suite.generation}: use the former"
+    raise UsageError("checkpoint.generation", f"checkpoint '{path}' {reason}")
 
 
 def check_fits(path: Path, contents: Mapping[str, Any], cfg: DictConfig, model: LightningModule) -> None:
-    """Check that a checkpoint is of this method, backbone and projector.
-
-    Raises:
-        UsageError: what differs.
-    """
+    """Check that a checkpoint is of this method, backbone and projector; UsageError with what differs."""
     method = stored_arguments(path).get("method", cfg.method)
     if method != cfg.method:
-        raise UsageError(
-            "checkpoint.method",
-            f"checkpoint '{path}' is of method '{method}', this run is '{cfg.method}': give one of that method",
-        )
+        raise UsageError("checkpoint.method", f"'{path}' is of method '{method}': expected one of '{cfg.method}'")
     if differing := first_difference(model.state_dict(), contents["state_dict"]):
-        raise UsageError(
-            "checkpoint.weights",
-            f"checkpoint '{path}' is of another model: {differing}; use the config that it was trained with",
-        )
+        reason = f"checkpoint '{path}' is of another model: {differing}"
+        raise UsageError("checkpoint.weights", f"{reason}; use the config that it was trained with")
 
 
 def stored_arguments(path: Path) -> dict[str, Any]:
     """The config beside a checkpoint; empty where there is none, or a kill cut it short, which is said in a warning."""
-    arguments = path.parent / ARGUMENTS
+    arguments = path.with_name(ARGUMENTS)
     if not arguments.is_file():
         return {}
     try:

@@ -1,7 +1,7 @@
 """Measures of a representation without labels, in float64 on the CPU, information in nats: pure functions on features.
 
-:func:`scores` and :func:`diagnose` are all of them by name: what ``emim-solo score`` and a benchmark's diagnostics write
-into their rows.
+:func:`scores` and :func:`diagnose` are all of them by name: what ``emim-solo score`` and a benchmark's diagnostics
+write into their rows.
 """
 
 from __future__ import annotations
@@ -46,9 +46,7 @@ _PIECE = 2**24  # numbers in float64: 128 MB
 def _as_matrix(features: Tensor) -> Tensor:
     """Float64 copy on the CPU of a finite ``(N, d)`` array with at least two rows."""
     if features.ndim != 2 or features.shape[0] < 2 or features.shape[1] < 1:
-        raise ValueError(
-            f"features have shape {tuple(features.shape)}, expected (samples, dimensions), at least 2 samples and 1 dimension"
-        )
+        raise ValueError(f"features have shape {tuple(features.shape)}, expected (N, d) of at least 2 samples")
     matrix = features.detach().to(device="cpu", dtype=torch.float64)
     if not torch.isfinite(matrix).all():
         raise FloatingPointError("features hold NaN or infinite values")
@@ -58,8 +56,8 @@ def _as_matrix(features: Tensor) -> Tensor:
 def rankme(features: Tensor, *, centred: bool = False) -> float:
     """RankMe of ``(N, d)`` features: the exponential of the entropy of the normalised singular values.
 
-    From 1 to ``min(N, d)``, 0 for features that are all zero. Published without the mean subtracted (``centred``): a large
-    common mean counts as one strong direction.
+    From 1 to ``min(N, d)``, 0 for features that are all zero. Published without the mean subtracted (``centred``): a
+    large common mean counts as one strong direction.
 
     Source: Garrido et al., "RankMe: Assessing the Downstream Performance of Pretrained Self-Supervised
     Representations by Their Rank", ICML 2023, equation 1.
@@ -88,7 +86,7 @@ def alignment(features1: Tensor, features2: Tensor, *, power: float = 2.0) -> fl
 
 
 def uniformity(features: Tensor, *, temperature: float = 2.0) -> float:
-    """Log of the mean potential ``exp(-t |x - y|^2)`` of the pairs of ``(N, d)`` features on the unit sphere, N^2 distances.
+    """Log of the mean potential ``exp(-t |x - y|^2)`` of all N^2 pairs of ``(N, d)`` features on the unit sphere.
 
     From ``-4 t`` (two opposite points; lower is more uniform) to 0 (all points in one place).
 
@@ -99,17 +97,17 @@ def uniformity(features: Tensor, *, temperature: float = 2.0) -> float:
 
 
 def spectrum(features: Tensor) -> Tensor:
-    """The first ``min(N, d)`` eigenvalues of the covariance of ``(N, d)`` features (N in the denominator), largest first."""
+    """``min(N, d)`` eigenvalues of the covariance of ``(N, d)`` features (N in the denominator), largest first."""
     matrix = _as_matrix(features)
     singular_values = torch.linalg.svdvals(matrix - matrix.mean(dim=0))
     return singular_values.square() / len(matrix)
 
 
 def alpha_req(features: Tensor) -> float:
-    """alpha-ReQ: the exponent of the power law ``k^-alpha`` that the covariance spectrum of ``(N, d)`` features follows.
+    """alpha-ReQ: the exponent of the power law ``k^-alpha`` of the covariance spectrum of ``(N, d)`` features.
 
-    A least-squares line through ``(log k, log eigenvalue)``, each rank of :data:`DECAY_RANKS` weighted by ``1 / k`` so that
-    a decade of ranks counts the same wherever it lies; NaN where fewer than three have an eigenvalue above rounding.
+    A least-squares line through ``(log k, log eigenvalue)``, each rank of :data:`DECAY_RANKS` weighted by ``1 / k`` so
+    that a decade of ranks counts the same wherever it lies; NaN where fewer than three eigenvalues are above rounding.
 
     Source: Agrawal et al., "alpha-ReQ: Assessing Representation Quality in Self-Supervised Learning by
     measuring eigenspectrum decay", NeurIPS 2022.
@@ -161,11 +159,11 @@ def pair_information(features1: Tensor, features2: Tensor, *, noise_variance: fl
 
 
 def non_gaussianity(features: Tensor, *, directions: int = 64, seed: int = 0) -> tuple[float, float]:
-    """How far projections of ``(N, d)`` features onto random directions are from Gaussian, and as many Gaussian samples.
+    """How far projections of ``(N, d)`` features onto random directions are from Gaussian, and Gaussian samples are.
 
-    The mean :func:`emim_solo.emim.objective.epps_pulley` statistic of the standardised features. The covariance is not tested:
-    second moments hold it anyway. Where this is at its null the marginals may be taken for Gaussian, and the mutual
-    information from second moments for a lower bound of the true one (see :mod:`emim_solo.emim.theory`).
+    The mean :func:`emim_solo.emim.objective.epps_pulley` statistic of the standardised features. The covariance is not
+    tested: second moments hold it anyway. Where this is at its null the marginals may be taken for Gaussian, and the
+    mutual information from second moments for a lower bound of the true one (see :mod:`emim_solo.emim.theory`).
 
     Returns:
         ``(statistic, null)``, from 0 on: signs +-1 have 0.05, a uniform distribution 0.005; the null falls as 1/N. Directions
@@ -205,10 +203,10 @@ def image_information(features: Tensor, *, noise_variance: float = 0.1, seed: in
     exact where means, and views about them, are Gaussian, and bounds the information of two views about each other from
     above (data processing).
 
-    The null is the same number after every view was given to a random image (at e = 0 d^2 / (4 N q (q - 1)) to first order,
-    by Wishart log determinants). Of views that are independent of their images the difference has the mean 0 for every N, q,
-    d and e. Of views that do tell their image it is too low, by up to about d^2 / 4N nats where S_b outweighs S_w and e is
-    small: compare scores of one N, q, e.
+    The null is the same number after every view was given to a random image (at e = 0 d^2 / (4 N q (q - 1)) to first
+    order, by Wishart log determinants). Of views that are independent of their images the difference has the mean 0 for
+    every N, q, d and e. Of views that do tell their image it is too low, by up to about d^2 / 4N nats where S_b
+    outweighs S_w and e is small: compare scores of one N, q, e.
 
     Args:
         features: ``(N, q, d)``, all at least 2.
@@ -247,12 +245,12 @@ def lidar(features: Tensor, *, delta: float = 1e-4) -> float:
     """LiDAR: effective rank of the between-image covariance, whitened by the within-image one.
 
     Eigenvalues are those of ``(S_w + delta I)^-1 S_b``, with S_b the covariance of the images' means and S_w the mean
-    square distance of views from them (N and N q in the denominators), of features ``(N, q, d)``, all at least 2, as they
-    are. As in :func:`rankme`, the authors' 1e-7 beside each eigenvalue's share is left out; they take N = 1,000 and q = 50.
+    square distance of views from them (N and N q in the denominators), of features ``(N, q, d)``, all at least 2, as
+    they are. As in :func:`rankme`, the authors' 1e-7 beside each eigenvalue's share is left out; their q is 50.
 
     Returns:
-        From 1 to ``min(N - 1, d)``; 0 where all images have one mean. NaN for features that are not finite, or so large, of
-        a run that diverged, that delta is lost in their rounding.
+        From 1 to ``min(N - 1, d)``; 0 where all images have one mean. NaN for features that are not finite, or so
+        large, of a run that diverged, that delta is lost in their rounding.
 
     Source: Thilak et al., "LiDAR: Sensing Linear Probing Performance in Joint Embedding SSL Architectures", ICLR 2024.
     """
@@ -287,7 +285,7 @@ def _of_pair(first: Tensor, second: Tensor, noise_variance: float, seed: int) ->
 
 
 def scores(features: Tensor, *, noise_variance: float = 0.1, delta: float = 1e-4, seed: int = 0) -> dict[str, float]:
-    """The measures :data:`NAMES` of features ``(N, q, d)``, all at least 2, in any order: they are shuffled where it counts.
+    """The measures :data:`NAMES` of features ``(N, q, d)``, all at least 2, shuffled where their order counts.
 
     ``seed`` is of the nulls, and of the images taken where there are more than :data:`SPECTRUM_IMAGES`.
 
@@ -322,21 +320,14 @@ def diagnose(features1: Tensor, features2: Tensor, *, noise_variance: float = 0.
 
 
 def half_widths(features: Tensor, *, splits: int = 10, seed: int = 0, **settings: float) -> dict[str, float]:
-    """Half the width of a 95 % interval around each of the :func:`scores`, over the choice of images.
+    """Half the width of a 95 % interval around each of the :func:`scores` of features ``(N, q, d)``, N at least 4.
 
-    Of two random halves of the images, a quarter of the squared difference of their scores estimates the variance of the
-    whole's; its mean over the splits, each of which costs what :func:`scores` costs, is taken. The bootstrap does not serve: an
-    image drawn twice is no second image (docs/label-free.md). Against the spread over new images these are half as wide again
-    for independent views, right for Gaussian ones, and up to 40 % too narrow for heavy tails.
-
-    Args:
-        features: ``(N, q, d)``, N at least 4.
-        splits: into two halves.
-        seed: of the splits, and of the scores.
-        **settings: of :func:`scores`.
-
-    Returns:
-        By name of the score; NaN where that is NaN.
+    It is over the choice of images: of two random halves of them, a quarter of the squared difference of their scores
+    estimates the variance of the whole's; the mean over the splits into halves, each of which costs what the scores
+    cost, is taken. The bootstrap does not serve: an image drawn twice is no second image (docs/label-free.md). Against
+    the spread over new images these are half as wide again for independent views, right for Gaussian ones, and up to 40
+    % too narrow for heavy tails. NaN where a score is NaN; ``seed`` is of the splits and, with ``settings``, of the
+    scores.
     """
     widths = _half_widths(features, lambda half: list(scores(half, seed=seed, **settings).values()), splits, seed)
     return dict(zip(NAMES, widths, strict=True))

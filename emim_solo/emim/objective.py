@@ -7,9 +7,9 @@ and smooth:
 
     I = 1/2 [log det(I + C11/e) + log det(I + C22/e) - log det(I + C/e)],   C the joint covariance.
 
-Estimators and losses are derived from the paper's two theorems; they are not the authors' code. Everything is in nats, of
-the GLOBAL batch: under torch.distributed the embeddings are gathered with their gradients, every process computes the same
-value, and the gradients that DistributedDataParallel averages are those of one process on the joined batch.
+Estimators and losses are derived from the paper's two theorems; they are not the authors' code. Everything is in nats,
+of the GLOBAL batch: under torch.distributed the embeddings are gathered with their gradients, every process computes
+the same value, and the gradients that DistributedDataParallel averages are those of one process on the joined batch.
 
 The plug-in MI of N samples of INDEPENDENT d-dimensional embeddings is about d^2/(2N) nats, not 0: read
 `mutual_information` beside `null_mutual_information`.
@@ -51,8 +51,8 @@ def mutual_information(
     Args:
         z1: N x d embeddings of the first view, of this process.
         z2: N x d embeddings of the second view, paired by row.
-        noise_variance: e > 0 of the isotropic noise added to both views. In float32 under about 1e-5 is lost in rounding
-            when the views agree: pass float64 embeddings then.
+        noise_variance: e > 0 of the isotropic noise added to both views. In float32 a value under about 1e-5 is lost in
+            rounding when the views agree: pass float64 embeddings then.
         form: "primal" (2d x 2d matrices) and "dual" (N x N, for any d) are the same number; "auto" takes
             the cheaper. "pooled" takes the views for exchangeable (one encoder, one distribution of
             augmentations), pools their moments, and has half the small-sample bias.
@@ -66,9 +66,9 @@ def mutual_information(
     Raises:
         ValueError: shapes differ, over the processes too; not N x d; N < 2; a bad option.
         TypeError: an input is not of floating dtype.
-        FloatingPointError: an input holds NaN or Inf, or a covariance cannot be factorised in float64 either. On a GPU and
-            in torch.compile, which would wait for a check, the result and its gradient are NaN instead, for what float32
-            cannot factorise too.
+        FloatingPointError: an input holds NaN or Inf, or a covariance cannot be factorised in float64 either. On a GPU
+            and in torch.compile, which would wait for a check, the result and its gradient are NaN instead, for what
+            float32 cannot factorise too.
         RuntimeError: a second derivative is asked for (create_graph=True), or a transform of torch.func.
     """
     return _of_pairs(z1, z2, 0, noise_variance, form, standardise, gather)
@@ -118,22 +118,22 @@ def emim_loss_func(
 ) -> Tensor:
     """EMIM's loss: the negative mutual information of two views, or a cheap bound, per dimension.
 
-    `objective="exact"` is -mutual_information / d, the mean over all pairs of views; `marginal`, `series_order`, `residual`
-    and `weight` play no part in it.
+    `objective="exact"` is -mutual_information / d, the mean over all pairs of views; `marginal`, `series_order`,
+    `residual` and `weight` play no part in it.
 
     `objective="bound"` is (-H(Z) + weight * H(Z|Z')) / d for exchangeable views, with the pooled moments C = Cov(Z) and
-    C- = Cov((Z - Z')/sqrt 2) = C - S. Of more than two views C is the mean over the views and S the mean over their pairs: the
-    MI is still that of two views. The constant d/2 log(2 pi e) of either entropy is left out. With marginal and residual
-    "exact" and weight 1 it is the pooled MI, negated. With the marginal "exact" and weight 1
+    C- = Cov((Z - Z')/sqrt 2) = C - S. Of more than two views C is the mean over the views and S the mean over their
+    pairs: the MI is still that of two views. The constant d/2 log(2 pi e) of either entropy is left out. With marginal
+    and residual "exact" and weight 1 it is the pooled MI, negated. With the marginal "exact" and weight 1
 
         MI with "isotropic"  <=  MI with "diagonal"  <=  pooled MI
 
     for every batch: H(Z|Z') <= H(Z - Z'), then Hadamard, then Jensen. A truncated series is on no such side.
 
-    The residual "exact" is for weights near 1: above log(1 + 1/e) / log((2 + e) / (1 + e)) (3.7 for e = 0.1; less with the
-    series) full collapse has the lower loss than agreement. The bounds have no such limit, but with the marginal "exact" and
-    a weight above 1 collapse has a lower loss than independent views, from which training starts, and weight 4 did end there
-    (docs/research.md): a weight above 1 asks for the series.
+    The residual "exact" is for weights near 1: above log(1 + 1/e) / log((2 + e) / (1 + e)) (3.7 for e = 0.1; less with
+    the series) full collapse has the lower loss than agreement. The bounds have no such limit, but with the marginal
+    "exact" and a weight above 1 collapse has a lower loss than independent views, from which training starts, and
+    weight 4 did end there (docs/research.md): a weight above 1 asks for the series.
 
     With Gaussian marginals the MI of either objective is a lower bound of the true one, whatever the joint
     distribution (docs/theory.md). `gaussian_weight` pulls them there: it adds, times itself, the `epps_pulley`
@@ -196,10 +196,7 @@ def check_loss_settings(
 ) -> None:
     """Raises ValueError for a setting that `emim_loss_func` cannot take."""
     _check_choice("objective", objective, OBJECTIVES)
-    _check_choice("marginal", marginal, MARGINALS)
-    _check_choice("residual", residual, RESIDUALS)
-    _check_number("noise_variance", noise_variance, above_0=True)
-    _check_series_order(series_order)
+    _check_terms(marginal, residual, series_order, noise_variance)
     _check_number("weight", weight)
     _check_number("gaussian_weight", gaussian_weight)
 
@@ -217,10 +214,7 @@ def entropies(
 
     In nats, 0-dim, without the constant d/2 log(2 pi e) of either. Arguments and errors are those of `emim_loss_func`.
     """
-    _check_choice("marginal", marginal, MARGINALS)
-    _check_choice("residual", residual, RESIDUALS)
-    _check_series_order(series_order)
-    _check_number("noise_variance", noise_variance, above_0=True)
+    _check_terms(marginal, residual, series_order, noise_variance)
 
     def terms(views: Tensor) -> Tensor:
         return torch.stack(_entropies(views, marginal, residual, noise_variance))
@@ -231,7 +225,7 @@ def entropies(
 
 
 def epps_pulley(samples: Tensor) -> Tensor:
-    """How far each of the m columns of N x m samples is from Gaussian: the Epps-Pulley statistic over N, differentiable.
+    """How far each of the m columns of N x m samples is from Gaussian: Epps-Pulley's statistic over N, differentiable.
 
     With x a column scaled to mean 0 and variance 1, and phi its empirical characteristic function,
 
@@ -329,7 +323,7 @@ def _wide(embeddings: Tensor) -> bool:
 def _joint_log_det(views: Tensor, noise_variance: float) -> Tensor:
     """log det(I + joint covariance / e) of two of K exchangeable views: sum and difference are uncorrelated.
 
-    `_helmert` gives a mean of covariance C + (K - 1) S and differences of C - S; that of a sum, C + S, is a mixture of both.
+    `_helmert` gives a mean of covariance C + (K - 1) S and differences of C - S; that of a sum, C + S, mixes both.
     """
     count = len(views)
     mean, differences = _helmert(views)
@@ -341,7 +335,7 @@ def _joint_log_det(views: Tensor, noise_variance: float) -> Tensor:
 
 
 def _helmert(views: Tensor) -> tuple[Tensor, Tensor]:
-    """K views as sqrt(K) times their mean, N x d, and Helmert's K - 1 contrasts: of view j + 1 to the mean of those before."""
+    """K views as sqrt(K) times their mean and Helmert's K - 1 contrasts, of view j + 1 to the mean of those before."""
     count = len(views)
     total = views.cumsum(0)
     j = torch.arange(1, count, dtype=views.dtype, device=views.device)[:, None, None]
@@ -410,7 +404,7 @@ class _Gram(Function):
 
 
 class _Deviation(Function):
-    """Of K x N x d views C - I and each feature's scatter within samples; C = X^T X / n of all, or X X^T / n if smaller."""
+    """C - I of K x N x d views, C = X^T X / n of all or X X^T / n if smaller, and each feature's scatter in samples."""
 
     @staticmethod
     def forward(ctx: Any, views: Tensor) -> tuple[Tensor, Tensor]:
@@ -575,7 +569,7 @@ def _check_finite(statistics: Tensor, views: Sequence[Tensor], gathered: bool) -
 
 
 class _Gather(Function):
-    """Concatenates the samples, dimension 1, of the processes; the gradient is summed. torch's own all_gather is deprecated."""
+    """Concatenates the samples, dimension 1, of the processes and sums the gradient; torch's own is deprecated."""
 
     @staticmethod
     def forward(ctx: Any, views: Tensor) -> Tensor:
@@ -636,7 +630,7 @@ _is_compiling = getattr(torch.compiler, "is_compiling", lambda: False)  # missin
 
 
 def _can_look(values: Tensor) -> bool:
-    """Whether values may decide what is done: a GPU would have to be waited for, torch.compile has none. Else NaN says it."""
+    """Whether values may decide what is done: a GPU would have to be waited for, torch.compile has none."""
     return values.device.type == "cpu" and not _is_compiling()
 
 
@@ -653,9 +647,14 @@ def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
         raise ValueError(f"unknown {name} {value!r}; there are {', '.join(known)}")
 
 
-def _check_series_order(order: int) -> None:
-    if type(order) is not int or order != 2:
-        raise ValueError(f"series_order must be 2, got {order!r}; marginal='exact' is the whole series and costs less")
+def _check_terms(marginal: str, residual: str, series_order: int, noise_variance: float) -> None:
+    _check_choice("marginal", marginal, MARGINALS)
+    _check_choice("residual", residual, RESIDUALS)
+    _check_number("noise_variance", noise_variance, above_0=True)
+    if type(series_order) is not int or series_order != 2:
+        raise ValueError(
+            f"series_order must be 2, got {series_order!r}; marginal='exact' is the whole series, for less"
+        )
 
 
 def _check_number(name: str, value: float, *, above_0: bool = False) -> None:

@@ -8,12 +8,12 @@ What holds exactly: for ANY elliptical joint distribution with dispersion S the 
 
     1/2 log(|S_11| |S_22| / |S|) + a constant >= 0 of the distribution's shape and dimensions,
 
-since a marginal is elliptical with the matching block of S, and the constant is the MI itself where S is block-diagonal:
-0 for the Gaussian, in closed form for the multivariate Student t.
+since a marginal is elliptical with the matching block of S, and the constant is the MI itself where S is
+block-diagonal: 0 for the Gaussian, in closed form for the multivariate Student t.
 
-What does not: Theorem 2 takes the joint vector AND its two views for multivariate generalised Gaussians (MGGD) of one shape.
-For a shape other than 1 no distribution is that: a marginal of an MGGD is no MGGD. The constant of its formula,
-`mggd_constant`, is negative, which no MI can be. It is free of S, so maximising the log-det ratio is the same either way.
+What does not: Theorem 2 takes the joint vector AND its two views for multivariate generalised Gaussians (MGGD) of one
+shape. For a shape other than 1 no distribution is that: a marginal of an MGGD is no MGGD. The constant of its formula,
+`mggd_constant`, is negative, which no MI can be. It is free of S: the maximisers of the log-det ratio are the same.
 
 When the log-det ratio is a bound. Lemma: if each of the two MARGINALS is Gaussian, whatever the joint distribution,
 
@@ -77,7 +77,7 @@ def mggd_entropy(dispersion: ArrayLike, beta: float) -> float:
 
 
 def mggd_constant(n: int, beta: float) -> float:
-    """The constant of Theorem 2 in nats: 2 H_n - H_2n, entropies of MGGDs with identity covariance; 0 for beta 1, else below."""
+    """The constant of Theorem 2 in nats, 2 H_n - H_2n of MGGDs of identity covariance: 0 for beta 1, else negative."""
     _check_dimension_and_shape(n, beta, "beta")
 
     def entropy_at_identity_covariance(m: int) -> float:
@@ -116,7 +116,7 @@ def pairs_of_gaussians(rho: float, agreeing: float) -> tuple[float, float]:
 
 
 def pairs_of_signs(rho: float) -> tuple[float, float]:
-    """MI in nats of two fair signs with correlation rho, log 2 - H_b((1 + rho) / 2), and by Theorem 1, which is no bound."""
+    """MI in nats of two fair signs of correlation rho, log 2 - H_b((1 + rho) / 2), and by Theorem 1, no bound of it."""
     ratio = correlated_gaussian_mutual_information(rho, 1)
     same = (1 + rho) / 2
     return math.log(2) - float(entr(same) + entr(1 - same)), ratio

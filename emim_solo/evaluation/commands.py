@@ -30,18 +30,15 @@ def evaluation_row(
     metrics: Mapping[str, float],
     seconds: float,
     settings: Mapping[str, Any],
-    epochs: int | None = None,
+    epochs: int,
 ) -> dict[str, Any]:
-    """The row of one evaluation of the run that was trained with ``cfg`` and lies in ``folder``.
-
-    ``epochs`` is how many its checkpoint had; None for all of them.
-    """
+    """The row of one evaluation of the run that was trained with ``cfg`` for ``epochs`` and lies in ``folder``."""
     return rows.new_row(
         stage,
         config=as_dict(cfg),
         suite=load_suite().identity,
         device=str(device_of(cfg)),
-        epochs=int(cfg.max_epochs) if epochs is None else epochs,
+        epochs=epochs,
         seconds=round(seconds, 1),
         checkpoint=str(folder),
         metrics=dict(metrics),
@@ -50,10 +47,7 @@ def evaluation_row(
 
 
 def folders_parser(command: str, description: str, *, rows: bool = True) -> argparse.ArgumentParser:
-    """The parser of a command on checkpoints; :func:`split` takes ``key=value`` out of the arguments before.
-
-    ``rows`` says whether the command writes any.
-    """
+    """The parser of a command on checkpoints, that writes ``rows`` or none; :func:`split` comes before it."""
     parser = argparse.ArgumentParser(
         prog=f"emim-solo {command}",
         description=description,
@@ -67,11 +61,7 @@ def folders_parser(command: str, description: str, *, rows: bool = True) -> argp
 
 
 def rows_file(checkpoint: Checkpoint, place: Path | None) -> Path:
-    """The file for the rows of a checkpoint, in a folder that takes files: its run's own, or ``--rows PLACE``.
-
-    Raises:
-        UsageError: the folder cannot be written.
-    """
+    """The file for the rows of a checkpoint, its run's or ``--rows PLACE``; UsageError if its folder takes no files."""
     file = checkpoint.rows_file
     if place is not None:
         place = place.expanduser()
@@ -85,42 +75,35 @@ def rows_file(checkpoint: Checkpoint, place: Path | None) -> Path:
 
 def split(arguments: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
     """Arguments of a command by kind: checkpoints and options, its own ``key=value``, those of the images."""
-    # A checkpoint may have a = in its name.
-    settings = [argument for argument in arguments if re.match(r"[\w.]+=", argument) and not Path(argument).exists()]
-    of_images = [setting for setting in settings if setting.startswith(("data.", "augmentations.", "backbone."))]
-    return (
-        [argument for argument in arguments if argument not in settings],
-        [setting for setting in settings if setting not in of_images],
-        of_images,
-    )
+    kinds: tuple[list[str], list[str], list[str]] = ([], [], [])
+    for argument in arguments:
+        # A checkpoint may have a = in its name.
+        is_setting = re.match(r"[\w.]+=", argument) and not Path(argument).exists()
+        of_images = is_setting and argument.startswith(("data.", "augmentations.", "backbone."))
+        kinds[2 if of_images else 1 if is_setting else 0].append(argument)
+    return kinds
 
 
 def _each(
     stage: str,
-    given: argparse.Namespace,
+    options: argparse.Namespace,
     changes: Sequence[str],
     evaluate: Callable[[Checkpoint, Features], Mapping[str, float]],
     settings: Mapping[str, Any],
 ) -> None:
     """Evaluate checkpoints one after the other; the row of each stands beside that of its pretraining."""
-    checkpoints = open_checkpoints(given.folders, changes)
-    places = [rows_file(checkpoint, given.rows) for checkpoint in checkpoints]
+    checkpoints = open_checkpoints(options.folders, changes)
+    places = [rows_file(checkpoint, options.rows) for checkpoint in checkpoints]
     for checkpoint in checkpoints:
         if reason := why_no_accuracy(checkpoint.cfg.data):
-            raise UsageError(
-                "data.no_labels",
-                f"'{checkpoint.folder}' was trained on {reason}: an accuracy would say nothing; 'emim-solo umap' shows "
-                "its features",
-            )
+            reason = f"'{checkpoint.folder}' was trained on {reason}: an accuracy would say nothing"
+            raise UsageError("data.no_labels", f"{reason}; 'emim-solo umap' shows its features")
     for checkpoint, place in zip(checkpoints, places, strict=True):
-        start = time.perf_counter()
+        start, cfg = time.perf_counter(), checkpoint.cfg
         metrics = evaluate(checkpoint, extract_features(checkpoint, place.parent))
         seconds = time.perf_counter() - start
-        row = evaluation_row(
-            stage, checkpoint.cfg, checkpoint.folder, metrics, seconds, settings, epochs=checkpoint.epochs
-        )
-        rows.append(place, row)
-        print(f"{checkpoint.cfg.name} ({checkpoint.path})")
+        rows.append(place, evaluation_row(stage, cfg, checkpoint.folder, metrics, seconds, settings, checkpoint.epochs))
+        print(f"{cfg.name} ({checkpoint.path})")
         for name, value in metrics.items():
             print(f"  {name:<28} {value:8.2f}")
         print(f"  row in '{place}'")
@@ -133,22 +116,21 @@ def knn_main(arguments: Sequence[str]) -> None:
     parser = folders_parser(
         "knn", "Offline k-NN accuracy, the suite's WeightedKNNClassifier's, of backbone and projector."
     )
-    parser.add_argument("-k", type=int, nargs="+", default=list(KS), help="numbers of neighbours")
-    parser.add_argument("--distance", choices=DISTANCES, nargs="+", default=list(DISTANCES))
-    parser.add_argument("--temperature", type=float, default=TEMPERATURE, help="of cosine")
-    flags, no_setting, changes = split(arguments)
-    given = parser.parse_args([*no_setting, *flags])
-    values = {"ks": given.k, "distances": given.distance, "temperature": given.temperature}
+    flags = {"ks": "-k", "distances": "--distance", "temperature": "--temperature"}
+    parser.add_argument(flags["ks"], dest="ks", type=int, nargs="+", default=list(KS), help="numbers of neighbours")
+    parser.add_argument(flags["distances"], dest="distances", choices=DISTANCES, nargs="+", default=list(DISTANCES))
+    parser.add_argument(flags["temperature"], type=float, default=TEMPERATURE, help="of cosine")
+    words, no_setting, changes = split(arguments)
+    options = parser.parse_args([*no_setting, *words])
     try:
-        settings = asdict(read(KnnSettings, values))
+        settings = asdict(read(KnnSettings, {name: getattr(options, name) for name in flags}))
     except UsageError as error:
-        flag = {"ks": "-k", "distances": "--distance"}.get(error.key.partition(".")[0], "--temperature")
-        raise UsageError(error.key, f"{flag}: {error}") from error
+        raise UsageError(error.key, f"{flags[error.key.partition('.')[0]]}: {error}") from error
 
     def evaluate(checkpoint: Checkpoint, features: Features) -> Mapping[str, float]:
         return knn(features, **settings, device=device_of(checkpoint.cfg))
 
-    _each("knn", given, changes, evaluate, settings)
+    _each("knn", options, changes, evaluate, settings)
 
 
 def linear_main(arguments: Sequence[str]) -> None:
@@ -161,16 +143,16 @@ def linear_main(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.epilog = f"{parser.epilog}; max_epochs, optimizer.lr, scheduler.name and so on, as in scripts/linear"
-    flags, of_linear, changes = split(arguments)
-    given = parser.parse_args(flags)
-    checked(given.seed, int, "--seed", SEEDS)
+    words, of_linear, changes = split(arguments)
+    options = parser.parse_args(words)
+    checked(options.seed, int, "--seed", SEEDS)
     settings = complete_settings(from_dotlist(of_linear))
 
     def evaluate(checkpoint: Checkpoint, features: Features) -> Mapping[str, float]:
         regression = {"logistic_acc1": logistic(features, device=device_of(checkpoint.cfg))["backbone_acc1"]}
-        return linear(features, checkpoint.cfg, settings, seed=given.seed) | regression
+        return linear(features, checkpoint.cfg, settings, seed=options.seed) | regression
 
-    _each("linear", given, changes, evaluate, {**settings, "seed": given.seed})
+    _each("linear", options, changes, evaluate, {**settings, "seed": options.seed})
 
 
 def umap_main(arguments: Sequence[str]) -> None:
@@ -181,20 +163,19 @@ def umap_main(arguments: Sequence[str]) -> None:
     parser.add_argument("--output", type=Path, default=Path("umap"), help="folder for the pictures")
     parser.add_argument("--limit", type=int, default=2000, help="number of images at most in each picture")
     parser.add_argument("--seed", type=int, default=0)
-    flags, no_setting, changes = split(arguments)
-    given = parser.parse_args([*no_setting, *flags])
+    words, no_setting, changes = split(arguments)
+    options = parser.parse_args([*no_setting, *words])
     check_installed()
-    checked(given.limit, int, "--limit", {"least": 1})
-    checked(given.seed, int, "--seed", SEEDS)
-    checkpoints = open_checkpoints(given.folders, changes)
+    checked(options.limit, int, "--limit", {"least": 1})
+    checked(options.seed, int, "--seed", SEEDS)
+    checkpoints = open_checkpoints(options.folders, changes)
     names = distinct_names(checkpoints)
-    output = files.writable_folder(given.output.expanduser(), "--output")
+    output = files.writable_folder(options.output.expanduser(), "--output")
     features = {name: extract_features(run, output) for name, run in zip(names, checkpoints, strict=True)}
-    metrics = make_pictures(
-        features, checkpoints[0].cfg, checkpoints[0].images, output, seed=given.seed, limit=given.limit
-    )
-    for name, found in metrics.items():
-        print(f"{name}: " + ", ".join(f"{metric.replace('_', ' ')} {value:.3f}" for metric, value in found.items()))
+    first = checkpoints[0]
+    metrics = make_pictures(features, first.cfg, first.images, output, seed=options.seed, limit=options.limit)
+    for name, of_run in metrics.items():
+        print(f"{name}: " + ", ".join(f"{metric.replace('_', ' ')} {value:.3f}" for metric, value in of_run.items()))
     print(f"pictures (PNG, PDF) and coordinates (CSV) in '{output}'")
 
 

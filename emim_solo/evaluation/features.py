@@ -22,6 +22,7 @@ from emim_solo.evaluation.protocol import PARTS
 from emim_solo.ground.errors import UsageError
 from emim_solo.ground.files import whole
 from emim_solo.suite import load_suite
+from emim_solo.suite.api import in_one_line
 
 IN_MEMORY = 2**29
 """Bytes of one matrix of features in float32 up to which it is kept and used whole. A larger one lies in a file, in
@@ -33,17 +34,11 @@ _ROUNDING = 0.01  # of a feature's standard deviation: what float16 may add to i
 
 @dataclass(frozen=True)
 class Split:
-    """Features of one split, row i being image i of its dataset; in float32, or float16 if large (:func:`pieces`).
+    """Features of one split, row i being image i of its dataset; in float32, or float16 if large (:func:`pieces`)."""
 
-    Attributes:
-        backbone: ``(N, d)``.
-        projector: ``(N, p)``, or None where the method has no projector to call on single images.
-        labels: ``(N,)``; -1 throughout where the images have none.
-    """
-
-    backbone: Tensor
-    projector: Tensor | None
-    labels: Tensor
+    backbone: Tensor  # (N, d)
+    projector: Tensor | None  # (N, p), or None where the method has no projector to call on single images
+    labels: Tensor  # (N,); -1 throughout where the images have none
 
     def parts(self) -> dict[str, Tensor]:
         """Features by name, as far as there are any."""
@@ -52,37 +47,24 @@ class Split:
 
 @dataclass(frozen=True)
 class Features:
-    """Features of the images of one run.
-
-    Attributes:
-        train: of the training images.
-        val: of the validation images, or None where there are none.
-        classes: names by label; empty where the images have no labels.
-    """
+    """Features of a run's training and, if any, validation images; ``classes`` are names by label, if any."""
 
     train: Split
     val: Split | None
     classes: list[str]
 
     def to_judge(self) -> Split:
-        """The validation images, whose labels accuracies are made of.
-
-        Raises:
-            UsageError: there are none, or no labels.
-        """
+        """The validation images, whose labels accuracies are made of; UsageError if there are none."""
         if self.val is None or not self.classes:
-            raise UsageError(
-                "data.val_path",
-                "accuracies need validation images with labels: expected data.val_path with class folders",
-            )
+            raise UsageError("data.val_path", "accuracies need labels: expected data.val_path with class folders")
         return self.val
 
     def save(self, path: Path) -> None:
         """Write to a file that is either whole or absent."""
         path.parent.mkdir(parents=True, exist_ok=True)
+        val = None if self.val is None else vars(self.val)
         # To an open file: given a path, torch says nothing of a full disk but the position where it failed.
         with whole(path) as unfinished, open(unfinished, "wb") as file:
-            val = None if self.val is None else vars(self.val)
             try:
                 torch.save({"train": vars(self.train), "val": val, "classes": self.classes}, file)
             except RuntimeError as error:  # torch says where in the file it was, and why only in what came before
@@ -90,19 +72,12 @@ class Features:
 
     @staticmethod
     def load(path: Path) -> Features:
-        """What :meth:`save` has written, mapped into memory: read from disk as it is used.
-
-        Raises:
-            UsageError: the file is damaged.
-        """
-        try:
+        """What :meth:`save` has written, mapped into memory: read from disk as it is used; UsageError if damaged."""
+        with in_one_line("features.damaged", f"features '{path}' are damaged", "remove the file"):
             content = torch.load(str(path), map_location="cpu", weights_only=True, mmap=True)
             val = None if content["val"] is None else Split(**content["val"])
-            return Features(Split(**content["train"]), val, content["classes"])
-        except Exception as error:  # torch.load raises many types on a file that is not whole
-            raise UsageError(
-                "features.damaged", f"features '{path}' are damaged ({type(error).__name__}): remove the file"
-            ) from error
+            features = Features(Split(**content["train"]), val, content["classes"])
+        return features
 
 
 def is_whole(matrix: Tensor) -> bool:
@@ -112,8 +87,7 @@ def is_whole(matrix: Tensor) -> bool:
 
 def pieces(matrix: Tensor) -> Iterator[Tensor]:
     """The rows of a matrix in order, in float32: all at once up to :data:`IN_MEMORY` bytes, some 256 MB at a time beyond."""
-    width = max(1, matrix.shape[1])
-    rows = len(matrix) if is_whole(matrix) else _PIECE // (4 * width)
+    rows = len(matrix) if is_whole(matrix) else _PIECE // (4 * matrix.shape[1])
     for piece in matrix.split(max(1, rows)):
         yield piece.float()
 
@@ -130,10 +104,7 @@ def device_of(cfg: DictConfig) -> torch.device:
 
 
 class _Rows:
-    """Batches of features that become one matrix; once they are many they go to a file that has no name.
-
-    Nobody has to remove it: the disk has its room back when the matrix is gone, however the process ends.
-    """
+    """Batches of features that become one matrix; many go to a file without a name, which goes with the matrix."""
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
@@ -162,7 +133,7 @@ class _Rows:
 
     def _widen(self) -> None:
         """Go on in float32, in another file that begins with what was written in float16."""
-        written = pieces(self._matrix()) if self.written else []
+        written = pieces(self.matrix()) if self.written else []
         self.dtype, self.file = torch.float32, tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115 - as above
         for piece in written:
             self._put(piece)
@@ -172,8 +143,7 @@ class _Rows:
         self.file.write(batch.to(self.dtype).contiguous().numpy())
 
     def _fits_half(self, batch: Tensor) -> bool:
-        """Whether float16 changes each feature of a batch by little of its spread over the images up to now: neither too
-        large, nor too small, nor far from zero for its spread."""
+        """Whether float16 changes each feature of a batch by little of its spread over the images up to now."""
         exact = batch.double()
         share = len(batch) / (self.written + len(batch))
         between = exact.mean(dim=0) - self.mean
@@ -183,39 +153,29 @@ class _Rows:
         error = (batch.half().double() - exact).square().mean(dim=0).sqrt()
         return bool(((error <= _ROUNDING * spread) | (spread == 0)).all())
 
-    def _matrix(self) -> Tensor:
+    def matrix(self) -> Tensor:
+        """``(N, d)``."""
+        if self.file is None:
+            return torch.cat(self.batches)
         self.file.flush()
         width, kind = len(self.mean), np.float16 if self.dtype == torch.float16 else np.float32
         return torch.from_numpy(np.memmap(self.file, dtype=kind, mode="c", shape=(self.written, width)))
 
-    def matrix(self) -> Tensor | None:
-        """``(N, d)``, or None without batches."""
-        if self.file is None:
-            return torch.cat(self.batches) if self.batches else None
-        return self._matrix()
-
 
 @torch.no_grad()
 def extract(model: LightningModule, loader: Iterable[Any], title: str | None, *, folder: Path | None = None) -> Split:
-    """Features of every image of a loader, in its order, on the CPU.
+    """Features of every image of a loader of images and labels, in its order, on the CPU; OSError for a full disk.
 
-    Args:
-        model: of any method of the suite, on its device; it is left in evaluation mode.
-        loader: batches of images and labels.
-        title: of the progress bar; None for none.
-        folder: on whose disk features go that are more than :data:`IN_MEMORY`; None to keep them all in memory.
-
-    Raises:
-        OSError: the disk of ``folder`` is full.
+    The model is left in evaluation mode. ``title`` is that of the progress bar, None for none. Features of more than
+    :data:`IN_MEMORY` go on the disk of ``folder``, if there is one.
     """
     model.eval()
-    tensors = [*model.named_parameters(), *model.named_buffers()]
-    if any(tensor.is_floating_point() and tensor.dtype != torch.float32 for _, tensor in tensors):
+    named = [*model.named_parameters(), *model.named_buffers()]
+    floating = {name: tensor for name, tensor in named if tensor.is_floating_point()}
+    show: Any = model
+    if any(tensor.dtype != torch.float32 for tensor in floating.values()):
         # A run in precision=bf16-true: in float32 it has the features that its checkpoint will have.
-        single = {name: tensor.float() for name, tensor in tensors if tensor.is_floating_point()}
-        show: Any = partial(functional_call, model, single)
-    else:
-        show = model
+        show = partial(functional_call, model, {name: tensor.float() for name, tensor in floating.items()})
     backbone, projector = _Rows(folder), _Rows(folder)
     labels: list[Tensor] = []
     for images, targets in tqdm(loader, desc=title, unit="batch", leave=False, disable=title is None):
@@ -224,21 +184,13 @@ def extract(model: LightningModule, loader: Iterable[Any], title: str | None, *,
         if "z" in out:
             projector.append(out["z"])
         labels.append(torch.as_tensor(targets).long())
-    matrix = backbone.matrix()
-    assert matrix is not None
-    return Split(matrix, projector.matrix(), torch.cat(labels))
+    return Split(backbone.matrix(), projector.matrix() if projector.count else None, torch.cat(labels))
 
 
 def extract_features(checkpoint: Checkpoint, folder: Path | None = None) -> Features:
-    """Features of all images of a run, as the suite shows them in evaluation.
+    """Features of all images of a run, as the suite shows them in evaluation; large ones go on the disk of ``folder``.
 
-    Args:
-        checkpoint: of the run.
-        folder: on whose disk large ones go; None for that of the run's rows.
-
-    Raises:
-        UsageError: other classes for validation than for training.
-        OSError: the disk is full.
+    UsageError for other classes in validation than in training, OSError for a full disk.
     """
     cfg, folder = checkpoint.cfg, folder or checkpoint.rows_file.parent
     model = checkpoint.model().to(device_of(cfg))

@@ -1,8 +1,8 @@
 """k-NN accuracy of frozen features, equal to the suite's WeightedKNNClassifier.
 
 That one wants all features in one float32 matrix and finds the neighbours anew for every k. Here similarities are
-computed once for all ks, a piece of the training features at a time, in the suite's own chunks: features that are one
-piece have its results to the last bit, which the tests hold them to.
+computed once for all ks, a piece of the training features at a time: features that are one piece have its results to
+the last bit.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from torch.nn import functional as F
 
 from emim_solo.evaluation.features import Features, all_finite, pieces
 from emim_solo.ground.errors import UsageError
-from emim_solo.ground.settings import setting
+from emim_solo.ground.settings import read, setting
 
 KS = (1, 5, 20, 200)
 DISTANCES = ("cosine", "euclidean")
@@ -48,44 +49,21 @@ def knn_accuracies(
     temperature: float = TEMPERATURE,
     device: torch.device | str = "cpu",
 ) -> dict[int, float]:
-    """Top-1 accuracies of weighted k-NN as the suite defines it, in percent.
+    """Top-1 accuracies by k, in percent, of weighted k-NN as the suite has it; NaN for features that are not finite.
 
-    Where k exceeds the number of training images, all of them vote.
-
-    Args:
-        train: ``(N, d)`` features to look neighbours up in.
-        train_labels: ``(N,)``.
-        val: ``(M, d)``.
-        val_labels: ``(M,)``.
-        ks: numbers of neighbours.
-        distance: ``cosine`` (votes weighted by ``exp(similarity / temperature)``) or ``euclidean`` (by the inverse).
-        temperature: of cosine; Euclidean has none.
-        device: to find neighbours on.
-
-    Returns:
-        By k: the accuracy, or NaN for features that are not finite.
-
-    Raises:
-        UsageError: an unknown distance, k < 1, or training classes without a validation image.
+    Neighbours of ``(M, d)`` features ``val`` are looked up on a device in ``(N, d)`` features ``train``; where k
+    exceeds N, all of them vote. Votes are weighted by ``exp(similarity / temperature)`` (cosine) or the inverse
+    distance (euclidean). UsageError for an unknown distance, k < 1, or training classes without a validation image.
     """
-    smallest = min(ks, default=1)
-    if distance not in DISTANCES or smallest < 1:
-        raise UsageError(
-            "knn",
-            f"k-NN with k={smallest}, distance={distance}: expected k >= 1 and one of {', '.join(DISTANCES)}",
-        )
-    classes = len(val_labels.unique())  # the suite counts them so, and would index past them
-    if not set(train_labels.unique().tolist()) <= set(range(classes)):
-        raise UsageError(
-            "data.val_path",
-            f"training images have {len(train_labels.unique())} classes, validation images {classes}: "
-            "expected validation images of every class; add some",
-        )
+    read(KnnSettings, {"ks": list(ks), "distances": [distance], "temperature": temperature}, "knn")
+    classes, trained = len(val_labels.unique()), train_labels.unique()  # the suite counts so, and would index past them
+    if not set(trained.tolist()) <= set(range(classes)):
+        reason = f"training images have {len(trained)} classes, validation images {classes}"
+        raise UsageError("data.val_path", f"{reason}: expected validation images of every class")
     if not all_finite(train, val):
         return dict.fromkeys(ks, math.nan)
-    found = _nearest(train, val, ks, distance, torch.device(device))
     accuracies = {}
-    for k, (similarities, places) in found.items():
+    for k, (similarities, places) in _nearest(train, val, ks, distance, torch.device(device)).items():
         weights = (similarities / temperature).exp() if distance == "cosine" else similarities
         labels, correct = train_labels[places], 0
         for rows in torch.arange(len(val)).split(max(1, _VOTES // (k * classes))):
@@ -98,10 +76,7 @@ def knn_accuracies(
 def _nearest(
     train: Tensor, val: Tensor, ks: Sequence[int], distance: str, device: torch.device
 ) -> dict[int, tuple[Tensor, Tensor]]:
-    """By k: similarities to the k nearest training images and their positions, both ``(M, k)``.
-
-    For each k by itself, since topk settles ties, of which collapsed features are full, by k.
-    """
+    """By k, which settles ties: similarities to the k nearest training images and their positions, ``(M, k)``."""
     best: dict[int, tuple[Tensor, Tensor]] = {}
     start = 0
     for piece in pieces(train):
@@ -130,37 +105,15 @@ def _prepared(features: Tensor, distance: str, device: torch.device) -> Tensor:
 
 
 def knn(
-    features: Features,
-    *,
-    ks: Sequence[int] = KS,
-    distances: Sequence[str] = DISTANCES,
-    temperature: float = TEMPERATURE,
-    device: torch.device | str = "cpu",
+    features: Features, *, ks: Sequence[int] = KS, distances: Sequence[str] = DISTANCES, **settings: Any
 ) -> dict[str, float]:
-    """Accuracies by ``<part>_<distance>_k<k>``, and the number of validation images of the rarest class.
-
-    Args:
-        features: of one run.
-        ks: numbers of neighbours.
-        distances: ``cosine``, ``euclidean`` or both.
-        temperature: of cosine.
-        device: to find neighbours on.
-    """
-    judged = features.to_judge()
-    train, val = features.train.parts(), judged.parts()
-    metrics = {
-        f"{part}_{distance}_k{k}": accuracy
-        for part in train
-        for distance in distances
-        for k, accuracy in knn_accuracies(
-            train[part],
-            features.train.labels,
-            val[part],
-            judged.labels,
-            ks=ks,
-            distance=distance,
-            temperature=temperature,
-            device=device,
-        ).items()
-    }
-    return metrics | {"fewest_val_images": float(judged.labels.bincount(minlength=len(features.classes)).min())}
+    """:func:`knn_accuracies` by ``<part>_<distance>_k<k>``, and how many validation images the rarest class has."""
+    train, val = features.train, features.to_judge()
+    metrics: dict[str, float] = {}
+    for part, matrix in val.parts().items():
+        of_train: Tensor = getattr(train, part)
+        for distance in distances:
+            judged = (of_train, train.labels, matrix, val.labels)
+            by_k = knn_accuracies(*judged, ks=ks, distance=distance, **settings)
+            metrics |= {f"{part}_{distance}_k{k}": accuracy for k, accuracy in by_k.items()}
+    return metrics | {"fewest_val_images": float(val.labels.bincount(minlength=len(features.classes)).min())}

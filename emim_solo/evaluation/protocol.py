@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import yaml
@@ -13,7 +13,7 @@ from emim_solo.ground.errors import UsageError
 from emim_solo.ground.settings import from_dotlist, read, setting
 
 FEWEST_IMAGES = 4
-SEEDS = {"least": 0, "most": 2**32 - 1}  # that every library takes
+SEEDS: dict[str, Any] = {"least": 0, "most": 2**32 - 1}  # that every library takes
 PARTS = ("backbone", "projector")
 
 
@@ -27,11 +27,9 @@ class Crop:
 
     def __post_init__(self) -> None:
         if self.crop_min_scale > self.crop_max_scale:
-            raise UsageError(
-                "protocol.augmentation.rrc",
-                f"protocol.augmentation.rrc: crop_min_scale={self.crop_min_scale} is above "
-                f"crop_max_scale={self.crop_max_scale}: expected the smaller one first",
-            )
+            key = "protocol.augmentation.rrc"
+            scales = f"crop_min_scale={self.crop_min_scale} is above crop_max_scale={self.crop_max_scale}"
+            raise UsageError(key, f"{key}: {scales}: expected the smaller one first")
 
 
 @dataclass(frozen=True)
@@ -67,27 +65,16 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class Protocol:
-    """How representations are scored: the same for all that are compared, whatever they were trained with.
-
-    Attributes:
-        images: number of images at most.
-        views: of each image.
-        features: ``backbone`` or ``projector``.
-        noise_variance: e of the informations.
-        delta: of LiDAR.
-        splits: of the images into halves, for the intervals.
-        seed: of the images, views, nulls and splits.
-        augmentation: of the views.
-    """
+    """How representations are scored: the same for all that are compared, whatever they were trained with."""
 
     augmentation: Augmentation
-    images: int = setting(least=FEWEST_IMAGES, most=2**31)
-    views: int = setting(least=2, most=1000)
+    images: int = setting(least=FEWEST_IMAGES, most=2**31)  # at most
+    views: int = setting(least=2, most=1000)  # of each image
     features: str = setting(choices=PARTS)
-    noise_variance: float = setting(above=0)
-    delta: float = setting(above=0)
-    splits: int = setting(least=1, most=1000)
-    seed: int = setting(least=0, most=SEEDS["most"])
+    noise_variance: float = setting(above=0)  # e of the informations
+    delta: float = setting(above=0)  # of LiDAR
+    splits: int = setting(least=1, most=1000)  # of the images into halves, for the intervals
+    seed: int = setting(**SEEDS)  # of the images, views, nulls and splits
 
     @property
     def hash(self) -> str:
@@ -101,23 +88,14 @@ class Protocol:
 
     @staticmethod
     def of(values: Any) -> Protocol:
-        """A protocol from its values by name, as ``dataclasses.asdict`` has them.
-
-        Raises:
-            UsageError: a key is unknown or missing, or a value of another type or out of its bounds.
-        """
+        """A protocol from its values by name; UsageError for an unknown or missing key, or a value that is none."""
         return read(Protocol, values, "protocol")
 
     @staticmethod
     def read(name: str, changes: Sequence[str] = ()) -> Protocol:
-        """A protocol from a YAML file.
+        """A protocol from a YAML file or a shipped one (``default``, ``digits``), with changes, ``key=value`` each.
 
-        Args:
-            name: of the file, or of a shipped one (``default``, ``digits``).
-            changes: ``key=value`` each.
-
-        Raises:
-            UsageError: no such file, or as :meth:`of`.
+        UsageError as :meth:`of`, or if there is no such file.
         """
         path = configs.file_or_shipped(name, "score", "protocol")
         try:
@@ -125,6 +103,5 @@ class Protocol:
         except yaml.YAMLError as error:
             raise UsageError("protocol", f"protocol '{path}' is no YAML ({' '.join(str(error).split())})") from error
         if not isinstance(values, dict):
-            names = ", ".join(field.name for field in fields(Protocol))
-            raise UsageError("protocol", f"protocol '{path}' is no mapping: expected {names}, as in default.yaml")
+            raise UsageError("protocol", f"protocol '{path}' is no mapping: expected the keys of default.yaml")
         return Protocol.of(from_dotlist(changes, values))

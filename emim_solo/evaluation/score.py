@@ -9,7 +9,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext, redirect_stdout
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from emim_solo.checkpoints import opening as checkpoints
-from emim_solo.checkpoints.opening import Checkpoint, DamagedCheckpoint, open_checkpoints
+from emim_solo.checkpoints.opening import Checkpoint, DamagedCheckpoint
 from emim_solo.emim.measures import half_widths, scores
 from emim_solo.evaluation.commands import distinct_names, evaluation_row, folders_parser, rows_file, split
 from emim_solo.evaluation.features import device_of, extract, extract_features
@@ -38,16 +38,8 @@ from emim_solo.results.tables import NO_DECAY, SCORES, Cell, Table, no_decay, to
 from emim_solo.suite import load_suite
 
 NEIGHBOURS = 20
-_COLUMNS = {
-    **{
-        score.key: f"{score.label} ({score.unit})" if score.key == "view_information" else score.label
-        for score in SCORES
-    },
-    "knn_acc1": f"{NEIGHBOURS}-NN (%)",
-}
-
-
-# -- one checkpoint ----------------------------------------------------------------------------------------------
+_COLUMNS = {score.key: score.label for score in SCORES} | {"knn_acc1": f"{NEIGHBOURS}-NN (%)"}
+_COLUMNS["view_information"] += " (nats)"
 
 
 class _Views(Dataset):
@@ -70,30 +62,19 @@ class _Views(Dataset):
         return views, torch.full((len(views),), int(label))
 
 
-def _several(transform: Any, number: int, image: Any) -> Tensor:
-    return torch.stack([transform(image) for _ in range(number)])
-
-
 def _joined(batch: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     return torch.cat([views for views, _ in batch]), torch.cat([labels for _, labels in batch])
 
 
+def _several(transform: Any, number: int, image: Any) -> Tensor:
+    return torch.stack([transform(image) for _ in range(number)])
+
+
 class ScoredViews:
-    """A protocol's views of the images that a run is scored on, for any number of its epochs.
+    """A protocol's views of a run's validation images, else of those held out of training, else of training images.
 
-    Those are its validation images, else the training images that were held out of training, else training images.
-
-    Args:
-        cfg: the completed config of the run.
-        protocol: which images, views and features.
-        images: of the run.
-
-    Attributes:
-        which: ``validation``, ``held-out`` or ``training``.
-        chosen: positions of the images in their dataset.
-
-    Raises:
-        UsageError: too few images, or an augmentation that this generation does not have.
+    ``which`` of the three is ``validation``, ``held-out`` or ``training``, ``chosen`` positions in their dataset.
+    UsageError for too few images, or an augmentation that this generation does not have.
     """
 
     def __init__(self, cfg: DictConfig, protocol: Protocol, images: RunImages) -> None:
@@ -104,14 +85,13 @@ class ScoredViews:
         train, val = suite.evaluation_datasets(cfg, images, show)
         dataset: Any = train if val is None else val
         self.which = "validation" if val is not None else "held-out" if images.held else "training"
-        own = images.held if self.which == "held-out" else range(len(dataset))
-        if len(own) < FEWEST_IMAGES:
-            raise UsageError(
-                "data.val_path" if val is not None else "data.train_path",
-                f"{cfg.name} has {len(own)} {self.which} images: scores need at least {FEWEST_IMAGES}; add some",
-            )
-        order = np.random.default_rng(protocol.seed).permutation(len(own))[: protocol.images]
-        self.chosen = [own[place] for place in order]
+        candidates = images.held if self.which == "held-out" else range(len(dataset))
+        if len(candidates) < FEWEST_IMAGES:
+            key = "data.val_path" if val is not None else "data.train_path"
+            images_it_has = f"{cfg.name} has {len(candidates)} {self.which} images"
+            raise UsageError(key, f"{images_it_has}: scores need at least {FEWEST_IMAGES}; add some")
+        order = np.random.default_rng(protocol.seed).permutation(len(candidates))[: protocol.images]
+        self.chosen = [candidates[place] for place in order]
         self.cfg, self.protocol = cfg, protocol
         self._loader = DataLoader(
             _Views(dataset, self.chosen, protocol.seed),
@@ -122,22 +102,16 @@ class ScoredViews:
         )
 
     def parts(self, model: LightningModule, title: str | None = None) -> dict[str, Tensor]:
-        """Features of backbone and projector by name, as far as the method has them: ``(N, q, d)``, float32, on the CPU.
+        """Features ``(N, q, d)`` of backbone and projector by name, as far as the method has them, float32, on the CPU.
 
-        Args:
-            model: of any method of the suite, on its device; it is left in evaluation mode.
-            title: of the progress bar; None for none.
+        ``title`` is that of the progress bar, None for none. The model is left in evaluation mode.
         """
         found = extract(model, self._loader, title).parts()
         return {part: features.unflatten(0, (-1, self.protocol.views)) for part, features in found.items()}
 
-    def features(self, model: LightningModule, title: str | None = None) -> Tensor:
-        """The part that the protocol scores, see :meth:`parts`.
-
-        Raises:
-            UsageError: the method has no such features.
-        """
-        return _scored(self.parts(model, title), self.protocol, self.cfg)
+    def features(self, model: LightningModule) -> Tensor:
+        """The part that the protocol scores, see :meth:`parts`; UsageError if the method has none."""
+        return _scored(self.parts(model), self.protocol, self.cfg)
 
     def check_features(self, model: LightningModule) -> None:
         """Raise what :meth:`features` would, before work is done; the model is left in evaluation mode."""
@@ -148,31 +122,20 @@ class ScoredViews:
 
 def _scored(parts: Mapping[str, Tensor], protocol: Protocol, cfg: DictConfig) -> Tensor:
     if protocol.features not in parts:
-        raise UsageError(
-            "protocol.features", f"{cfg.method} has no {protocol.features} to score: take features=backbone"
-        )
+        raise UsageError("protocol.features", f"{cfg.method} has no {protocol.features}: take features=backbone")
     return parts[protocol.features]
 
 
 @dataclass(frozen=True)
 class SeenViews:
-    """A protocol's views as a trained model sees them.
-
-    Attributes:
-        parts: features ``(N, q, d)`` of backbone and projector by name.
-        of: which images they are of, see :class:`ScoredViews`.
-    """
+    """A protocol's views as a trained model sees them: features ``(N, q, d)`` by part, ``of`` which images."""
 
     parts: Mapping[str, Tensor]
     of: str
 
 
 def see(checkpoint: Checkpoint, protocol: Protocol) -> SeenViews:
-    """Show a protocol's views to a checkpoint's model.
-
-    Raises:
-        UsageError: as :class:`ScoredViews`, or the checkpoint does not fit.
-    """
+    """Show a protocol's views to a checkpoint's model; UsageError as :class:`ScoredViews`, or if it does not fit."""
     cfg = checkpoint.cfg
     views = ScoredViews(cfg, protocol, checkpoint.images)
     return SeenViews(views.parts(checkpoint.model().to(device_of(cfg)), f"{cfg.name}: views"), views.which)
@@ -186,21 +149,12 @@ def score_checkpoint(
     seen: SeenViews | None = None,
     folder: Path | None = None,
 ) -> dict[str, Any]:
-    """Score one checkpoint.
+    """Score one checkpoint of any method of the suite: a row of stage ``score``.
 
-    Args:
-        checkpoint: of any method of the suite.
-        protocol: how.
-        neighbours: where there are labels, set 20-NN accuracy (cosine) on features of the images as they are beside it.
-        seen: :func:`see` of these two, where that is known already.
-        folder: on whose disk large features of the 20-NN go; None for that of the run's rows.
-
-    Returns:
-        A row of stage ``score``. Its metrics are those of :func:`emim_solo.emim.measures.scores`, ``<name>_half_width`` of their
-        95 % intervals and, with labels, ``knn_acc1``.
-
-    Raises:
-        UsageError: the method has no such features, or as :func:`see`.
+    Its metrics are :func:`emim_solo.emim.measures.scores`, ``<name>_half_width`` of their 95 % intervals and, with
+    labels and ``neighbours``, ``knn_acc1``: 20-NN accuracy (cosine) on features of the images as they are, large ones
+    on the disk of ``folder``. ``seen`` is :func:`see` of checkpoint and protocol, where that is known. UsageError as
+    there, or without such features.
     """
     start, cfg = time.perf_counter(), checkpoint.cfg
     seen = seen or see(checkpoint, protocol)
@@ -210,18 +164,14 @@ def score_checkpoint(
     metrics |= {f"{name}_half_width": width for name, width in widths.items() if not name.endswith("_null")}
     if neighbours and why_no_accuracy(cfg.data) is None:
         try:
-            found = knn(
-                extract_features(checkpoint, folder), ks=[NEIGHBOURS], distances=["cosine"], device=device_of(cfg)
-            )
-            metrics["knn_acc1"] = found[f"{protocol.features}_cosine_k{NEIGHBOURS}"]
+            images = extract_features(checkpoint, folder)
+            accuracies = knn(images, ks=[NEIGHBOURS], distances=["cosine"], device=device_of(cfg))
+            metrics["knn_acc1"] = accuracies[f"{protocol.features}_cosine_k{NEIGHBOURS}"]
         except UsageError as error:  # a score needs no labels, so wrong ones must not stop it
             warnings.warn(f"{cfg.name}: no {NEIGHBOURS}-NN beside the score: {error}", stacklevel=2)
     seconds = time.perf_counter() - start
-    row = evaluation_row("score", cfg, checkpoint.folder, metrics, seconds, asdict(protocol), epochs=checkpoint.epochs)
+    row = evaluation_row("score", cfg, checkpoint.folder, metrics, seconds, asdict(protocol), checkpoint.epochs)
     return row | {"protocol": protocol.hash, "images": len(features), "of": seen.of, "width": features.shape[2]}
-
-
-# -- the command -------------------------------------------------------------------------------------------------
 
 
 def score_main(arguments: Sequence[str]) -> None:
@@ -235,38 +185,34 @@ def score_main(arguments: Sequence[str]) -> None:
     parser.add_argument("--no-knn", action="store_true", help=f"no {NEIGHBOURS}-NN where there are labels")
     parser.add_argument("--json", action="store_true", help="protocol and ranked rows in JSON, nothing else")
     flags, of_protocol, changes = split(arguments)
-    given = parser.parse_args(flags)
-    protocol = Protocol.read(given.protocol, of_protocol)
+    options = parser.parse_args(flags)
+    protocol, output = Protocol.read(options.protocol, of_protocol), options.output.expanduser()
 
-    with redirect_stdout(sys.stderr) if given.json else nullcontext():
+    with redirect_stdout(sys.stderr if options.json else sys.stdout):
         print(f"protocol {protocol.hash}: {json.dumps(asdict(protocol))}")
-        runs = open_checkpoints(given.folders, changes)
+        runs = checkpoints.open_checkpoints(options.folders, changes)
         names = distinct_names(runs)
-        places = [rows_file(run, given.rows) for run in runs]
-        for place in () if given.another_protocol else places:
+        places = [rows_file(run, options.rows) for run in runs]
+        for place in () if options.another_protocol else places:
             _check_earlier(place, protocol)
-        if given.epochs:
-            files.writable_folder(given.output.expanduser(), "--output")
+        if options.epochs:
+            files.writable_folder(output, "--output")
         scored = []
         for name, run, place in zip(names, runs, places, strict=True):
-            for checkpoint in _each_epoch(run) if given.epochs else [run]:
-                row = score_checkpoint(checkpoint, protocol, neighbours=not given.no_knn, folder=place.parent)
+            for checkpoint in _each_epoch(run) if options.epochs else [run]:
+                row = score_checkpoint(checkpoint, protocol, neighbours=not options.no_knn, folder=place.parent)
                 rows.append(place, row)
                 scored.append((name, row))
         ranked = sorted(scored, key=lambda pair: np.nan_to_num(-pair[1]["metrics"]["view_information"], nan=np.inf))
         print(_table(ranked))
-        if given.epochs:
-            draw_curves(scored, given.output.expanduser() / "view-information")
-            print(f"curve (PNG, PDF) in '{given.output}'")
+        if options.epochs:
+            draw_curves(scored, output / "view-information")
+            print(f"curve (PNG, PDF) in '{options.output}'")
         print(f"rows in {', '.join(sorted({str(place) for place in places}))}")
-    if given.json:
-        document = {"protocol_hash": protocol.hash, "protocol": asdict(protocol)}
-        json.dump(
-            document | {"rows": [row | {"metrics": _without_nan(row["metrics"])} for _, row in ranked]},
-            sys.stdout,
-            indent=1,
-        )
-        print()
+    if options.json:
+        document: dict[str, Any] = {"protocol_hash": protocol.hash, "protocol": asdict(protocol)}
+        document["rows"] = [row | {"metrics": _without_nan(row["metrics"])} for _, row in ranked]
+        print(json.dumps(document, indent=1))
 
 
 def _without_nan(metrics: Mapping[str, float]) -> dict[str, float | None]:
@@ -279,11 +225,8 @@ def _check_earlier(file: Path, protocol: Protocol) -> None:
     earlier = [row["settings"] for row in rows.read(file) if row["stage"] == "score"] if file.is_file() else []
     ours = asdict(protocol)
     if earlier and ours not in earlier:
-        raise UsageError(
-            "protocol",
-            f"'{file}' has rows of another protocol: {', '.join(compare.differences(earlier[-1], ours))}; "
-            "take theirs, or go on with --another-protocol: scores of different protocols are not to be compared",
-        )
+        reason = f"'{file}' has rows of another protocol: {', '.join(compare.differences(earlier[-1], ours))}"
+        raise UsageError("protocol", f"{reason}; take theirs, or go on, not to be compared, with --another-protocol")
 
 
 def _each_epoch(run: Checkpoint) -> Iterator[Checkpoint]:
@@ -316,11 +259,9 @@ def _cell(metrics: Mapping[str, float], key: str) -> str:
 
 
 def draw_curves(scored: Sequence[tuple[str, Mapping[str, Any]]], stem: Path) -> None:
-    """Information of a view about its image by epoch, a line for each run, and 20-NN below it where there are labels.
+    """Draw ``stem``.png and .pdf: a view's information by epoch, 20-NN below where there are labels, a line a run.
 
-    Args:
-        scored: name of the run and row of stage ``score``, in order of the epochs.
-        stem: of the picture, to which .png and .pdf are added.
+    ``scored`` are names of runs and their rows of stage ``score``, in order of the epochs.
     """
     import matplotlib
     from matplotlib.figure import Figure

@@ -1,8 +1,7 @@
-"""UMAP pictures of features: one aligned layout for all methods.
+"""UMAP pictures of features: one aligned layout (AlignedUMAP: McInnes, umap-learn) for all methods.
 
-In an aligned layout (AlignedUMAP: McInnes, umap-learn) the same image keeps its place from panel to panel as far as
-the methods agree on its neighbours, so that a difference between panels is a difference between methods, not the
-rotation or reflection that two separate layouts always differ by.
+In it an image keeps its place from panel to panel as far as the methods agree on its neighbours, so that a difference
+between panels is one between methods, not the rotation or reflection that two separate layouts always differ by.
 """
 
 from __future__ import annotations
@@ -12,8 +11,8 @@ import importlib.util
 import json
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from emim_solo.evaluation.features import Features
-from emim_solo.evaluation.thumbnails import write_sprite_sheet
+from emim_solo.evaluation.thumbnails import thumbnail, write_sprite_sheet
 from emim_solo.ground.errors import UsageError
 from emim_solo.ground.files import beside, whole, write_figure, write_text
 from emim_solo.images.folders import RunImages
@@ -45,64 +44,50 @@ _LEGEND_SIZE = 6  # points
 
 @dataclass(frozen=True)
 class Panel:
-    """One method's share of a layout.
+    """One method's share of a layout, NaN throughout where the features were not finite."""
 
-    Attributes:
-        coordinates: ``(N, 2)``; NaN throughout where the features were not finite.
-        trustworthiness: how far neighbours in the picture are neighbours in the features, 0 to 1.
-        silhouette: how far classes are apart in the picture, -1 to 1; NaN for a single class and without labels.
-    """
+    coordinates: NDArray[np.float32]  # (N, 2)
+    trustworthiness: float  # how far neighbours in the picture are neighbours in the features, 0 to 1
+    silhouette: float  # how far classes are apart in the picture, -1 to 1; NaN for a single class and without labels
 
-    coordinates: NDArray[np.float32]
-    trustworthiness: float
-    silhouette: float
+    @property
+    def is_finite(self) -> bool:
+        """Whether there is anything to draw."""
+        return bool(np.isfinite(self.coordinates).all())
 
 
 def subset(size: int, limit: int, seed: int) -> NDArray[np.intp]:
     """Positions, in order, of at most ``limit`` out of ``size`` images, drawn with the seed."""
-    if size <= limit:
-        return np.arange(size)
     return np.sort(np.random.default_rng(seed).permutation(size)[:limit])
 
 
 def aligned_layout(features: Mapping[str, Tensor], labels: Tensor, *, seed: int) -> dict[str, Panel]:
-    """Lay out the features of several methods for the same images so that images keep their place.
+    """Lay out ``(N, d)`` features by method, row i being image i in each, so that images keep their place.
 
-    Args:
-        features: ``(N, d)`` by method, row i being image i in each; d may differ.
-        labels: ``(N,)``, used for the silhouette alone.
-        seed: of the layout; the same features and seed give the same coordinates.
-
-    Returns:
-        One panel by method, in the given order.
-
-    Raises:
-        UsageError: too few images.
+    ``labels`` ``(N,)`` are for the silhouette alone. The same seed gives the same coordinates. UsageError for too few.
     """
-    import umap
-
     images = len(labels)
     if images < _FEWEST_IMAGES:
-        raise UsageError(
-            "umap",
-            f"{images} images are too few for a UMAP layout, expected at least {_FEWEST_IMAGES}: use more images",
-        )
+        raise UsageError("umap", f"{images} images are too few for a layout: expected at least {_FEWEST_IMAGES}")
     arrays = {name: matrix.float().cpu().numpy() for name, matrix in features.items()}
-    sound = {name: matrix for name, matrix in arrays.items() if np.isfinite(matrix).all()}
-    neighbours = min(NEIGHBOURS, images - 1)
+    finite = {name: matrix for name, matrix in arrays.items() if np.isfinite(matrix).all()}
+    settings: dict[str, Any] = {"n_neighbors": min(NEIGHBOURS, images - 1), "random_state": seed}
     layouts: list[Any] = []
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), ExitStack() as stack:
+        # Numba sets the threads of the whole process: what torch trains in it later would be rounded otherwise.
+        stack.callback(torch.set_num_threads, torch.get_num_threads())
+        import umap
+
         warnings.filterwarnings("ignore", message="n_jobs value .* overridden", module="umap")
         warnings.filterwarnings("ignore", message="Spectral initialisation failed", module="umap")
-        if len(sound) == 1:
-            (matrix,) = sound.values()
-            layouts = [umap.UMAP(n_neighbors=neighbours, random_state=seed).fit_transform(matrix)]
-        elif sound:
-            identity = [{i: i for i in range(images)}] * (len(sound) - 1)
+        if len(finite) == 1:
+            layouts = [umap.UMAP(**settings).fit_transform(*finite.values())]
+        elif finite:
+            identity = [{i: i for i in range(images)}] * (len(finite) - 1)
             # random_state seeds the neighbour search and the start, transform_seed the optimisation.
-            model = umap.AlignedUMAP(n_neighbors=neighbours, random_state=seed, transform_seed=seed)
-            layouts = list(model.fit(list(sound.values()), relations=identity).embeddings_)
-    by_name = dict(zip(sound, layouts, strict=True))
+            model = umap.AlignedUMAP(**settings, transform_seed=seed)
+            layouts = list(model.fit(list(finite.values()), relations=identity).embeddings_)
+    by_name = dict(zip(finite, layouts, strict=True))
     return {name: _panel(matrix, by_name.get(name), labels.cpu().numpy()) for name, matrix in arrays.items()}
 
 
@@ -115,11 +100,11 @@ def _panel(features: NDArray[Any], layout: NDArray[Any] | None, labels: NDArray[
     coordinates = np.asarray(layout, dtype=np.float32)
     # scikit-learn wants fewer neighbours than half the images, and between 2 and N - 1 classes.
     neighbours = min(NEIGHBOURS, (len(features) - 1) // 2)
-    classes = len(np.unique(labels))
+    has_classes = 2 <= len(np.unique(labels)) < len(labels)
     return Panel(
         coordinates,
         float(trustworthiness(features, coordinates, n_neighbors=neighbours)),
-        float(silhouette_score(coordinates, labels)) if 2 <= classes < len(labels) else math.nan,
+        float(silhouette_score(coordinates, labels)) if has_classes else math.nan,
     )
 
 
@@ -135,29 +120,28 @@ def draw(panels: Mapping[str, Panel], labels: Tensor, class_names: Sequence[str]
     lines = math.ceil(len(panels) / columns)
     width, height = 4.2 * columns, 4.6 * lines + 0.5
     names = [_short(name) for name in class_names]
+    styles = class_styles(len(names))
     in_legend = names if _LABELLED_CLASSES < len(names) <= DISTINCT_STYLES else []
     legend_columns = max(1, int(72 * width / (_LEGEND_SIZE * (0.65 * max(map(len, names), default=0) + 5))))
     height += math.ceil(len(in_legend) / legend_columns) * 1.6 * _LEGEND_SIZE / 72
     figure = Figure(figsize=(width, height), layout="constrained")
-    styles = class_styles(len(names))
-    everywhere = [panel.coordinates for panel in panels.values() if np.isfinite(panel.coordinates).all()]
-    frame = _square(np.concatenate(everywhere)) if everywhere else ((0.0, 1.0), (0.0, 1.0))
-    for axes, (name, panel) in zip(
-        np.ravel(figure.subplots(lines, columns, squeeze=False)), panels.items(), strict=False
-    ):
-        axes.set(xticks=[], yticks=[], aspect="equal", xlim=frame[0], ylim=frame[1])
+    places = figure.subplots(lines, columns, squeeze=False).ravel()
+    finite = [panel.coordinates for panel in panels.values() if panel.is_finite]
+    frame = _square(np.concatenate(finite)) if finite else {}
+    for axes, (name, panel) in zip(places, panels.items(), strict=False):
+        axes.set(xticks=[], yticks=[], aspect="equal", **frame)
         axes.spines[:].set_color("#dddddd")
         _draw_panel(axes, panel, targets, names, styles)
         axes.set_title(_short(name), fontsize=11, loc="left", fontweight="bold")
         quality = f"trustworthiness {_number(panel.trustworthiness)}"
         quality += f"   silhouette {_number(panel.silhouette)}" if names else ""
         axes.set_xlabel(quality, fontsize=9, color="#555555", loc="left")
-    for axes in figure.axes[len(panels) :]:
+    for axes in places[len(panels) :]:
         axes.remove()
     if in_legend:
-        handles = [Line2D([], [], color=colour, marker=marker, ls="", markersize=4) for colour, marker in styles]
         figure.legend(
-            *(handles, in_legend),
+            [Line2D([], [], color=colour, marker=marker, ls="", markersize=4) for colour, marker in styles],
+            in_legend,
             loc="outside lower center",
             ncols=min(legend_columns, len(in_legend)),
             fontsize=_LEGEND_SIZE,
@@ -172,28 +156,27 @@ def _short(name: str) -> str:
     return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
 
 
-def _square(points: NDArray[Any]) -> tuple[tuple[float, float], tuple[float, float]]:
+def _square(points: NDArray[Any]) -> dict[str, tuple[float, float]]:
     """Limits of a square with a small margin around points: one for all panels, so that places can be compared."""
     middle, half = (points.max(axis=0) + points.min(axis=0)) / 2, np.ptp(points, axis=0).max() * 0.53
-    (left, bottom), (right, top) = middle - half, middle + half
-    return (float(left), float(right)), (float(bottom), float(top))
+    return {key: (float(at - half), float(at + half)) for key, at in zip(("xlim", "ylim"), middle, strict=True)}
 
 
 def _draw_panel(
     axes: Any, panel: Panel, targets: NDArray[Any], class_names: Sequence[str], styles: Sequence[tuple[str, str]]
 ) -> None:
-    if not np.isfinite(panel.coordinates).all():
+    if not panel.is_finite:
         axes.text(0.5, 0.5, "NaN features", transform=axes.transAxes, ha="center", color="#b00020")
         return
-    size = float(np.clip(4000 / len(targets), 3, 14))
+    look: dict[str, Any] = {"s": float(np.clip(4000 / len(targets), 3, 14)), "linewidths": 0, "alpha": 0.85}
     if not class_names:
-        axes.scatter(*panel.coordinates.T, s=size, color=PALETTE[0], linewidths=0, alpha=0.85)
+        axes.scatter(*panel.coordinates.T, color=PALETTE[0], **look)
     for label, name in enumerate(class_names):
         points = panel.coordinates[targets == label]
         if len(points) == 0:
             continue
         colour, marker = styles[label]
-        axes.scatter(*points.T, s=size, color=colour, marker=marker, linewidths=0, alpha=0.85)
+        axes.scatter(*points.T, color=colour, marker=marker, **look)
         if len(class_names) <= _LABELLED_CLASSES:
             # At the image closest to the median: the median itself may lie between two clusters.
             middle = points[np.linalg.norm(points - np.median(points, axis=0), axis=1).argmin()]
@@ -213,55 +196,32 @@ def write_layout(
     stem: Path,
     **about: Any,
 ) -> None:
-    """Write coordinates as ``stem``.csv (one line for each method and image) and ``stem``.json (for the report).
+    """Write coordinates as ``stem``.csv, a line for each method and image, and for the report with ``about`` as .json.
 
-    Args:
-        panels: by method.
-        labels: ``(N,)``; -1 throughout without labels.
-        indices: of the images in their dataset.
-        class_names: by label; none without labels.
-        stem: path without suffix.
-        **about: what else the report is told.
+    ``indices`` are those of the images in their dataset; without labels these are -1 and there are no class names.
     """
-    targets = [int(label) for label in labels]
+    targets = labels.tolist()
     with whole(beside(stem, ".csv")) as unfinished, open(unfinished, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["method", "image", "class", "x", "y"])
         for name, panel in panels.items():
             for index, label, (x, y) in zip(indices, targets, panel.coordinates.tolist(), strict=True):
                 writer.writerow([name, index, class_names[label] if class_names else "", f"{x:.5f}", f"{y:.5f}"])
-    content = {
-        **about,
-        "classes": list(class_names),
-        "labels": targets,
-        "images": [int(index) for index in indices],
-        "panels": [
-            {
-                "name": name,
-                "points": [[round(x, 3), round(y, 3)] for x, y in panel.coordinates.tolist()]
-                if np.isfinite(panel.coordinates).all()
-                else None,
-                "trustworthiness": _or_none(panel.trustworthiness),
-                "silhouette": _or_none(panel.silhouette),
-            }
-            for name, panel in panels.items()
-        ],
-    }
+    shown = [
+        {
+            "name": name,
+            "points": panel.coordinates.astype(float).round(3).tolist() if panel.is_finite else None,
+            "trustworthiness": _or_none(panel.trustworthiness),
+            "silhouette": _or_none(panel.silhouette),
+        }
+        for name, panel in panels.items()
+    ]
+    content = about | {"classes": list(class_names), "labels": targets, "images": list(indices), "panels": shown}
     write_text(beside(stem, ".json"), json.dumps(content))
 
 
 def _or_none(value: float) -> float | None:
     return round(value, 4) if math.isfinite(value) else None
-
-
-@contextmanager
-def _torchs_threads_kept() -> Iterator[None]:
-    """Numba sets the number of threads of the whole process: what torch trains in it later would be rounded otherwise."""
-    threads = torch.get_num_threads()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def check_installed() -> None:
@@ -270,7 +230,6 @@ def check_installed() -> None:
         raise UsageError("umap", "UMAP pictures need umap-learn: pip install 'emim-solo[umap]'")
 
 
-@_torchs_threads_kept()
 def make_pictures(
     features: Mapping[str, Features],
     cfg: DictConfig,
@@ -281,44 +240,32 @@ def make_pictures(
     limit: int,
     run_seed: int | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Pictures of several methods in aligned layouts, with coordinates and thumbnails.
+    """Pictures of several methods' features of the same images in aligned layouts, with coordinates and thumbnails.
 
-    Args:
-        features: by method, of the same images.
-        cfg: completed config of one of the runs.
-        images: of that run.
-        folder: gets ``<split>.{png,pdf,csv,json,webp}`` for val, if there are validation images, and train.
-        seed: of the layouts and of the choice of images.
-        limit: number of images at most in each picture.
-        run_seed: seed that the runs were trained with, if it is one.
-
-    Returns:
-        By method: ``<split>_trustworthiness`` and, of classes, ``<split>_silhouette``.
-
-    Raises:
-        UsageError: umap-learn is not installed, or the methods did not see the same images.
+    ``cfg`` and ``images`` are those of one of the runs, ``run_seed`` is the seed that all were trained with, if it is
+    one, ``seed`` that of the layouts and of the choice of ``limit`` images at most. The folder gets
+    ``<split>.{png,pdf,csv,json,webp}`` for val, if there are validation images, and train. Gives by method
+    ``<split>_trustworthiness`` and, of classes, ``<split>_silhouette``; UsageError if the images differ.
     """
     check_installed()
     folder.mkdir(parents=True, exist_ok=True)
-    train, val = load_suite().evaluation_datasets(cfg, images)
+    train, val = load_suite().evaluation_datasets(cfg, images, thumbnail)
     metrics: dict[str, dict[str, float]] = {name: {} for name in features}
+    classes = next(iter(features.values())).classes
     for split, dataset in (("val", val), ("train", train)):
         if dataset is None:
             continue
-        own = {name: getattr(found, split) for name, found in features.items()}
-        classes = next(iter(features.values())).classes
-        labels = next(iter(own.values())).labels
-        if any(not torch.equal(labels, other.labels) for other in own.values()):
-            raise UsageError(
-                "umap", "the runs were not trained on the same images: expected one dataset; picture them apart"
-            )
+        splits = {name: getattr(of_run, split) for name, of_run in features.items()}
+        labels = next(iter(splits.values())).labels
+        if any(not torch.equal(labels, other.labels) for other in splits.values()):
+            raise UsageError("umap", "the runs are not of the same images: picture them apart")
         chosen = subset(len(labels), limit, seed)
-        shown = labels[chosen]
-        panels = aligned_layout({name: found.backbone[chosen] for name, found in own.items()}, shown, seed=seed)
+        shown, positions = labels[chosen], chosen.tolist()
+        panels = aligned_layout({name: own.backbone[chosen] for name, own in splits.items()}, shown, seed=seed)
         draw(panels, shown, classes, folder / split, title=f"{split} images, {len(chosen)} of {len(labels)}")
-        columns = write_sprite_sheet(dataset, chosen.tolist(), folder / f"{split}.webp")
+        columns = write_sprite_sheet(dataset, positions, folder / f"{split}.webp")
         about = {"columns": columns, "total": len(labels)} | ({} if run_seed is None else {"seed": run_seed})
-        write_layout(panels, shown, chosen.tolist(), classes, folder / split, **about)
+        write_layout(panels, shown, positions, classes, folder / split, **about)
         for name, panel in panels.items():
             metrics[name][f"{split}_trustworthiness"] = panel.trustworthiness
             if classes:
