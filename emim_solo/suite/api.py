@@ -41,6 +41,7 @@ class Suite(ABC):
     backbone_names: ClassVar[dict[str, str]] = {"main": "backbone", "1.0.2": "encoder"}
     optimizers: ClassVar[tuple[str, ...]] = ("sgd", "lars", "adam", "adamw")
     linear_optimizers: ClassVar[tuple[str, ...]] = optimizers
+    any_number_of_views: ClassVar[tuple[str, ...]]  # of one size: the suite's methods whose loss takes that
     schedulers: ClassVar[tuple[str, ...]] = ("warmup_cosine", "step", "none")
 
     def __init__(self, version: str) -> None:
@@ -88,6 +89,10 @@ class Suite(ABC):
         raise UsageError(
             "method", f"unknown method '{name}': solo-learn {self.version} has {', '.join(sorted(methods))}"
         )
+
+    def takes_many_views(self, method: str) -> bool:
+        """Whether the loss of a method takes more than two views of one size: its class says so by this name."""
+        return method in self.any_number_of_views or getattr(self.methods()[method], "takes_many_views", False)
 
     @abstractmethod
     def uses_small_crops(self, method: str) -> bool:
@@ -189,8 +194,8 @@ class Suite(ABC):
     def _check_features(self, model: Any, cfg: DictConfig) -> None:
         """One forward of two black images of each size: what ``backbone.kwargs`` change may not fit it or the classifier."""
         backbone = self.backbone(model).eval()
-        for size in sorted({view.crop_size for view in cfg.augmentations}):
-            what = f"backbone {cfg.backbone.name} on images of {size} pixels (crop_size)"
+        for size in sorted({view.crop_size for view in cfg.augmentations} | {whole_size(cfg)}):
+            what = f"backbone {cfg.backbone.name} on images of {size} pixels (crop_size, data.image_size)"
             with in_one_line("backbone.kwargs", what), torch.no_grad(), torch.random.fork_rng(devices=[]):
                 features = backbone(torch.zeros(2, 3, size, size))
                 if (shape := tuple(features.shape)) != (2, model.features_dim):
@@ -265,12 +270,12 @@ class Suite(ABC):
         """Validation images as the suite shows them, at the size that the backbone was trained on.
 
         Both generations validate a ``custom`` folder at 224 pixels whatever it was trained at, and leave the function
-        to be rewritten by the user. Here such a folder is shown at its training ``crop_size``, mean and std.
+        to be rewritten by the user. Here such a folder is shown at its :func:`whole_size`, training mean and std.
         """
         if cfg.data.dataset != "custom":
             return importlib.import_module(self.evaluation_module).prepare_transforms(cfg.data.dataset)[1]
         view = cfg.augmentations[0]
-        size = view.crop_size
+        size = whole_size(cfg)
         return transforms.Compose(
             [
                 transforms.Resize(size if size <= _LARGEST_UNCROPPED else size * 256 // 224),
@@ -367,6 +372,11 @@ def count_classes(cfg: DictConfig, listed: Images | None) -> DictConfig:
     if cfg.data.dataset == "custom":
         cfg.data.num_classes = max(1, len(listed.classes)) if listed is not None else 1
     return cfg
+
+
+def whole_size(cfg: DictConfig) -> int:
+    """Pixels of a side of a whole image: ``data.image_size`` where views are patches of it, else the first ``crop_size``."""
+    return int(cfg.data.get("image_size") or cfg.augmentations[0].crop_size)
 
 
 def allow_few_classes(module: ModuleType) -> None:

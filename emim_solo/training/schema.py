@@ -27,7 +27,7 @@ PRECISIONS = (
     "transformer-engine",
     "transformer-engine-float16",
 )
-PRECISIONS += ("16-true", "16-mixed", "bf16-true", "bf16-mixed", "32-true", "64-true")
+PRECISIONS += ("auto", "16-true", "16-mixed", "bf16-true", "bf16-mixed", "32-true", "64-true")
 
 
 @dataclass(kw_only=True)
@@ -78,6 +78,7 @@ class Data:
     no_labels: bool = False
     fraction: float = setting(-1.0, most=1)
     embedded: str | None = None
+    image_size: int | None = setting(None, least=1, most=_MOST_PIXELS)
 
 
 @dataclass(kw_only=True)
