@@ -31,12 +31,16 @@ BATCH = 32
 
 @pytest.fixture
 def patches(few_digits: Path, tmp_path: Path) -> Callable[..., DictConfig]:
-    """A shipped ``emim_patches`` on few digits, its projector and batch small: ``patches("augmentations=patches_beside")``."""
+    """A shipped ``emim_patches`` on few digits, its projector and batch small: ``patches("augmentations=patches_beside")``.
 
-    def make(*overrides: str, dataset: str = "digits") -> DictConfig:
+    With ImageNet's stem, in whose single pixels bfloat16 is refused, unless ``shipped``.
+    """
+
+    def make(*overrides: str, dataset: str = "digits", shipped: bool = False) -> DictConfig:
         small = [f"data.{split}_path={few_digits / split}" for split in ("train", "val")]
         small += ["method_kwargs.proj_hidden_dim=64", "method_kwargs.proj_output_dim=16", "data.num_workers=0"]
         small += [f"optimizer.batch_size={BATCH}", f"checkpoint.dir={tmp_path / 'trained'}", "max_epochs=1"]
+        small += [] if shipped else ["++backbone.small_image_stem=False", "precision=32"]
         with initialize_config_dir(config_dir=str(configs.find(f"pretrain/{dataset}")), version_base="1.2"):
             return compose(
                 "emim_patches",
@@ -69,7 +73,6 @@ class Forwards(Callback):
 @pytest.mark.parametrize(
     ("augmentations", "crops", "of_a_step"),
     [
-        ("patches", 8, [(8 * BATCH, 3, 16, 16)]),
         ("patches", 5, [(5 * BATCH, 3, 16, 16)]),
         ("patches_beside", 8, [(BATCH, 3, 32, 32), (BATCH, 3, 32, 32), (8 * BATCH, 3, 16, 16)]),
     ],
@@ -99,9 +102,33 @@ def test_the_recipe_gives_the_loss_every_patch_of_one_forward(
     steps = 160 // BATCH
     assert embeddings == [[(BATCH, 16)] * (large + crops)] * steps
     assert forwards.shapes == of_a_step * steps
-    assert row["config"]["precision"] == runs.native_precision(OmegaConf.create({"accelerator": "cpu"}))
     assert row["metrics"]["train_mi"] > 0
     assert 0 <= row["metrics"]["val_knn_acc1"] <= 100
+
+
+def test_the_recipe_as_it_is_shipped_says_its_precision(patches: Callable[..., DictConfig]) -> None:
+    forwards = Forwards()
+    little = [
+        "optimizer.batch_size=8",
+        "+limit_train_batches=2",
+        "+limit_val_batches=1",
+        "++log_every_n_steps=1",
+        "knn_eval.enabled=False",
+    ]
+    row = pretrain(prepare(patches(*little, shipped=True)), more_callbacks=[forwards])
+    assert forwards.shapes == [(8 * 8, 3, 16, 16)] * 2
+    assert row["config"]["precision"] == runs.native_precision(OmegaConf.create({"accelerator": "cpu"}))
+    assert row["config_hash"] == config_hash(row["config"])
+
+
+def test_single_pixels_are_refused_in_bfloat16_on_a_cpu(patches: Callable[..., DictConfig], refused: Refused) -> None:
+    """torch gives the weights that see them a gradient of whatever lay in the memory."""
+    suite = load_suite()
+    with refused("precision", "layer4.0.conv1", "precision=32, backbone.small_image_stem=True or a larger crop_size"):
+        suite.build(prepare(patches("precision=bf16-mixed")).config)
+    suite.build(prepare(patches("precision=bf16-mixed", "augmentations.0.crop_size=24")).config)
+    suite.build(prepare(patches("precision=bf16-mixed", shipped=True)).config)
+    suite.build(prepare(patches()).config)
 
 
 @pytest.mark.parametrize("small", [0, 4])
@@ -194,14 +221,8 @@ def test_the_suites_own_methods_that_take_many_views_train_on_them(
 ) -> None:
     if many not in load_suite().methods() or not load_suite().takes_many_views(many):
         pytest.skip(f"{many} of this generation unpacks two views")
-    own = {
-        "wmse": [
-            "+method_kwargs.whitening_size=32",
-            "+method_kwargs.whitening_iters=1",
-            "+method_kwargs.whitening_eps=0.1",
-        ]
-    }
-    settings = own.get(many, ["+method_kwargs.temperature=0.2"])
+    own = {"whitening_size": 32, "whitening_iters": 1, "whitening_eps": 0.1} if many == "wmse" else {"temperature": 0.2}
+    settings = [f"+method_kwargs.{name}={value}" for name, value in own.items()]
     forwards = Forwards()
     row = pretrain(prepare(patches(f"method={many}", *settings)), more_callbacks=[forwards])
     assert set(forwards.shapes) == {(8 * BATCH, 3, 16, 16)}

@@ -15,8 +15,9 @@ import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.hooks import RemovableHandle
 from torchvision import transforms
 
 from emim_solo.ground.errors import UsageError
@@ -194,6 +195,8 @@ class Suite(ABC):
     def _check_features(self, model: Any, cfg: DictConfig) -> None:
         """One forward of two black images of each size: what ``backbone.kwargs`` change may not fit it or the classifier."""
         backbone = self.backbone(model).eval()
+        on_cpu = cfg.get("accelerator", "auto") == "cpu" or not torch.cuda.is_available()
+        hooks = refuse_broken_gradients(backbone) if on_cpu and "bf16" in str(cfg.get("precision")) else []
         for size in sorted({view.crop_size for view in cfg.augmentations} | {whole_size(cfg)}):
             what = f"backbone {cfg.backbone.name} on images of {size} pixels (crop_size, data.image_size)"
             with in_one_line("backbone.kwargs", what), torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -201,6 +204,8 @@ class Suite(ABC):
                 if (shape := tuple(features.shape)) != (2, model.features_dim):
                     raise ValueError(f"its features have shape {shape}, expected {(2, model.features_dim)}")
         backbone.train()
+        for hook in hooks:
+            hook.remove()
 
     @abstractmethod
     def _finish(self, model: Any, cfg: DictConfig) -> None:
@@ -390,6 +395,30 @@ def allow_few_classes(module: ModuleType) -> None:
 
     clamped.few_classes = True  # type: ignore[attr-defined]
     module.accuracy_at_k = clamped  # type: ignore[attr-defined]
+
+
+def refuse_broken_gradients(backbone: nn.Module) -> list[RemovableHandle]:
+    """From now on a network's forward raises where a gradient of it would be wrong: to be asked before training in bfloat16.
+
+    On a CPU torch 2.14 (oneDNN) gives the weights of a strided 3x3 convolution on a single pixel what lay in the memory.
+
+    Raises:
+        UsageError: in the forward.
+    """
+
+    def check(name: str, images: Tensor, conv: nn.Conv2d) -> None:
+        if conv.stride[0] > 1 and conv.kernel_size[0] > 1 and images.shape[-2:] == (1, 1):
+            raise UsageError(
+                "precision",
+                f"precision: a crop is a single pixel before the backbone's {name}, whose gradient torch gets wrong there "
+                "in bfloat16 on a CPU: set precision=32, backbone.small_image_stem=True or a larger crop_size",
+            )
+
+    convs = ((name, part) for name, part in backbone.named_modules() if isinstance(part, nn.Conv2d))
+    return [
+        conv.register_forward_pre_hook(lambda conv, images, name=name: check(name, images[0], conv))
+        for name, conv in convs
+    ]
 
 
 def give_small_image_stem(backbone: nn.Module) -> None:
