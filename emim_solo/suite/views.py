@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Any
 
 import torch
@@ -45,7 +45,7 @@ class ViewsTogether(LightningModule):
         )
         try:
             joined = [torch.cat(together) for together in _split(views, self.views_at_once)]
-            out = super().training_step([indices, joined, labels.repeat(of_large[0])], batch_idx)
+            out: Any = super().training_step([indices, joined, labels.repeat(of_large[0])], batch_idx)
         finally:
             self.num_large_crops, self.num_small_crops, self.num_crops = large, small, crops
         return {name: self._of_each(value) if isinstance(value, list) else value for name, value in out.items()}
@@ -66,5 +66,5 @@ def at_once(views: Sequence[Tensor]) -> list[int]:
 
 
 def _split(values: Sequence[Tensor], sizes: Sequence[int]) -> list[list[Tensor]]:
-    values = iter(values)
-    return [[next(values) for _ in range(size)] for size in sizes]
+    left = iter(values)
+    return [list(islice(left, size)) for size in sizes]

@@ -315,6 +315,6 @@ def native_precision(cfg: DictConfig) -> str:
     if on_gpu(cfg):
         native = torch.cuda.get_device_capability() >= (8, 0)
     else:  # of a torch that cannot say so: 32
-        capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+        capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
         native = any(capabilities.get(unit) for unit in ("avx512_bf16", "amx_bf16"))
     return "bf16-mixed" if native else "32"
