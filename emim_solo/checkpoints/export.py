@@ -23,7 +23,7 @@ from emim_solo.ground import compare, files
 from emim_solo.ground.errors import UsageError
 from emim_solo.results import rows
 from emim_solo.suite import as_dict, load_suite
-from emim_solo.suite.api import in_one_line
+from emim_solo.suite.api import in_one_line, whole_size
 
 SUFFIXES = {"torchvision": ".pth", "timm": ".pth", "safetensors": ".safetensors", ONNX: ".onnx"}
 """Of the file by format; where it is .pth, .pt will do."""
@@ -50,7 +50,7 @@ def export(checkpoint: Checkpoint, to: str, file: Path, licence: str = "other") 
     cfg = checkpoint.trained
     files.writable_folder(file.parent, "--output")
     backbone = load_suite().backbone(checkpoint.model()).to(memory_format=torch.contiguous_format)
-    size = cfg.augmentations[0].crop_size
+    size = whole_size(cfg)
     images = torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(0))
     features = _features(backbone, images)
     if not features.isfinite().all():
@@ -141,7 +141,7 @@ def _card(
 
     cfg, suite = checkpoint.trained, load_suite()
     shown = next(part for part in suite.evaluation_transform(cfg).transforms if isinstance(part, Normalize))
-    size, mean, std = cfg.augmentations[0].crop_size, [*shown.mean], [*shown.std]
+    size, mean, std = whole_size(cfg), [*shown.mean], [*shown.std]
     folder = Path(cfg.data.train_path)  # its own name, not where it lies
     known: dict[str, Any] = {
         **{key: cfg[key] for key in ("name", "method", "seed")},

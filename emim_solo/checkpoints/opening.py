@@ -49,6 +49,7 @@ _CHANGEABLE: dict[str, tuple[Any, dict[str, Any]]] = {  # for an evaluation: typ
     "data.format": (str, {"choices": ("image_folder", "dali", "h5")}),
     "data.no_labels": (bool, {}),
     "data.num_workers": (int, {"least": 0}),
+    "data.image_size": (int, {"least": 1}),
     "augmentations.0.crop_size": (int, {"least": 1}),
     "augmentations.0.mean": (tuple[float, float, float], {}),
     "augmentations.0.std": (tuple[float, float, float], {"above": 0}),

@@ -112,6 +112,7 @@ class EMIMMethod(LightningModule):
     :func:`emim_solo.emim.measures.collapsed`.
     """
 
+    takes_many_views = True
     features_dim: int
     num_large_crops: int
     num_small_crops: int

@@ -36,6 +36,7 @@ from emim_solo.images.folders import RunImages, why_no_accuracy
 from emim_solo.results import rows
 from emim_solo.results.tables import NO_DECAY, SCORES, Cell, Table, no_decay, to_text
 from emim_solo.suite import load_suite
+from emim_solo.suite.api import whole_size
 
 NEIGHBOURS = 20
 _COLUMNS = {score.key: score.label for score in SCORES} | {"knn_acc1": f"{NEIGHBOURS}-NN (%)"}
@@ -79,7 +80,8 @@ class ScoredViews:
 
     def __init__(self, cfg: DictConfig, protocol: Protocol, images: RunImages) -> None:
         suite = load_suite()
-        of_run = {key: cfg.augmentations[0][key] for key in ("crop_size", "mean", "std") if key in cfg.augmentations[0]}
+        of_run = {key: cfg.augmentations[0][key] for key in ("mean", "std") if key in cfg.augmentations[0]}
+        of_run["crop_size"] = whole_size(cfg)
         view = OmegaConf.create({**asdict(protocol.augmentation), **of_run, "num_crops": protocol.views})
         show = partial(_several, suite.view_transform(cfg, view), protocol.views)
         train, val = suite.evaluation_datasets(cfg, images, show)
@@ -115,7 +117,7 @@ class ScoredViews:
 
     def check_features(self, model: LightningModule) -> None:
         """Raise what :meth:`features` would, before work is done; the model is left in evaluation mode."""
-        size = self.cfg.augmentations[0].crop_size
+        size = whole_size(self.cfg)
         found = extract(model, [(torch.zeros(2, 3, size, size), torch.zeros(2))], None)
         _scored(found.parts(), self.protocol, self.cfg)
 

@@ -15,8 +15,9 @@ import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.hooks import RemovableHandle
 from torchvision import transforms
 
 from emim_solo.ground.errors import UsageError
@@ -41,6 +42,7 @@ class Suite(ABC):
     backbone_names: ClassVar[dict[str, str]] = {"main": "backbone", "1.0.2": "encoder"}
     optimizers: ClassVar[tuple[str, ...]] = ("sgd", "lars", "adam", "adamw")
     linear_optimizers: ClassVar[tuple[str, ...]] = optimizers
+    any_number_of_views: ClassVar[tuple[str, ...]]  # of one size: the suite's methods whose loss takes that
     schedulers: ClassVar[tuple[str, ...]] = ("warmup_cosine", "step", "none")
 
     def __init__(self, version: str) -> None:
@@ -88,6 +90,10 @@ class Suite(ABC):
         raise UsageError(
             "method", f"unknown method '{name}': solo-learn {self.version} has {', '.join(sorted(methods))}"
         )
+
+    def takes_many_views(self, method: str) -> bool:
+        """Whether the loss of a method takes more than two views of one size: its class says so by this name."""
+        return method in self.any_number_of_views or getattr(self.methods()[method], "takes_many_views", False)
 
     @abstractmethod
     def uses_small_crops(self, method: str) -> bool:
@@ -189,13 +195,17 @@ class Suite(ABC):
     def _check_features(self, model: Any, cfg: DictConfig) -> None:
         """One forward of two black images of each size: what ``backbone.kwargs`` change may not fit it or the classifier."""
         backbone = self.backbone(model).eval()
-        for size in sorted({view.crop_size for view in cfg.augmentations}):
-            what = f"backbone {cfg.backbone.name} on images of {size} pixels (crop_size)"
+        on_cpu = cfg.get("accelerator", "auto") == "cpu" or not torch.cuda.is_available()
+        hooks = refuse_broken_gradients(backbone) if on_cpu and "bf16" in str(cfg.get("precision")) else []
+        for size in sorted({view.crop_size for view in cfg.augmentations} | {whole_size(cfg)}):
+            what = f"backbone {cfg.backbone.name} on images of {size} pixels (crop_size, data.image_size)"
             with in_one_line("backbone.kwargs", what), torch.no_grad(), torch.random.fork_rng(devices=[]):
                 features = backbone(torch.zeros(2, 3, size, size))
                 if (shape := tuple(features.shape)) != (2, model.features_dim):
                     raise ValueError(f"its features have shape {shape}, expected {(2, model.features_dim)}")
         backbone.train()
+        for hook in hooks:
+            hook.remove()
 
     @abstractmethod
     def _finish(self, model: Any, cfg: DictConfig) -> None:
@@ -265,12 +275,12 @@ class Suite(ABC):
         """Validation images as the suite shows them, at the size that the backbone was trained on.
 
         Both generations validate a ``custom`` folder at 224 pixels whatever it was trained at, and leave the function
-        to be rewritten by the user. Here such a folder is shown at its training ``crop_size``, mean and std.
+        to be rewritten by the user. Here such a folder is shown at its :func:`whole_size`, training mean and std.
         """
         if cfg.data.dataset != "custom":
             return importlib.import_module(self.evaluation_module).prepare_transforms(cfg.data.dataset)[1]
         view = cfg.augmentations[0]
-        size = view.crop_size
+        size = whole_size(cfg)
         return transforms.Compose(
             [
                 transforms.Resize(size if size <= _LARGEST_UNCROPPED else size * 256 // 224),
@@ -369,6 +379,11 @@ def count_classes(cfg: DictConfig, listed: Images | None) -> DictConfig:
     return cfg
 
 
+def whole_size(cfg: DictConfig) -> int:
+    """Pixels of a side of a whole image: ``data.image_size`` where views are patches of it, else the first ``crop_size``."""
+    return int(cfg.data.get("image_size") or cfg.augmentations[0].crop_size)
+
+
 def allow_few_classes(module: ModuleType) -> None:
     """Let a module of the suite that hard-wires top-5 accuracy run on fewer than five classes."""
     accuracy_at_k = module.accuracy_at_k
@@ -380,6 +395,30 @@ def allow_few_classes(module: ModuleType) -> None:
 
     clamped.few_classes = True  # type: ignore[attr-defined]
     module.accuracy_at_k = clamped  # type: ignore[attr-defined]
+
+
+def refuse_broken_gradients(backbone: nn.Module) -> list[RemovableHandle]:
+    """From now on a network's forward raises where a gradient of it would be wrong: to be asked before training in bfloat16.
+
+    On a CPU torch 2.14 (oneDNN) gives the weights of a strided 3x3 convolution on a single pixel what lay in the memory.
+
+    Raises:
+        UsageError: in the forward.
+    """
+
+    def check(name: str, images: Tensor, conv: nn.Conv2d) -> None:
+        if conv.stride[0] > 1 and conv.kernel_size[0] > 1 and images.shape[-2:] == (1, 1):
+            raise UsageError(
+                "precision",
+                f"precision: a crop is a single pixel before the backbone's {name}, whose gradient torch gets wrong there "
+                "in bfloat16 on a CPU: set precision=32, backbone.small_image_stem=True or a larger crop_size",
+            )
+
+    convs = ((name, part) for name, part in backbone.named_modules() if isinstance(part, nn.Conv2d))
+    return [
+        conv.register_forward_pre_hook(lambda conv, images, name=name: check(name, images[0], conv))
+        for name, conv in convs
+    ]
 
 
 def give_small_image_stem(backbone: nn.Module) -> None:

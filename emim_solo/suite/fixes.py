@@ -5,6 +5,7 @@ A class in front is asked first whenever a method calls itself (``self.log``): i
 
 from __future__ import annotations
 
+import importlib
 import re
 import sys
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from emim_solo.ground.errors import UsageError
+from emim_solo.suite.views import ViewsTogether
 
 _OF_LABELS = re.compile(r"(^|_)(acc\d*|class_loss|val_loss)$")
 
@@ -123,11 +125,13 @@ class Fixes(LabelsOptional):
 
 @cache
 def with_fixes(method: type[LightningModule]) -> type[LightningModule]:
-    """The class of a method of the suite with :class:`Fixes` in front of it, under the same name."""
+    """The class of a method of the suite under the same name: :class:`Fixes` in front of it, :class:`ViewsTogether` behind."""
     module = sys.modules[method.__module__]
     if hasattr(module, "deepclusterv2_loss_func"):
         _first_epoch_of_deepcluster(module)
-    return type(method.__name__, (Fixes, method), {"__module__": method.__module__})
+    base: Any = importlib.import_module("solo.methods.base").BaseMethod
+    behind = type(base.__name__, (ViewsTogether, base), {})
+    return type(method.__name__, (Fixes, method, behind), {"__module__": method.__module__})
 
 
 def _first_epoch_of_deepcluster(module: ModuleType) -> None:

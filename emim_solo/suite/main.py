@@ -31,9 +31,10 @@ from emim_solo.suite.api import Suite, allow_few_classes, as_dict, give_small_im
 from emim_solo.suite.fixes import LabelsOptional
 from emim_solo.suite.loaders import reading_folders
 from emim_solo.suite.preflight import check_numbers
+from emim_solo.suite.views import ViewsTogether
 
 
-class EMIM(EMIMMethod, LabelsOptional, BaseMethod):
+class EMIM(EMIMMethod, LabelsOptional, ViewsTogether, BaseMethod):
     """EMIM on main's ``BaseMethod(cfg)``."""
 
     cfg: DictConfig
@@ -88,6 +89,7 @@ def _no_listing(module: ModuleType) -> Iterator[None]:
 class MainSuite(Suite):
     generation = "main"
     evaluation_module = "solo.data.classification_dataloader"
+    any_number_of_views = ("mae", "simclr", "supcon", "wmse")
 
     def emim_class(self) -> type[LightningModule]:
         return EMIM

@@ -27,7 +27,8 @@ from emim_solo.suite import load_suite
 from emim_solo.suite.api import in_one_line, open_copy
 from emim_solo.training import schema
 
-_ANY_NUMBER_OF_CROPS = ("wmse", "mae")  # as in the suite's main_pretrain.py
+_ONE_CROP = ("wmse", "mae")  # is enough: as in the suite's main_pretrain.py
+_SIDES = {"cifar10": 32, "cifar100": 32, "stl10": 96, "digits": 32, "fashion-mnist": 28, "fashion-mnist-few": 28}
 _HELD_OUT = 10  # of the training images one in ten at most is held out
 
 
@@ -99,6 +100,8 @@ def prepare(cfg: DictConfig, listings: Listings | None = None) -> Run:
     suite.check_values(cfg)
     suite.method(cfg.method)
     cfg.devices = _device_list(cfg)
+    if cfg.get("precision") == "auto":
+        cfg.precision = native_precision(cfg)
     cfg.augmentations = [_complete_view(view) for view in cfg.augmentations]
     train = Path(cfg.data.train_path).absolute()
     if cfg.data.get("embedded") and train.name == "train" and not train.is_dir():  # a user's folder is left alone
@@ -148,11 +151,13 @@ def _complete_view(view: DictConfig) -> DictConfig:
 
 def _check_crops(cfg: DictConfig) -> None:
     suite, large, small = load_suite(), cfg.data.num_large_crops, cfg.data.num_small_crops
-    more = " or more" if cfg.method == "emim" else ""
-    if large != 2 and cfg.method not in _ANY_NUMBER_OF_CROPS and not (more and large > 2):
+    many = suite.takes_many_views(cfg.method)
+    if (large < 2 and cfg.method not in _ONE_CROP) or (large > 2 and not many):
+        able = ", ".join(name for name in sorted(suite.methods()) if suite.takes_many_views(name))
         raise UsageError(
             "augmentations",
-            f"{cfg.method} takes 2 large crops{more}, augmentations give {large}: change their num_crops",
+            f"{cfg.method} takes 2 large crops{' or more' if many else ''}, augmentations give {large}: set num_crops so "
+            f"that those of the first crop_size add up to that{'' if many else f', or take one of {able}'}",
         )
     if small and not suite.uses_small_crops(cfg.method):
         able = ", ".join(name for name in sorted(suite.methods()) if suite.uses_small_crops(name))
@@ -161,6 +166,15 @@ def _check_crops(cfg: DictConfig) -> None:
             f"{cfg.method} has no use for small crops in solo-learn {suite.version}, augmentations give {small}: leave out "
             f"those of the second crop_size, or take one of {able}",
         )
+    side = cfg.data.get("image_size") or _SIDES.get(cfg.data.get("embedded") or cfg.data.dataset)
+    for number, view in enumerate(cfg.augmentations):
+        if view.num_crops > 2 and side and view.crop_size > side:
+            key = f"augmentations.{number}.crop_size"
+            raise UsageError(
+                key,
+                f"{key}={view.crop_size}: {view.num_crops} patches larger than the images, of {side} pixels, show no more "
+                f"of them and take {(view.crop_size / side) ** 2:.1f} times as long: set it to {side} or less",
+            )
 
 
 def _complete_score(cfg: DictConfig, section: Any, images: RunImages) -> Protocol | None:
@@ -227,3 +241,16 @@ def on_gpu(cfg: DictConfig) -> bool:
             "accelerator", f"accelerator={accelerator}, but there is no GPU: add accelerator=cpu devices=1 precision=32"
         )
     return accelerator in ("auto", "gpu", "cuda") and available
+
+
+def native_precision(cfg: DictConfig) -> str:
+    """What ``precision: auto`` is here: ``bf16-mixed`` where the run's processor or GPU has bfloat16, else ``32``.
+
+    Where it has not, bfloat16 is emulated: on a CPU ten times slower than ``32``.
+    """
+    if on_gpu(cfg):
+        native = torch.cuda.get_device_capability() >= (8, 0)
+    else:  # of a torch that cannot say so: 32
+        capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+        native = any(capabilities.get(unit) for unit in ("avx512_bf16", "amx_bf16"))
+    return "bf16-mixed" if native else "32"

@@ -19,7 +19,19 @@ MOST_PROCESSES = 4_096
 _MOST_CROPS, _MOST_PIXELS, _MOST_WORKERS = 1_000, 4_096, 1_024  # more is a typing error, and would end in memory
 
 _MIXED = ("16-true", "16-mixed", "bf16-true", "bf16-mixed", "32-true", "64-true")
-_PRECISIONS = (16, 32, 64, "16", "32", "64", "bf16", "transformer-engine", "transformer-engine-float16", *_MIXED)
+_PRECISIONS = (
+    "auto",
+    16,
+    32,
+    64,
+    "16",
+    "32",
+    "64",
+    "bf16",
+    "transformer-engine",
+    "transformer-engine-float16",
+    *_MIXED,
+)
 
 
 @dataclass(kw_only=True)
@@ -70,6 +82,7 @@ class Data:
     no_labels: bool = False
     fraction: float = setting(-1.0, most=1)
     embedded: str | None = None
+    image_size: int | None = setting(None, least=1, most=_MOST_PIXELS)
 
 
 @dataclass(kw_only=True)

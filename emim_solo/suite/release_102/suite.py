@@ -34,11 +34,12 @@ from emim_solo.suite.loaders import reading_folders
 from emim_solo.suite.preflight import check_numbers
 from emim_solo.suite.release_102.compat import linear_warmup_cosine_annealing
 from emim_solo.suite.release_102.dali import DALIData
+from emim_solo.suite.views import ViewsTogether
 
 _DEFAULTS: Any = OmegaConf.to_container(OmegaConf.load(Path(__file__).with_name("defaults.yaml")))
 
 
-class EMIM(EMIMMethod, LabelsOptional, BaseMethod):
+class EMIM(EMIMMethod, LabelsOptional, ViewsTogether, BaseMethod):
     """EMIM on 1.0.2's ``BaseMethod(**kwargs)``."""
 
     def __init__(self, **kwargs: Any) -> None:
@@ -48,7 +49,7 @@ class EMIM(EMIMMethod, LabelsOptional, BaseMethod):
 
     def embeddings(self, out: Any) -> list[Tensor]:
         """1.0.2's base training step returns features only."""
-        return [self.projector(features) for features in out["feats"]]
+        return self.on_each_view(self.projector, out["feats"])
 
 
 class CosineKNNClassifier(WeightedKNNClassifier):
@@ -75,6 +76,7 @@ class CollectiveCheckpointer(Checkpointer):
 class Release102Suite(Suite):
     generation = "1.0.2"
     evaluation_module = "solo.utils.classification_dataloader"
+    any_number_of_views = ("wmse",)
     linear_optimizers = ("sgd", "lars", "adam")
     schedulers = ("warmup_cosine", "cosine", "step", "none")
 
@@ -85,7 +87,8 @@ class Release102Suite(Suite):
         return {"sgd": torch.optim.SGD, "lars": _lars, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
     def uses_small_crops(self, method: str) -> bool:
-        return method in ("byol", "emim", "simclr")  # the others unpack the features of two crops
+        # the suite's others unpack the features of two crops
+        return method in ("byol", "simclr") or getattr(self.methods()[method], "takes_many_views", False)
 
     def _complete(self, cfg: DictConfig, images: RunImages) -> DictConfig:
         cfg = self._complete_common(cfg, _DEFAULTS["pretrain"])

@@ -1,0 +1,70 @@
+"""Many views of one size go through the network at once, whichever method takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import groupby, islice
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+FEWEST = 3  # two views go one at a time, as the suite has them: what was trained so has the same weights tomorrow
+
+
+class ViewsTogether(LightningModule):
+    """Between a method and its generation's base method: from three views of one size on they are one batch.
+
+    One forward of them costs less than one for each, and BatchNorm takes its moments of all of them together. The
+    method gets the outputs of each view, as it does from the base method.
+    """
+
+    num_large_crops: int
+    num_small_crops: int
+    num_crops: int
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        """The base method's, whose lists have an entry for each view.
+
+        Args:
+            batch: indices, the views ``(N, 3, size, size)`` each, the large ones first, and labels.
+            batch_idx: its number.
+        """
+        indices, views, labels = batch
+        large, small, crops = self.num_large_crops, self.num_small_crops, self.num_crops
+        views = [views] if isinstance(views, Tensor) else views
+        of_large, of_small = at_once(views[:large]), at_once(views[large:])
+        if len(of_large) > 1:  # the base method has the same labels for each of them
+            of_large = [1] * large
+        self.views_at_once = [*of_large, *of_small]
+        if len(self.views_at_once) == len(views):
+            return super().training_step(batch, batch_idx)
+        self.num_large_crops, self.num_small_crops, self.num_crops = (
+            len(each) for each in (of_large, of_small, self.views_at_once)
+        )
+        try:
+            joined = [torch.cat(together) for together in _split(views, self.views_at_once)]
+            out: Any = super().training_step([indices, joined, labels.repeat(of_large[0])], batch_idx)
+        finally:
+            self.num_large_crops, self.num_small_crops, self.num_crops = large, small, crops
+        return {name: self._of_each(value) if isinstance(value, list) else value for name, value in out.items()}
+
+    def on_each_view(self, module: Callable[[Tensor], Tensor], features: Sequence[Tensor]) -> list[Tensor]:
+        """What a module makes of the features of each view, in the batches that the views went through the network in."""
+        return self._of_each([module(torch.cat(together)) for together in _split(features, self.views_at_once)])
+
+    def _of_each(self, joined: Sequence[Tensor]) -> list[Tensor]:
+        """Outputs of the batches as outputs of the views."""
+        return [view for each, views in zip(joined, self.views_at_once, strict=False) for view in each.chunk(views)]
+
+
+def at_once(views: Sequence[Tensor]) -> list[int]:
+    """How many of the views go through the network together, in order: neighbours of one shape, if there are enough."""
+    groups = [len(list(group)) for _, group in groupby(views, key=lambda view: view.shape)]
+    return [size for group in groups for size in ([group] if group >= FEWEST else [1] * group)]
+
+
+def _split(values: Sequence[Tensor], sizes: Sequence[int]) -> list[list[Tensor]]:
+    left = iter(values)
+    return [list(islice(left, size)) for size in sizes]
