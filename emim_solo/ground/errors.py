@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from hydra.errors import CompactHydraException
+try:
+    from hydra.errors import CompactHydraException
+except ModuleNotFoundError:  # where the loss and the score alone are installed
+
+    class CompactHydraException(Exception):  # type: ignore[no-redef]
+        pass
 
 
 class UsageError(CompactHydraException, ValueError):

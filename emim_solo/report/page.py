@@ -54,7 +54,9 @@ def write_report(folder: Path) -> Written:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise UsageError(f"no folder '{folder}': expected the folder of a benchmark, with {ROWS} in it")
+        raise UsageError(
+            "report.folder", f"no folder '{folder}': expected the folder of a benchmark, with {ROWS} in it"
+        )
     results = tables.collect(rows.read(folder / ROWS))
     table, paired = tables.headline(results), tables.differences(results)
     for name, content in (("table", table), ("differences", paired)):
@@ -253,6 +255,8 @@ def _environment(results: Results) -> dict[str, str]:
 def main(arguments: Sequence[str]) -> None:
     """``emim-solo report DIR``."""
     if len(arguments) != 1 or arguments[0].startswith("-"):
-        raise UsageError("expected one folder: emim-solo report DIR, where DIR holds a benchmark's rows.jsonl")
+        raise UsageError(
+            "report.folder", "expected one folder: emim-solo report DIR, where DIR holds a benchmark's rows.jsonl"
+        )
     written = write_report(Path(arguments[0]))
     print(f"report in '{written.html}', tables in '{written.markdown}' and '{written.latex}'")

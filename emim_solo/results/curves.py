@@ -24,7 +24,9 @@ def read_curves(folder: Path) -> dict[str, Curve]:
         try:
             lines = list(csv.DictReader(files.read_text(path).splitlines()))
         except csv.Error as error:
-            raise UsageError(f"'{path}' is damaged ({error}): remove it, the report is made without it") from error
+            raise UsageError(
+                "curve.damaged", f"'{path}' is damaged ({error}): remove it, the report is made without it"
+            ) from error
         for line in lines:
             epoch = _number(line.get("epoch"))
             for name, text in line.items():

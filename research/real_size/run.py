@@ -34,12 +34,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 from torch import Tensor
 
-from emim_solo import rows
-from emim_solo.benchmark.report import ROWS
-from emim_solo.benchmark.results import evaluation_stages
 from emim_solo.benchmark.runner import Runner
-from emim_solo.checkpoints import Checkpoint
+from emim_solo.checkpoints.opening import Checkpoint
 from emim_solo.cli import main
+from emim_solo.report.page import ROWS
+from emim_solo.results import rows
+from emim_solo.results.tables import evaluation_stages
 
 CAPABILITIES = {name for name, there in torch.cpu.get_capabilities().items() if there is True}
 FEATURES = {"avx2", "avx512_f", "avx512_bf16", "amx_bf16"}
