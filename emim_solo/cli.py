@@ -37,6 +37,7 @@ USAGE = """usage: emim-solo COMMAND ...
   images     NAME DIR                                               write digits, fashion-mnist, ... as image folders
 
 DIR of --config-path: a folder, or the name of a shipped one, such as pretrain/digits.
+Tab completion in bash and zsh: eval "$(emim-solo -sc install=bash)"; in fish: emim-solo -sc install=fish | source
 'emim-solo COMMAND --help' says more; --verbose shows what Lightning and others print, too."""
 
 
@@ -64,6 +65,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
         raise SystemExit(0 if arguments else 2)
+    if {"-sc", "--shell-completion"}.intersection(arguments[:2]):
+        _complete(arguments)
+        return
     if "--verbose" in arguments:
         arguments.remove("--verbose")
     else:
@@ -120,6 +124,18 @@ def _one_line() -> Iterator[None]:
 def _exit(message: str) -> None:
     print(f"emim-solo: {message}", file=sys.stderr)
     raise SystemExit(2)
+
+
+def _complete(arguments: list[str]) -> None:
+    """``emim-solo -sc install=bash``, and the question that the function so installed asks at each tab."""
+    query = next((argument for argument in arguments if argument.startswith("query=")), None)
+    if query is None:
+        hydra_run("", lambda cfg: None, [argument for argument in arguments if argument not in COMMANDS])
+        return
+    from emim_solo import completion
+
+    composed = {"pretrain": _pretrain, "benchmark": _benchmark, "tune": _pretrain}  # the keys of a search are a run's
+    completion.answer(query, os.environ.get("COMP_LINE", ""), COMMANDS, composed)
 
 
 def hydra_run(

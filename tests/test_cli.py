@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -132,6 +133,47 @@ def test_what_is_wrong_is_said_on_one_line(
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("emim-solo: ")]
     assert part in line
     assert "Traceback" not in done.stderr
+
+
+def completed(line: str, cwd: Path) -> list[str]:
+    """What Hydra's own shell function offers in bash for a line with the cursor at its end."""
+    script = """
+        eval "$(emim-solo -sc install=bash)"
+        complete -p emim-solo >&2
+        words=($COMP_LINE)
+        COMP_CWORD=$((${#words[@]} - 1)); [[ $COMP_LINE == *" " ]] && COMP_CWORD=${#words[@]}
+        hydra_bash_completion
+        printf '%s\\n' "${COMPREPLY[@]}"
+    """
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-c", script],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PATH": path, "COMP_LINE": line, "COMP_POINT": str(len(line))},
+    )
+    said = done.stderr.split()
+    assert said[0] == "complete" and said[-1] == "emim-solo" and done.stderr.count("\n") == 1, done.stderr
+    return done.stdout.split()
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="completion is a function of bash, which is not here")
+def test_tab_completion(tmp_path: Path) -> None:
+    assert completed("emim-solo be", tmp_path) == ["benchmark"]
+    assert "pretrain/digits" in completed("emim-solo pretrain --config-path ", tmp_path)
+    assert completed("emim-solo pretrain --config-path pretrain/digits --config-name emim_", tmp_path) == [
+        "emim_multicrop.yaml",
+        "emim_patches.yaml",
+    ]
+    digits = "emim-solo pretrain --config-path pretrain/digits --config-name=emim.yaml max_epochs=3"
+    assert completed(f"{digits} method_kwargs.w", tmp_path) == ["method_kwargs.weight="]
+    assert completed(f"{digits} augmentations=", tmp_path) == [
+        f"augmentations={name}" for name in ("multicrop", "patches", "patches_beside", "symmetric")
+    ]
+    assert completed("emim-solo benchmark --config-name digits see", tmp_path) == ["seeds."]
+    assert completed("emim-solo pretrain --config-path pretrain/nowhere --config-name emim opt", tmp_path) == []
 
 
 @pytest.mark.parametrize("arguments", ["", "configs", "pretrain --help", "--help"])
