@@ -115,7 +115,7 @@ def alpha_req(features: Tensor) -> float:
     eigenvalues = spectrum(features)
     floor = eigenvalues[0] * torch.finfo(torch.float64).eps * max(features.shape)
     first, last = DECAY_RANKS
-    k = torch.arange(first, min(last, int((eigenvalues > floor).sum())) + 1)
+    k = torch.arange(first, max(first, min(last, int((eigenvalues > floor).sum())) + 1))
     if len(k) < 3:
         return math.nan
     weights = 1 / k.double()
