@@ -135,6 +135,18 @@ def test_what_is_wrong_is_said_on_one_line(
     assert "Traceback" not in done.stderr
 
 
+def test_a_download_that_fails_is_one_line(
+    typed: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for proxy in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(proxy, "http://127.0.0.1:9")
+    config = ("pretrain", "--config-path", "pretrain/cifar", "--config-name", "emim")
+    on_cpu = ("accelerator=cpu", "devices=[0]", "strategy=auto", "precision=32", "sync_batchnorm=False")
+    done = typed(*config, *on_cpu, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "emim-solo: cannot download" in done.stderr and "Traceback" not in done.stderr
+
+
 def completed(line: str, cwd: Path) -> list[str]:
     """What Hydra's own shell function offers in bash for a line with the cursor at its end."""
     script = """

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 from emim_solo.ground.errors import UsageError
 
@@ -106,7 +107,9 @@ def as_name(text: str) -> str:
 
 
 def explain(error: OSError) -> str | None:
-    """One line about a disk or folder that failed under us, or None for an error of our own."""
+    """One line about a disk, a folder or a download that failed under us, or None for an error of our own."""
+    if isinstance(error, URLError):
+        return f"cannot download what is not there yet ({error.reason}): put it into the folder that the config names, or connect"
     if not isinstance(error, _OF_PATHS) and error.errno not in _OF_DISKS:
         return None
     name = error.filename2 or error.filename
