@@ -180,6 +180,7 @@ def test_undeclared_deviation_stops_the_benchmark(settings, tmp_path, refused):
         ({"run": {"data": {"train_path": "absent"}}}, "data.train_path", ["absent"]),
         ({"linear": {"optimizer": {"lr": "oops"}}}, "linear.optimizer.lr", ["oops"]),
         ({"knn": {"ks": 5}}, "knn.ks", [5, "a list"]),
+        ({"knn": {"ks": []}}, "knn.ks", ["one value or more"]),
         ({"knn": {"distances": ["manhattan"]}}, "knn.distances.0", ["manhattan", "cosine"]),
         ({"umap": {"images": None}}, "umap.images", ["whole number"]),
         ({"diagnostics": None}, "diagnostics", ["settings by name"]),

@@ -37,6 +37,11 @@ class KnnSettings:
     distances: list[str] = setting(list(DISTANCES), choices=DISTANCES)
     temperature: float = setting(TEMPERATURE, above=0)
 
+    def __post_init__(self) -> None:
+        for name, values in (("ks", self.ks), ("distances", self.distances)):
+            if not values:
+                raise UsageError(f"knn.{name}", f"knn.{name}=[]: expected one value or more")
+
 
 def knn_accuracies(
     train: Tensor,
