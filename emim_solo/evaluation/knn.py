@@ -33,14 +33,9 @@ _VOTES = 2**24  # images x neighbours x classes at a time
 class KnnSettings:
     """Of the k-NN evaluation: numbers of neighbours, distances, and the temperature of cosine."""
 
-    ks: list[int] = setting(list(KS), least=1)
-    distances: list[str] = setting(list(DISTANCES), choices=DISTANCES)
+    ks: list[int] = setting(list(KS), least=1, empty=False)
+    distances: list[str] = setting(list(DISTANCES), choices=DISTANCES, empty=False)
     temperature: float = setting(TEMPERATURE, above=0)
-
-    def __post_init__(self) -> None:
-        for name, values in (("ks", self.ks), ("distances", self.distances)):
-            if not values:
-                raise UsageError(f"knn.{name}", f"knn.{name}=[]: expected one value or more")
 
 
 def knn_accuracies(

@@ -40,9 +40,10 @@ def setting(
     above: float | None = None,
     most: float | None = None,
     choices: Sequence[Any] = (),
+    empty: bool = True,
 ) -> Any:
-    """A field of settings, with the bounds of its value, or of each value in a list."""
-    bounds = {"least": least, "above": above, "most": most, "choices": tuple(choices)}
+    """A field of settings, with the bounds of its value, or of each value in a list, and whether that may be empty."""
+    bounds = {"least": least, "above": above, "most": most, "choices": tuple(choices), "empty": empty}
     if isinstance(default, list | dict):
         return dataclasses.field(default_factory=default.copy, metadata=bounds)
     return dataclasses.field(default=default, metadata=bounds)
@@ -108,6 +109,10 @@ def checked(
     """A value, if it is of a type and within the bounds of :func:`setting`; ``nested`` takes dataclasses inside."""
     if isinstance(value, int) and abs(value) >= 2**63:
         raise UsageError(key, f"{key}={value}: expected a number of at most 64 bits")
+    if isinstance(value, list | tuple) and not value and not bounds.get("empty", True):
+        raise UsageError(
+            key, f"{key}=[]: expected one value or more, each {_expected(typing.get_args(hint)[0], bounds)}"
+        )
     for option in _options(hint):
         origin, kinds = typing.get_origin(option), typing.get_args(option)
         if dataclasses.is_dataclass(option) and value is not None:
