@@ -50,6 +50,14 @@ def test_the_blocks_of_the_page_run_one_after_the_other(capsys: pytest.CaptureFi
     assert names["trainer"].global_step == 4  # type: ignore[attr-defined]
 
 
+def test_the_lines_of_readme_run() -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), flags=re.DOTALL)
+    z1, z2, features = normal(32, 8), normal(32, 8, seed=1), normal(32, 3, 8)
+    names: dict[str, object] = {"z1": z1, "z2": z2, "features": features}
+    exec(compile(block, "README.md", "exec"), names)
+    assert names["loss"] == emim_loss_func(z1, z2) and names["found"] == view_information(features)
+
+
 def test_torch_alone_is_enough_for_the_loss_and_the_score() -> None:
     program = """
 import torch
