@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from emim_solo import completion
 from emim_solo.ground import files
 from emim_solo.ground.errors import UsageError
 from emim_solo.ground.stopping import Stopped, stoppable
@@ -65,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
         raise SystemExit(0 if arguments else 2)
-    if {"-sc", "--shell-completion"}.intersection(arguments[:2]):
+    if {*completion.FLAGS}.intersection(arguments[:2]):
         _complete(arguments)
         return
     if "--verbose" in arguments:
@@ -132,8 +133,6 @@ def _complete(arguments: list[str]) -> None:
     if query is None:
         hydra_run("", lambda cfg: None, [argument for argument in arguments if argument not in COMMANDS])
         return
-    from emim_solo import completion
-
     composed = {"pretrain": _pretrain, "benchmark": _benchmark, "tune": _pretrain}  # the keys of a search are a run's
     completion.answer(query, os.environ.get("COMP_LINE", ""), COMMANDS, composed)
 

@@ -156,3 +156,16 @@ def test_the_picture_of_the_rivals_has_both_protocols(tmp_path: Path, script: Sc
     drawn = (tmp_path / "rivals.svg").read_text()
     for words in ("two views and two small crops", "vicreg_pairs", "barlow_twins"):
         assert f"<!-- {words} -->" in drawn
+
+
+def test_of_the_kept_rows_at_real_size_those_of_complete_runs_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    names = runpy.run_path(str(RESEARCH / "real_size" / "run.py"), run_name="real_size")
+    kept = (REPOSITORY / "docs" / "results" / "real-size" / "two-views-recipes.jsonl").read_text().splitlines()
+    stages = {json.loads(line)["stage"] for line in kept}
+    assert sorted(names["complete"](kept, stages)) == sorted(f"{line}\n" for line in kept)
+    last = json.loads(kept[-1])["name"]
+    without_a_stage = names["complete"](kept[:-1], stages)
+    assert {json.loads(line)["name"] for line in without_a_stage} == {json.loads(line)["name"] for line in kept} - {
+        last
+    }

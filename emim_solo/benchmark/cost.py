@@ -17,9 +17,9 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from emim_solo.evaluation.features import device_of
 from emim_solo.evaluation.linear import quiet_trainer
 from emim_solo.suite import load_suite
+from emim_solo.suite.api import device_of
 from emim_solo.training.run import Run
 
 STEPS = 4

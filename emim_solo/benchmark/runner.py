@@ -27,7 +27,7 @@ from emim_solo.benchmark.plan import Entry, Plan, make_plan
 from emim_solo.checkpoints.opening import Checkpoint, open_checkpoint
 from emim_solo.emim.measures import diagnose, spectrum
 from emim_solo.evaluation.commands import evaluation_row
-from emim_solo.evaluation.features import Features, device_of, extract_features
+from emim_solo.evaluation.features import Features, extract_features
 from emim_solo.evaluation.knn import knn
 from emim_solo.evaluation.linear import linear, logistic
 from emim_solo.evaluation.protocol import Protocol
@@ -41,6 +41,7 @@ from emim_solo.report.page import ROWS, spectrum_file, write_report
 from emim_solo.results import rows
 from emim_solo.results.tables import differences, evaluation_stages, headline, to_text
 from emim_solo.suite import as_dict, load_suite
+from emim_solo.suite.api import device_of
 from emim_solo.training.pretraining import pretrain, reset_peak_memory
 
 EVALUATION_SHARE = 0.2

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from emim_solo.emim.objective import check_loss_settings, emim_loss_func, random_directions
 
+DIRECTIONS = 16  # of a step, where embeddings are held to a Gaussian: others in the next, so that few are enough
+
 
 class EMIMLoss(nn.Module):
     """EMIM's loss of two or more views, lower is better.
@@ -26,7 +28,7 @@ class EMIMLoss(nn.Module):
         TypeError: a setting that it does not know.
     """
 
-    def __init__(self, *, gather: bool = True, directions: int = 16, **settings: Any) -> None:
+    def __init__(self, *, gather: bool = True, directions: int = DIRECTIONS, **settings: Any) -> None:
         super().__init__()
         check_loss_settings(**settings)
         self.gather, self.directions, self.settings = gather, directions, settings

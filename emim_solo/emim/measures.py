@@ -350,7 +350,10 @@ def _half_widths(features: Tensor, values: Callable[[Tensor], list[float]], spli
 
 @cache
 def t_quantile(degrees: int) -> float:
-    """What Student's t of so many degrees of freedom is under in absolute value with a probability of 95 %."""
+    """What Student's t of so many degrees of freedom is under in absolute value with a probability of 95 %.
+
+    SciPy's ``t.ppf``, without SciPy: the score needs torch alone.
+    """
     x = torch.linspace(0, 20, 200_001, dtype=torch.float64)
     log_scale = math.lgamma((degrees + 1) / 2) - math.lgamma(degrees / 2) - math.log(math.pi * degrees) / 2
     density = torch.exp(log_scale - (degrees + 1) / 2 * torch.log1p(x.square() / degrees))

@@ -14,6 +14,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 from torch import Tensor, nn
 
+from emim_solo.emim.loss import DIRECTIONS
 from emim_solo.emim.measures import collapsed, non_gaussianity
 from emim_solo.emim.objective import (
     MARGINALS,
@@ -52,7 +53,6 @@ PROJECTOR_DEFAULTS = {name: value for name, value in DEFAULTS.items() if name.st
 OBJECTIVE_DEFAULTS = {name: value for name, value in DEFAULTS.items() if name not in PROJECTOR_DEFAULTS}
 _SETTINGS = "emim_solo"  # key in a checkpoint
 _NOT_TO_CHANGE = ("method_kwargs", "seed", "backbone", "optimizer.name")  # in the middle of a run
-_DIRECTIONS = 16  # of a step along which embeddings are held to a Gaussian: others in the next, so that few are enough
 _IMAGES_TO_JUDGE_COLLAPSE = 256  # of the epoch's last batch; an SVD of them takes a tenth of a second
 
 
@@ -161,7 +161,7 @@ class EMIMMethod(LightningModule):
 
         directions = None
         if self.objective_kwargs["gaussian_weight"]:  # the same in every process, and in a resumed run
-            directions = random_directions(z1.shape[1], _DIRECTIONS, seed=self.global_step, device=z1.device)
+            directions = random_directions(z1.shape[1], DIRECTIONS, seed=self.global_step, device=z1.device)
         emim_loss = emim_loss_func(z1, z2, *more, **self.objective_kwargs, directions=directions)
         self.log("train_emim_loss", emim_loss, on_epoch=True, sync_dist=True)
 

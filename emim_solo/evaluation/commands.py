@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from emim_solo.checkpoints.opening import EXPECTED, Checkpoint, open_checkpoints
-from emim_solo.evaluation.features import Features, device_of, extract_features
+from emim_solo.evaluation.features import Features, extract_features
 from emim_solo.evaluation.protocol import SEEDS
 from emim_solo.ground import files
 from emim_solo.ground.errors import UsageError
@@ -21,6 +21,7 @@ from emim_solo.ground.settings import checked, from_dotlist, read
 from emim_solo.images.folders import why_no_accuracy
 from emim_solo.results import rows
 from emim_solo.suite import as_dict, load_suite
+from emim_solo.suite.api import device_of
 
 
 def evaluation_row(

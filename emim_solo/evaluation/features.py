@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule
-from omegaconf import DictConfig
 from torch import Tensor
 from torch.func import functional_call
 from tqdm import tqdm
@@ -22,7 +21,7 @@ from emim_solo.evaluation.protocol import PARTS
 from emim_solo.ground.errors import UsageError
 from emim_solo.ground.files import whole
 from emim_solo.suite import load_suite
-from emim_solo.suite.api import in_one_line
+from emim_solo.suite.api import device_of, in_one_line
 
 IN_MEMORY = 2**29
 """Bytes of one matrix of features in float32 up to which it is kept and used whole. A larger one lies in a file, in
@@ -95,12 +94,6 @@ def pieces(matrix: Tensor) -> Iterator[Tensor]:
 def all_finite(*matrices: Tensor) -> bool:
     """Whether there is neither NaN nor infinity in any of the matrices."""
     return all(bool(torch.isfinite(piece).all()) for matrix in matrices for piece in pieces(matrix))
-
-
-def device_of(cfg: DictConfig) -> torch.device:
-    """The first GPU where there is one and the run was not told to stay on the CPU."""
-    on_gpu = torch.cuda.is_available() and cfg.get("accelerator", "auto") in ("auto", "gpu", "cuda")
-    return torch.device("cuda" if on_gpu else "cpu")
 
 
 class _Rows:

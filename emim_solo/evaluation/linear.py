@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, TensorDataset
 
-from emim_solo.evaluation.features import Features, Split, all_finite, device_of, is_whole, pieces
+from emim_solo.evaluation.features import Features, Split, all_finite, is_whole, pieces
 from emim_solo.ground.settings import read, setting
 from emim_solo.suite import as_dict, load_suite
+from emim_solo.suite.api import device_of
 
 LOGISTIC_ITERATIONS = 300
 

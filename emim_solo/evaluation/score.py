@@ -27,7 +27,7 @@ from emim_solo.checkpoints import opening as checkpoints
 from emim_solo.checkpoints.opening import Checkpoint, DamagedCheckpoint
 from emim_solo.emim.measures import half_widths, scores
 from emim_solo.evaluation.commands import distinct_names, evaluation_row, folders_parser, rows_file, split
-from emim_solo.evaluation.features import device_of, extract, extract_features
+from emim_solo.evaluation.features import extract, extract_features
 from emim_solo.evaluation.knn import knn
 from emim_solo.evaluation.protocol import FEWEST_IMAGES, Protocol
 from emim_solo.ground import compare, files
@@ -36,7 +36,7 @@ from emim_solo.images.folders import RunImages, why_no_accuracy
 from emim_solo.results import rows
 from emim_solo.results.tables import NO_DECAY, SCORES, Cell, Table, no_decay, to_text
 from emim_solo.suite import load_suite
-from emim_solo.suite.api import whole_size
+from emim_solo.suite.api import device_of, whole_size
 
 NEIGHBOURS = 20
 _COLUMNS = {score.key: score.label for score in SCORES} | {"knn_acc1": f"{NEIGHBOURS}-NN (%)"}

@@ -195,8 +195,8 @@ class Suite(ABC):
     def _check_features(self, model: Any, cfg: DictConfig) -> None:
         """One forward of two black images of each size: what ``backbone.kwargs`` change may not fit it or the classifier."""
         backbone = self.backbone(model).eval()
-        on_cpu = cfg.get("accelerator", "auto") == "cpu" or not torch.cuda.is_available()
-        hooks = refuse_broken_gradients(backbone) if on_cpu and "bf16" in str(cfg.get("precision")) else []
+        bfloat16_on_cpu = device_of(cfg).type == "cpu" and "bf16" in str(cfg.get("precision"))
+        hooks = refuse_broken_gradients(backbone) if bfloat16_on_cpu else []
         for size in sorted({view.crop_size for view in cfg.augmentations} | {whole_size(cfg)}):
             what = f"backbone {cfg.backbone.name} on images of {size} pixels (crop_size, data.image_size)"
             with in_one_line("backbone.kwargs", what), torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -377,6 +377,12 @@ def count_classes(cfg: DictConfig, listed: Images | None) -> DictConfig:
     if cfg.data.dataset == "custom":
         cfg.data.num_classes = max(1, len(listed.classes)) if listed is not None else 1
     return cfg
+
+
+def device_of(cfg: DictConfig) -> torch.device:
+    """The first GPU where there is one and the run was not told to stay on the CPU."""
+    on_gpu = torch.cuda.is_available() and cfg.get("accelerator", "auto") in ("auto", "gpu", "cuda")
+    return torch.device("cuda" if on_gpu else "cpu")
 
 
 def whole_size(cfg: DictConfig) -> int:

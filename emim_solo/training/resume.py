@@ -52,8 +52,9 @@ def decide(run: Run, version: str | None = None) -> Run:
     if not finished:
         _check_schedule(path, stored, run)
         _check_score(path, stored, run)
-    _check_images(path, stored, contents.get(opening.IMAGES, {}), run)
-    if differing := differing_images(contents.get(opening.IMAGES, {}), run.images.record):
+    recorded = contents.get(opening.IMAGES, {})
+    _check_images(path, stored, recorded, run)
+    if differing := differing_images(recorded, run.images.record):
         message = f"checkpoint '{path}' is of other images: {', '.join(differing)}"
         if version is not None:  # its rows are compared with others
             raise UsageError("images.changed", f"{message}; put them back, or start a new run elsewhere")

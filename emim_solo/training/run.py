@@ -24,7 +24,7 @@ from emim_solo.ground.settings import check, read
 from emim_solo.images.embedded import write_images
 from emim_solo.images.folders import HeldOut, Listings, RunImages, expand_home
 from emim_solo.suite import load_suite
-from emim_solo.suite.api import in_one_line, open_copy
+from emim_solo.suite.api import device_of, in_one_line, open_copy
 from emim_solo.training import schema
 
 _ONE_CROP = ("wmse", "mae")  # is enough: as in the suite's main_pretrain.py
@@ -235,12 +235,11 @@ def _device_list(cfg: DictConfig) -> list[int]:
 def on_gpu(cfg: DictConfig) -> bool:
     """Whether a run trains on a GPU; a UsageError where it should, and there is none."""
     accelerator = cfg.get("accelerator", "auto")
-    available = torch.cuda.is_available()
-    if accelerator in ("gpu", "cuda") and not available:
+    if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
         raise UsageError(
             "accelerator", f"accelerator={accelerator}, but there is no GPU: add accelerator=cpu devices=1 precision=32"
         )
-    return accelerator in ("auto", "gpu", "cuda") and available
+    return device_of(cfg).type == "cuda"
 
 
 def native_precision(cfg: DictConfig) -> str:

@@ -30,7 +30,9 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path.insert(1, str(Path(__file__).parents[1]))
 
+import lab
 import torch
 from torch import Tensor
 
@@ -41,9 +43,7 @@ from emim_solo.report.page import ROWS
 from emim_solo.results import rows
 from emim_solo.results.tables import evaluation_stages
 
-CAPABILITIES = {name for name, there in torch.cpu.get_capabilities().items() if there is True}
-FEATURES = {"avx2", "avx512_f", "avx512_bf16", "amx_bf16"}
-NATIVE = bool(CAPABILITIES & {"avx512_bf16", "amx_bf16"})
+NATIVE = torch.bfloat16 == lab.PRECISION
 
 
 def cpu_seconds() -> float:
@@ -103,7 +103,7 @@ def with_costs(append: Any, keep: Path | None) -> Any:
         costs = {
             "cpu_seconds": round(cpu_seconds() - Clock.start, 1),
             "load": [round(value, 1) for value in os.getloadavg()],
-            "processor": sorted(CAPABILITIES & FEATURES),
+            "processor": sorted(lab.CAPABILITIES & lab.FEATURES),
             "threads": torch.get_num_threads(),
             "evaluation_precision": "bfloat16" if NATIVE else "float32",
             "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
