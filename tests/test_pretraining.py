@@ -51,6 +51,16 @@ def test_one_epoch_of_each_method_of_the_demo(method: str, make_cfg: MakeCfg) ->
         assert row["metrics"]["train_mi"] > 0
 
 
+def test_wandb_without_an_account_is_one_line_before_training(
+    make_cfg: MakeCfg, refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    with refused("wandb.enabled", "API key", "wandb login", "wandb.offline=True"):
+        pretrain(prepare(make_cfg(wandb={"enabled": True})))
+
+
 def with_small_crops(cfg: DictConfig) -> DictConfig:
     """The config with two crops of half the size beside the large ones."""
     cfg.augmentations.append(OmegaConf.merge(cfg.augmentations[0], {"crop_size": 16, "num_crops": 2}))
