@@ -198,9 +198,10 @@ def _loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
     loggers: list[Logger] = [CSVLogger(str(folder.parent.parent), **place)]
     if OmegaConf.select(cfg, "wandb.enabled", default=False):
         keys = {key: cfg.wandb.get(key) for key in ("project", "entity", "offline", "group")}
-        loggers.append(WandbLogger(name=cfg.name, save_dir=str(folder), **keys))
+        wandb = WandbLogger(name=cfg.name, save_dir=str(folder), **keys)
         with in_one_line("wandb.enabled", "wandb does not start", "wandb login, or wandb.offline=True"):
-            _ = loggers[-1].experiment  # Lightning asks for it when training has begun
+            _ = wandb.experiment  # Lightning asks for it when training has begun
+        loggers.append(wandb)
     if OmegaConf.select(cfg, "tensorboard.enabled", default=False):
         loggers.append(TensorBoardLogger(str(folder.parent.parent), **place))
     return loggers
