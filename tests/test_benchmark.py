@@ -481,6 +481,8 @@ def test_started_again_it_makes_nothing(finished, settings, capsys):
 def test_changed_settings_of_a_stage_repeat_that_stage_alone(finished, settings):
     runner = Runner(plan.make_plan(settings(finished, knn={"ks": [1, 3]})))
     assert runner.waiting == ["knn"] * 4
+    runner = Runner(plan.make_plan(settings(finished, views=2)))
+    assert sorted(runner.waiting) == ["knn"] * 4 + ["linear"] * 4 + ["logistic"] * 4 + ["umap"], "what uses features"
     runner = Runner(plan.make_plan(settings(finished, max_epochs=3)))
     assert runner.waiting.count("pretrain") == 4
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
+from PIL import Image
 from sklearn import datasets
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision import models
@@ -90,6 +92,28 @@ def test_features_come_back_from_disk(features, tmp_path):
     assert torch.equal(found.val.projector, features.val.projector)
     assert found.classes == features.classes
     assert [path.name for path in (tmp_path / "features").iterdir()] == ["run.pt"]
+
+
+def test_features_of_views_are_the_mean_over_views_of_each_image(checkpoint, monkeypatch):
+    cfg, suite, model = checkpoint.cfg, load_suite(), checkpoint.model()
+    show = suite.view_transform(cfg, cfg.augmentations[0])
+    files, found = sorted(Path(cfg.data.val_path).rglob("*.png")), extract_features(checkpoint, views=3)
+    with torch.no_grad():
+        for number in (0, 17, 59):
+            seed = int(np.random.SeedSequence([cfg.seed, number]).generate_state(1)[0])
+            random.seed(seed)
+            np.random.seed(seed)
+            torch.manual_seed(seed)
+            views = torch.stack([show(Image.open(files[number]).convert("RGB")) for _ in range(3)])
+            assert not torch.equal(views[0], views[1])
+            out = model(views)
+            torch.testing.assert_close(found.val.backbone[number], out["feats"].mean(dim=0), rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(found.val.projector[number], out["z"].mean(dim=0), rtol=1e-4, atol=1e-5)
+    assert (found.train.backbone.shape, found.classes) == ((160, 512), [str(digit) for digit in range(10)])
+    assert torch.equal(found.val.labels, torch.arange(10).repeat_interleave(6))
+    monkeypatch.setitem(cfg.data, "num_workers", 2)
+    monkeypatch.setitem(cfg.optimizer, "batch_size", 7)
+    torch.testing.assert_close(extract_features(checkpoint, views=3).val.backbone, found.val.backbone)
 
 
 # -- k-NN --------------------------------------------------------------------------------------------------------
@@ -371,6 +395,19 @@ def test_knn_command_appends_a_row_beside_the_pretrainings(checkpoint, capsys):
     assert {"backbone_cosine_k1", "projector_cosine_k7"} <= row["metrics"].keys()
     assert row["settings"]["ks"] == [1, 7]
     assert "backbone_cosine_k7" in capsys.readouterr().out
+
+
+def test_views_are_in_the_row_and_change_what_it_says(checkpoint, tmp_path, refused):
+    place = tmp_path / "rows.jsonl"
+    for more in ([], ["views=4"]):
+        commands.knn_main([str(checkpoint.folder), "-k", "5", "--rows", str(place), *more])
+        commands.linear_main([str(checkpoint.folder), "max_epochs=2", "--rows", str(place), *more])
+    for plain, of_views in zip(rows.read(place)[:2], rows.read(place)[2:], strict=True):
+        assert of_views["settings"] == plain["settings"] | {"views": 4}
+        assert of_views["metrics"] != plain["metrics"]
+    for wrong in ("views=1", "views=0", "views=x", "views=2.5"):
+        with refused("views", wrong.partition("=")[2]):
+            commands.knn_main([str(checkpoint.folder), wrong])
 
 
 @pytest.mark.parametrize(

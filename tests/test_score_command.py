@@ -217,6 +217,9 @@ def test_row_holds_scores_intervals_and_knn(run):
     assert {name: row["metrics"][name] for name in NAMES} == pytest.approx(expected)
     assert row["metrics"]["view_information_half_width"] > 0
     assert row["metrics"]["knn_acc1"] == knn(extract_features(run), ks=[20])["backbone_cosine_k20"]
+    of_views = score_checkpoint(run, Protocol.read("digits", QUICK), neighbour_views=3)
+    averaged = knn(extract_features(run, views=3), ks=[20])["backbone_cosine_k20"]
+    assert (of_views["knn_views"], of_views["metrics"]["knn_acc1"]) == (3, averaged)
     assert (row["stage"], row["protocol"], row["epochs"]) == ("score", protocol.hash, 2)
     assert (row["images"], row["of"], row["width"]) == (30, "validation", 512)
 

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from emim_solo import suite
 from emim_solo.evaluation.knn import KnnSettings
 from emim_solo.evaluation.linear import complete_settings
-from emim_solo.evaluation.protocol import Protocol
+from emim_solo.evaluation.protocol import VIEWS, Protocol
 from emim_solo.ground import compare, configs, files
 from emim_solo.ground.errors import UsageError
 from emim_solo.ground.settings import read, setting
@@ -68,6 +68,7 @@ class Benchmark:
     max_epochs: int | None = setting(None, least=1)
     run: dict[str, Any] | None = None
     deviations: dict[str, Any] | None = None
+    views: int | None = setting(None, **VIEWS)
     knn: KnnSettings = field(default_factory=KnnSettings)
     linear: dict[str, Any] | None = None
     diagnostics: Diagnostics = field(default_factory=Diagnostics)
@@ -112,6 +113,7 @@ class Plan:
     folder: Path  # for everything that is made
     runs: list[Entry]  # methods by seeds, one seed of every method first
     settings: dict[str, dict[str, Any]]  # of each stage; those of the score are empty where it is not wanted
+    views: int | None = None  # of each image, that features are averaged over
 
 
 def make_plan(cfg: DictConfig) -> Plan:
@@ -150,7 +152,7 @@ def make_plan(cfg: DictConfig) -> Plan:
     settings = {name: asdict(getattr(benchmark, name)) for name in ("knn", "diagnostics", "umap")}
     settings["diagnostics"]["protocol"] = protocol
     settings |= {"linear": linear, "score": protocol if benchmark.score.enabled else {}}
-    return Plan(Path(benchmark.dir), entries, settings)
+    return Plan(Path(benchmark.dir), entries, settings, benchmark.views)
 
 
 @contextmanager

@@ -44,6 +44,7 @@ from emim_solo.suite import as_dict, load_suite
 from emim_solo.suite.api import device_of
 from emim_solo.training.pretraining import pretrain, reset_peak_memory
 
+_OF_FEATURES = ("knn", "logistic", "linear", "umap")  # those that are kept on disk
 EVALUATION_SHARE = 0.2
 """Of the time of the pretraining, what evaluation usually takes: 9 to 34 % in the rows of docs/results."""
 
@@ -116,6 +117,8 @@ class Runner:
     def _settings(self, run: Entry, stage: str) -> dict[str, Any]:
         """What else than the pretraining decides a stage's results; as JSON would give it back."""
         settings = dict(self.plan.settings.get(stage, {}))  # the logistic regression has none
+        if self.plan.views is not None and stage in _OF_FEATURES:
+            settings["views"] = self.plan.views
         if stage == "umap":
             settings["runs"] = [other.version for other in self._pictured()]
         return dict(json.loads(json.dumps(settings)))
@@ -236,10 +239,11 @@ class Runner:
 
     def _features(self, run: Entry) -> Features:
         """Features of a run, computed once and kept on disk."""
-        path = self.plan.folder / "features" / f"{run.version}.pt"
+        of_views = "" if self.plan.views is None else f"-views{self.plan.views}"
+        path = self.plan.folder / "features" / f"{run.version}{of_views}.pt"
         if path.is_file():
             return Features.load(path)
-        features = extract_features(self._checkpoint(run))
+        features = extract_features(self._checkpoint(run), views=self.plan.views)
         features.save(path)
         return features
 

@@ -210,7 +210,7 @@ def _of_backbone(row: Mapping[str, Any], name: str, cfg: Mapping[str, Any]) -> s
     elif stage != "linear" and not name.startswith("backbone_"):
         return None
     elif name == "logistic_acc1":  # beside the linear evaluation, with settings of its own
-        settings = {}
+        settings = {key: value for key, value in settings.items() if key == "views"}
     # Numbers of neighbours and distances of a k-NN are in the names.
     said = ", ".join(f"{key}={value}" for key, value in settings.items() if key not in ("ks", "distances"))
     training = stage == "diagnostics" or name.startswith("train_")

@@ -1,6 +1,6 @@
 """Checkpoints as they lie on disk: the one place that opens them.
 
-A run's folder is ``<checkpoint.dir>/<method>/<version>``, with the suite's ``args.json`` and ``*-ep=<epoch>.ckpt``, whether
+A run's folder is ``<checkpoint.dir>/<method>/<version>``, with the suite's ``args.json`` and ``*-ep=<epoch>.ckpt``, or ``*-ep=<epoch>-step=<step>.ckpt`` from within one, whether
 ``emim-solo pretrain`` or solo-learn main's own script has written it. Beside runs, files of weights are opened: of a network
 that torchvision or timm has, and what ``emim-solo export`` has written.
 """
@@ -78,8 +78,8 @@ class Checkpoint:
 
     @property
     def epochs(self) -> int:
-        """How many epochs it was trained for."""
-        return _epoch(self.path) + 1
+        """How many whole epochs it was trained for."""
+        return (_age(self.path) or (0, 0))[0]
 
     @property
     def rows_file(self) -> Path:
@@ -272,18 +272,44 @@ def _with_changes(cfg: DictConfig, changes: Sequence[str], keys: Sequence[str]) 
 
 
 def by_epoch(folder: Path) -> list[tuple[int, Path]]:
-    """The checkpoints in a run's folder with their epochs, from 0, in order; nothing is read."""
+    """The checkpoints of whole epochs in a run's folder with their epochs, from 0, in order; nothing is read."""
+    return [(epochs - 1, path) for epochs, step, path in _by_age(folder) if step == 0]
+
+
+def within_epoch(name: str, epoch: int, step: int) -> str:
+    """What a checkpoint from within an epoch is called, after that many steps of the run."""
+    return f"{name}-ep={epoch}-step={step}.ckpt"
+
+
+def within_epochs(folder: Path) -> list[Path]:
+    """The checkpoints from within an epoch in a run's folder."""
+    return [path for _, step, path in _by_age(folder) if step > 0]
+
+
+def progress(contents: Mapping[str, Any]) -> tuple[int, int]:
+    """How many whole epochs, and how many batches of the next one, are in a checkpoint."""
+    loops: Mapping[str, Any] = (contents.get("loops") or {}).get("fit_loop", {})
+    batches: Mapping[str, Any] = loops.get("epoch_loop.batch_progress", {})
+    epoch: int = contents["epoch"]
+    return (epoch + 1, 0) if batches.get("is_last_batch", True) else (epoch, batches["current"]["processed"])
+
+
+def _by_age(folder: Path) -> list[tuple[int, int, Path]]:
+    """Whole epochs, step within the next one (0: its beginning) and path of each checkpoint in a folder, in order."""
     names = os.listdir(folder) if folder.is_dir() else []  # glob would pass over a folder that cannot be listed
-    return sorted((epoch, path) for path in map(folder.joinpath, names) if (epoch := _epoch(path)) >= 0)
+    return sorted((*age, path) for path in map(folder.joinpath, names) if (age := _age(path)) is not None)
 
 
-def _epoch(path: Path) -> int:
-    match = re.search(r"-ep=(\d+)\.ckpt$", path.name)
-    return int(match[1]) if match else -1
+def _age(path: Path) -> tuple[int, int] | None:
+    match = re.search(r"-ep=(\d+)(?:-step=(\d+))?\.ckpt$", path.name)
+    if match is None:
+        return None
+    epoch, step = int(match[1]), match[2]
+    return (epoch + 1, 0) if step is None else (epoch, int(step))
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The whole checkpoint of the latest epoch in a run's folder; damaged ones that are newer are named in a warning.
+    """The latest whole checkpoint in a run's folder; damaged ones that are newer are named in a warning.
 
     DamagedCheckpoint if there are checkpoints and none of them is whole.
     """
@@ -294,7 +320,7 @@ def last_checkpoint(folder: Path) -> Path | None:
 def last_whole(folder: Path, *, weights_alone: bool = False) -> tuple[Path, dict[str, Any]] | None:
     """:func:`last_checkpoint` and what is in it: to know that it is whole it has to be read."""
     damaged: list[DamagedCheckpoint] = []
-    for _, path in by_epoch(folder)[::-1]:
+    for *_, path in _by_age(folder)[::-1]:
         try:
             contents = load(path, weights_alone=weights_alone)
         except DamagedCheckpoint as error:

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from emim_solo.checkpoints.opening import EXPECTED, Checkpoint, open_checkpoints
 from emim_solo.evaluation.features import Features, extract_features
-from emim_solo.evaluation.protocol import SEEDS
+from emim_solo.evaluation.protocol import SEEDS, VIEWS
 from emim_solo.ground import files
 from emim_solo.ground.errors import UsageError
 from emim_solo.ground.settings import checked, from_dotlist, read
@@ -22,6 +22,8 @@ from emim_solo.images.folders import why_no_accuracy
 from emim_solo.results import rows
 from emim_solo.suite import as_dict, load_suite
 from emim_solo.suite.api import device_of
+
+VIEWS_HELP = "views=8: features are the mean over eight views of each image, drawn as in training"
 
 
 def evaluation_row(
@@ -85,14 +87,24 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
     return kinds
 
 
+def views_of(of_command: Sequence[str]) -> tuple[int | None, list[str]]:
+    """``views=K`` among the settings of a command (None: images as they are), and the others."""
+    others = [setting for setting in of_command if not setting.startswith("views=")]
+    views = from_dotlist([setting for setting in of_command if setting not in others]).get("views")
+    checked(views, int | None, "views", VIEWS)
+    return views, others
+
+
 def _each(
     stage: str,
     options: argparse.Namespace,
     changes: Sequence[str],
     evaluate: Callable[[Checkpoint, Features], Mapping[str, float]],
     settings: Mapping[str, Any],
+    views: int | None,
 ) -> None:
     """Evaluate checkpoints one after the other; the row of each stands beside that of its pretraining."""
+    settings = {**settings, "views": views} if views is not None else settings
     checkpoints = open_checkpoints(options.folders, changes)
     places = [rows_file(checkpoint, options.rows) for checkpoint in checkpoints]
     for checkpoint in checkpoints:
@@ -101,7 +113,7 @@ def _each(
             raise UsageError("data.no_labels", f"{reason}; 'emim-solo umap' shows its features")
     for checkpoint, place in zip(checkpoints, places, strict=True):
         start, cfg = time.perf_counter(), checkpoint.cfg
-        metrics = evaluate(checkpoint, extract_features(checkpoint, place.parent))
+        metrics = evaluate(checkpoint, extract_features(checkpoint, place.parent, views))
         seconds = time.perf_counter() - start
         rows.append(place, evaluation_row(stage, cfg, checkpoint.folder, metrics, seconds, settings, checkpoint.epochs))
         print(f"{cfg.name} ({checkpoint.path})")
@@ -121,7 +133,9 @@ def knn_main(arguments: Sequence[str]) -> None:
     parser.add_argument(flags["ks"], dest="ks", type=int, nargs="+", default=list(KS), help="numbers of neighbours")
     parser.add_argument(flags["distances"], dest="distances", choices=DISTANCES, nargs="+", default=list(DISTANCES))
     parser.add_argument(flags["temperature"], type=float, default=TEMPERATURE, help="of cosine")
-    words, no_setting, changes = split(arguments)
+    parser.epilog = f"{parser.epilog}; {VIEWS_HELP}"
+    words, of_knn, changes = split(arguments)
+    views, no_setting = views_of(of_knn)
     options = parser.parse_args([*no_setting, *words])
     try:
         settings = asdict(read(KnnSettings, {name: getattr(options, name) for name in flags}))
@@ -131,7 +145,7 @@ def knn_main(arguments: Sequence[str]) -> None:
     def evaluate(checkpoint: Checkpoint, features: Features) -> Mapping[str, float]:
         return knn(features, **settings, device=device_of(checkpoint.cfg))
 
-    _each("knn", options, changes, evaluate, settings)
+    _each("knn", options, changes, evaluate, settings, views)
 
 
 def linear_main(arguments: Sequence[str]) -> None:
@@ -143,8 +157,11 @@ def linear_main(arguments: Sequence[str]) -> None:
         "Offline linear evaluation by the suite's LinearModel on frozen features, beside a logistic regression.",
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.epilog = f"{parser.epilog}; max_epochs, optimizer.lr, scheduler.name and so on, as in scripts/linear"
+    parser.epilog = (
+        f"{parser.epilog}; max_epochs, optimizer.lr, scheduler.name and so on, as in scripts/linear; {VIEWS_HELP}"
+    )
     words, of_linear, changes = split(arguments)
+    views, of_linear = views_of(of_linear)
     options = parser.parse_args(words)
     checked(options.seed, int, "--seed", SEEDS)
     settings = complete_settings(from_dotlist(of_linear))
@@ -153,7 +170,7 @@ def linear_main(arguments: Sequence[str]) -> None:
         regression = {"logistic_acc1": logistic(features, device=device_of(checkpoint.cfg))["backbone_acc1"]}
         return linear(features, checkpoint.cfg, settings, seed=options.seed) | regression
 
-    _each("linear", options, changes, evaluate, {**settings, "seed": options.seed})
+    _each("linear", options, changes, evaluate, {**settings, "seed": options.seed}, views)
 
 
 def umap_main(arguments: Sequence[str]) -> None:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from emim_solo.checkpoints.opening import Checkpoint
 from emim_solo.evaluation.protocol import PARTS
+from emim_solo.evaluation.views import view_datasets, view_loader
 from emim_solo.ground.errors import UsageError
 from emim_solo.ground.files import whole
 from emim_solo.suite import load_suite
@@ -156,10 +157,12 @@ class _Rows:
 
 
 @torch.no_grad()
-def extract(model: LightningModule, loader: Iterable[Any], title: str | None, *, folder: Path | None = None) -> Split:
+def extract(
+    model: LightningModule, loader: Iterable[Any], title: str | None, *, folder: Path | None = None, views: int = 1
+) -> Split:
     """Features of every image of a loader of images and labels, in its order, on the CPU; OSError for a full disk.
 
-    The model is left in evaluation mode. ``title`` is that of the progress bar, None for none. Features of more than
+    The model is left in evaluation mode. Of ``views`` images after each other the features are averaged. ``title`` is that of the progress bar, None for none. Features of more than
     :data:`IN_MEMORY` go on the disk of ``folder``, if there is one.
     """
     model.eval()
@@ -173,25 +176,40 @@ def extract(model: LightningModule, loader: Iterable[Any], title: str | None, *,
     labels: list[Tensor] = []
     for images, targets in tqdm(loader, desc=title, unit="batch", leave=False, disable=title is None):
         out = show(images.to(model.device, torch.float32, non_blocking=True))
-        backbone.append(out["feats"])
-        if "z" in out:
-            projector.append(out["z"])
-        labels.append(torch.as_tensor(targets).long())
+        for rows, part in ((backbone, "feats"), (projector, "z")):
+            if part in out:
+                rows.append(out[part] if views == 1 else out[part].unflatten(0, (-1, views)).mean(dim=1))
+        labels.append(torch.as_tensor(targets).long()[::views])
     return Split(backbone.matrix(), projector.matrix() if projector.count else None, torch.cat(labels))
 
 
-def extract_features(checkpoint: Checkpoint, folder: Path | None = None) -> Features:
+def extract_features(checkpoint: Checkpoint, folder: Path | None = None, views: int | None = None) -> Features:
     """Features of all images of a run, as the suite shows them in evaluation; large ones go on the disk of ``folder``.
 
-    UsageError for other classes in validation than in training, OSError for a full disk.
+    With ``views`` they are, of training and validation images, the mean of the features of so many random views of each
+    image, drawn as the run's first augmentation says: EMP-SSL's evaluation (arXiv 2304.03977, bag of features).
+
+    UsageError for other classes in validation than in training, or ``views`` of weights without an augmentation; OSError
+    for a full disk.
     """
-    cfg, folder = checkpoint.cfg, folder or checkpoint.rows_file.parent
-    model = checkpoint.model().to(device_of(cfg))
-    checkpoint.images.check_classes()
-    train, val = load_suite().evaluation_loaders(cfg, checkpoint.images)
+    cfg, folder, images = checkpoint.cfg, folder or checkpoint.rows_file.parent, checkpoint.images
+    train: Any
+    if views is None:
+        images.check_classes()
+        train, val = load_suite().evaluation_loaders(cfg, images)
+    else:
+        view = cfg.augmentations[0]
+        if "rrc" not in view:
+            raise UsageError(
+                "views", f"views={views}: {cfg.name} is of no run, so it has no augmentation; leave it out"
+            )
+        images.check_classes()
+        datasets = view_datasets(cfg, view, views, images)
+        train, val = (each if each is None else view_loader(cfg, each, views, cfg.seed) for each in datasets)
+    of = partial(extract, checkpoint.model().to(device_of(cfg)), folder=folder, views=views or 1)
     return Features(
-        extract(model, train, f"{cfg.name}: training images", folder=folder),
-        None if val is None else extract(model, val, f"{cfg.name}: validation images", folder=folder),
+        of(train, f"{cfg.name}: training images"),
+        None if val is None else of(val, f"{cfg.name}: validation images"),
         [] if cfg.data.get("no_labels", False) else class_names(train.dataset, cfg.data.num_classes or 0),
     )
 

@@ -15,6 +15,7 @@ from emim_solo.ground.settings import from_dotlist, read, setting
 FEWEST_IMAGES = 4
 SEEDS: dict[str, Any] = {"least": 0, "most": 2**32 - 1}  # that every library takes
 PARTS = ("backbone", "projector")
+VIEWS: dict[str, Any] = {"least": 2, "most": 100_000}  # of each image, whose features are averaged
 
 
 @dataclass(frozen=True)

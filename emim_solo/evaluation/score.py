@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import json
 import math
-import random
 import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities.seed import isolate_rng
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from emim_solo.checkpoints import opening as checkpoints
 from emim_solo.checkpoints.opening import Checkpoint, DamagedCheckpoint
@@ -29,46 +25,19 @@ from emim_solo.emim.measures import half_widths, scores
 from emim_solo.evaluation.commands import distinct_names, evaluation_row, folders_parser, rows_file, split
 from emim_solo.evaluation.features import extract, extract_features
 from emim_solo.evaluation.knn import knn
-from emim_solo.evaluation.protocol import FEWEST_IMAGES, Protocol
+from emim_solo.evaluation.protocol import FEWEST_IMAGES, VIEWS, Protocol
+from emim_solo.evaluation.views import view_datasets, view_loader
 from emim_solo.ground import compare, files
 from emim_solo.ground.errors import UsageError
+from emim_solo.ground.settings import checked
 from emim_solo.images.folders import RunImages, why_no_accuracy
 from emim_solo.results import rows
 from emim_solo.results.tables import NO_DECAY, SCORES, Cell, Table, no_decay, to_text
-from emim_solo.suite import load_suite
 from emim_solo.suite.api import device_of, whole_size
 
 NEIGHBOURS = 20
 _COLUMNS = {score.key: score.label for score in SCORES} | {"knn_acc1": f"{NEIGHBOURS}-NN (%)"}
 _COLUMNS["view_information"] += " (nats)"
-
-
-class _Views(Dataset):
-    """Views of chosen images, each image's own by its seed: whatever the workers, the batches or the model."""
-
-    def __init__(self, images: Any, chosen: Sequence[int], seed: int) -> None:
-        self.images, self.chosen, self.seed = images, chosen, seed
-
-    def __len__(self) -> int:
-        return len(self.chosen)
-
-    def __getitem__(self, position: int) -> tuple[Tensor, Tensor]:
-        index = self.chosen[position]
-        state = int(np.random.SeedSequence([self.seed, index]).generate_state(1)[0])
-        with isolate_rng(include_cuda=False):
-            random.seed(state)
-            np.random.seed(state)
-            torch.default_generator.manual_seed(state)  # torch.manual_seed would change a GPU's, too
-            views, label = self.images[index]
-        return views, torch.full((len(views),), int(label))
-
-
-def _joined(batch: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    return torch.cat([views for views, _ in batch]), torch.cat([labels for _, labels in batch])
-
-
-def _several(transform: Any, number: int, image: Any) -> Tensor:
-    return torch.stack([transform(image) for _ in range(number)])
 
 
 class ScoredViews:
@@ -79,12 +48,10 @@ class ScoredViews:
     """
 
     def __init__(self, cfg: DictConfig, protocol: Protocol, images: RunImages) -> None:
-        suite = load_suite()
         of_run = {key: cfg.augmentations[0][key] for key in ("mean", "std") if key in cfg.augmentations[0]}
         of_run["crop_size"] = whole_size(cfg)
         view = OmegaConf.create({**asdict(protocol.augmentation), **of_run, "num_crops": protocol.views})
-        show = partial(_several, suite.view_transform(cfg, view), protocol.views)
-        train, val = suite.evaluation_datasets(cfg, images, show)
+        train, val = view_datasets(cfg, view, protocol.views, images)
         dataset: Any = train if val is None else val
         self.which = "validation" if val is not None else "held-out" if images.held else "training"
         candidates = images.held if self.which == "held-out" else range(len(dataset))
@@ -95,13 +62,7 @@ class ScoredViews:
         order = np.random.default_rng(protocol.seed).permutation(len(candidates))[: protocol.images]
         self.chosen = [candidates[place] for place in order]
         self.cfg, self.protocol = cfg, protocol
-        self._loader = DataLoader(
-            _Views(dataset, self.chosen, protocol.seed),
-            batch_size=max(1, cfg.optimizer.batch_size // protocol.views),
-            num_workers=cfg.data.num_workers,
-            collate_fn=_joined,
-            generator=torch.Generator(),  # a loader draws its workers' seed, from the one that trains if it has no own
-        )
+        self._loader = view_loader(cfg, dataset, protocol.views, protocol.seed, self.chosen)
 
     def parts(self, model: LightningModule, title: str | None = None) -> dict[str, Tensor]:
         """Features ``(N, q, d)`` of backbone and projector by name, as far as the method has them, float32, on the CPU.
@@ -148,14 +109,15 @@ def score_checkpoint(
     protocol: Protocol,
     *,
     neighbours: bool = True,
+    neighbour_views: int | None = None,
     seen: SeenViews | None = None,
     folder: Path | None = None,
 ) -> dict[str, Any]:
     """Score one checkpoint of any method of the suite: a row of stage ``score``.
 
     Its metrics are :func:`emim_solo.emim.measures.scores`, ``<name>_half_width`` of their 95 % intervals and, with
-    labels and ``neighbours``, ``knn_acc1``: 20-NN accuracy (cosine) on features of the images as they are, large ones
-    on the disk of ``folder``. ``seen`` is :func:`see` of checkpoint and protocol, where that is known. UsageError as
+    labels and ``neighbours``, ``knn_acc1``: 20-NN accuracy (cosine) on features of the images as they are, or averaged
+    over ``neighbour_views`` of each, large ones on the disk of ``folder``. ``seen`` is :func:`see` of checkpoint and protocol, where that is known. UsageError as
     there, or without such features.
     """
     start, cfg = time.perf_counter(), checkpoint.cfg
@@ -166,14 +128,15 @@ def score_checkpoint(
     metrics |= {f"{name}_half_width": width for name, width in widths.items() if not name.endswith("_null")}
     if neighbours and why_no_accuracy(cfg.data) is None:
         try:
-            images = extract_features(checkpoint, folder)
+            images = extract_features(checkpoint, folder, neighbour_views)
             accuracies = knn(images, ks=[NEIGHBOURS], distances=["cosine"], device=device_of(cfg))
             metrics["knn_acc1"] = accuracies[f"{protocol.features}_cosine_k{NEIGHBOURS}"]
         except UsageError as error:  # a score needs no labels, so wrong ones must not stop it
             warnings.warn(f"{cfg.name}: no {NEIGHBOURS}-NN beside the score: {error}", stacklevel=2)
     seconds = time.perf_counter() - start
     row = evaluation_row("score", cfg, checkpoint.folder, metrics, seconds, asdict(protocol), checkpoint.epochs)
-    return row | {"protocol": protocol.hash, "images": len(features), "of": seen.of, "width": features.shape[2]}
+    row |= {"protocol": protocol.hash, "images": len(features), "of": seen.of, "width": features.shape[2]}
+    return row | ({} if neighbour_views is None else {"knn_views": neighbour_views})
 
 
 def score_main(arguments: Sequence[str]) -> None:
@@ -185,9 +148,13 @@ def score_main(arguments: Sequence[str]) -> None:
     parser.add_argument("--epochs", action="store_true", help="every checkpoint of each run, and a curve of them")
     parser.add_argument("--output", type=Path, default=Path("score"), help="folder for the curve")
     parser.add_argument("--no-knn", action="store_true", help=f"no {NEIGHBOURS}-NN where there are labels")
+    parser.add_argument(
+        "--knn-views", type=int, metavar="K", help="its features are averaged over K views of each image"
+    )
     parser.add_argument("--json", action="store_true", help="protocol and ranked rows in JSON, nothing else")
     flags, of_protocol, changes = split(arguments)
     options = parser.parse_args(flags)
+    checked(options.knn_views, int | None, "--knn-views", VIEWS)
     protocol, output = Protocol.read(options.protocol, of_protocol), options.output.expanduser()
 
     with redirect_stdout(sys.stderr if options.json else sys.stdout):
@@ -202,7 +169,13 @@ def score_main(arguments: Sequence[str]) -> None:
         scored = []
         for name, run, place in zip(names, runs, places, strict=True):
             for checkpoint in _each_epoch(run) if options.epochs else [run]:
-                row = score_checkpoint(checkpoint, protocol, neighbours=not options.no_knn, folder=place.parent)
+                row = score_checkpoint(
+                    checkpoint,
+                    protocol,
+                    neighbours=not options.no_knn,
+                    neighbour_views=options.knn_views,
+                    folder=place.parent,
+                )
                 rows.append(place, row)
                 scored.append((name, row))
         ranked = sorted(scored, key=lambda pair: np.nan_to_num(-pair[1]["metrics"]["view_information"], nan=np.inf))

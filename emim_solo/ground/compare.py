@@ -40,7 +40,10 @@ def config_hash(config: Mapping[str, Any]) -> str:
 
 
 def _computed(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in config.items() if key not in NOT_HASHED}
+    computed = {key: value for key, value in config.items() if key not in NOT_HASHED}
+    if (config.get("checkpoint") or {}).get("every_n_steps"):
+        computed["random numbers"] = "of each image and batch"  # no longer of each epoch, whatever the number of steps
+    return computed
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any], *, but: Sequence[str] = ()) -> list[str]:

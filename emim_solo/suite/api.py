@@ -95,6 +95,12 @@ class Suite(ABC):
         """Whether the loss of a method takes more than two views of one size: its class says so by this name."""
         return method in self.any_number_of_views or getattr(self.methods()[method], "takes_many_views", False)
 
+    def prepares_epochs(self, method: str) -> bool:
+        """Whether a method does work of its own at the start of each epoch (DINO's schedule, DeepClusterV2's k-means)."""
+        classes = self.methods()[method].__mro__
+        theirs = [each for each in classes if not each.__module__.startswith(("lightning.", "emim_solo.suite."))]
+        return any("on_train_epoch_start" in vars(each) for each in theirs)
+
     @abstractmethod
     def uses_small_crops(self, method: str) -> bool:
         """Whether the loss of a method takes the crops of a smaller ``crop_size`` (multi-crop)."""

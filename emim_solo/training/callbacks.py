@@ -1,66 +1,23 @@
-"""What happens to a run while Lightning trains it: seeds, NaN, what a checkpoint says, which file is replaced."""
+"""What happens to a run while Lightning trains it: NaN, what a checkpoint says, when it is saved, which file is replaced."""
 
 from __future__ import annotations
 
-import random
+import os
 import resource
 import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from torch.utils.data import DataLoader
 
-from emim_solo.checkpoints.opening import IMAGES
+from emim_solo.checkpoints import opening
 from emim_solo.training.live_score import LiveScore, is_last_epoch
-from emim_solo.training.run import Start
+from emim_solo.training.run import Run, Start
 
 RESULTS = "results_so_far"  # key in a checkpoint
-
-
-class SuiteData(LightningDataModule):
-    """The suite's loaders, the training one drawing the same numbers in epoch e whether or not the run was resumed."""
-
-    def __init__(
-        self, seed: int, train_loader: DataLoader, val_loader: DataLoader | None, first_epoch: int = 0
-    ) -> None:
-        super().__init__()
-        self.seed, self.train_loader, self.val_loader, self.first_epoch = seed, train_loader, val_loader, first_epoch
-
-    def train_dataloader(self) -> DataLoader:
-        # Lightning makes the first epoch's iterator right after this call, before it has restored a checkpoint's
-        # epoch; a later one's after on_train_epoch_start.
-        assert self.trainer is not None
-        seed_epoch(self.seed, self.first_epoch, self.trainer.global_rank)
-        return self.train_loader
-
-    def val_dataloader(self) -> Any:
-        return self.val_loader if self.val_loader is not None else []
-
-
-def seed_epoch(seed: int, epoch: int, rank: int) -> None:
-    """Seed Python, NumPy and torch for one epoch of one process, so that a resumed run is the same run."""
-    state = int(np.random.SeedSequence([seed, epoch, rank]).generate_state(1)[0])
-    random.seed(state)
-    np.random.seed(state)
-    torch.manual_seed(state)
-
-
-class SeedEachEpoch(Callback):
-    """Calls :func:`seed_epoch` at the start of each epoch but this process's first, which :class:`SuiteData` seeds."""
-
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
-        self.first = True
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not self.first:
-            seed_epoch(self.seed, trainer.current_epoch, trainer.global_rank)
-        self.first = False
 
 
 class StopOnNaN(Callback):
@@ -76,12 +33,13 @@ class StopOnNaN(Callback):
         self.finite &= torch.isfinite(loss.detach()).all()
         interval = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if interval and trainer.global_step % interval == 0:
-            self._check(trainer)
+            self.check(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._check(trainer)
+        self.check(trainer)
 
-    def _check(self, trainer: Trainer) -> None:
+    def check(self, trainer: Trainer) -> None:
+        """FloatingPointError if a loss since the start was not finite."""
         if not self.finite:
             raise FloatingPointError(
                 f"the training loss is NaN or infinite in epoch {trainer.current_epoch}, by step {trainer.global_step}: "
@@ -92,12 +50,16 @@ class StopOnNaN(Callback):
 class KeepResults(Callback):
     """Writes into each checkpoint what the run's row would say if it ended there: a kill may come before the row."""
 
-    def __init__(self, timer: Timer, images: dict[str, Any], score: LiveScore | None = None) -> None:
-        self.timer, self.images, self.score = timer, images, score
+    def __init__(self, timer: Timer, run: Run, score: LiveScore | None = None) -> None:
+        self.timer, self.images, self.score = timer, run.images.record, score
+        self.metrics_from = run.start.batches
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.metrics_from = 0  # Lightning does not call this in an epoch that a run goes on within
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint[RESULTS] = self.results(trainer)
-        checkpoint[IMAGES] = self.images
+        checkpoint[opening.IMAGES] = self.images
 
     def results(self, trainer: Trainer) -> dict[str, Any]:
         """The fields of a row that only the trainer knows."""
@@ -110,15 +72,20 @@ class KeepResults(Callback):
             "seconds": round(self.timer.time_elapsed("train"), 1),
             "peak_memory_mb": peak // 2**20,
             "metrics": {name: round(float(value), 6) for name, value in sorted(trainer.callback_metrics.items())},
+            **({"metrics_from_batch": self.metrics_from} if self.metrics_from else {}),
             **({} if self.score is None else {"score": self.score.summary}),
         }
 
 
 class ContinueCheckpoints(Callback):
-    """Has the suite's Checkpointer replace the file that a run continues, and save the last epoch at any frequency."""
+    """Has the suite's Checkpointer replace the file of the epoch that a run continues, and save the last epoch at any frequency."""
 
-    def __init__(self, checkpointer: Any, resumed: Path | None) -> None:
-        self.checkpointer, self.resumed = checkpointer, resumed
+    def __init__(self, checkpointer: Any, run: Run) -> None:
+        self.checkpointer = checkpointer
+        assert run.folder is not None
+        resumed = run.start.checkpoint
+        epochs = opening.by_epoch(run.folder) if resumed is not None and resumed.parent == run.folder else []
+        self.resumed = max((path for epoch, path in epochs if epoch < run.start.epochs), default=None)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.resumed is not None:
@@ -127,6 +94,46 @@ class ContinueCheckpoints(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if is_last_epoch(trainer) and trainer.current_epoch % self.checkpointer.frequency != 0:
             self.checkpointer.save(trainer)
+
+
+class SaveWithinEpochs(Callback):
+    """Saves every n-th step beside the suite's file of the last epoch; the next file, of a step or an epoch, replaces it."""
+
+    def __init__(self, every: int, run: Run, finite: StopOnNaN) -> None:
+        assert run.folder is not None
+        self.every, self.folder, self.finite = every, run.folder, finite
+        self.name = f"{run.config.name}-{run.folder.name}"
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.step = trainer.global_step
+        end_batch = pl_module.on_train_batch_end
+
+        def end_batch_and_save(*args: Any) -> None:
+            end_batch(*args)
+            self._save(trainer)
+
+        # A callback's own hook comes before the method's, in which a momentum network follows the step.
+        pl_module.on_train_batch_end = end_batch_and_save  # type: ignore[method-assign, assignment]
+
+    def _save(self, trainer: Trainer) -> None:
+        step = trainer.global_step
+        stepped, self.step = step != self.step, step  # not with gradients that are still added up
+        if stepped and step % self.every == 0 and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            self.finite.check(trainer)
+            path = self.folder / opening.within_epoch(self.name, trainer.current_epoch, step)
+            trainer.save_checkpoint(path)
+            self._remove_but(path, trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        saved = opening.by_epoch(self.folder)
+        if saved and saved[-1][0] == trainer.current_epoch:
+            self._remove_but(saved[-1][1], trainer)
+
+    def _remove_but(self, path: Path, trainer: Trainer) -> None:
+        if trainer.is_global_zero:
+            for other in opening.within_epochs(self.folder):
+                if other != path:
+                    os.remove(other)
 
 
 class OpenedCheckpoint(TorchCheckpointIO):

@@ -34,11 +34,11 @@ from emim_solo.training.callbacks import (
     ContinueCheckpoints,
     KeepResults,
     OpenedCheckpoint,
-    SeedEachEpoch,
+    SaveWithinEpochs,
     StopOnNaN,
-    SuiteData,
 )
 from emim_solo.training.live_score import KeepBest, LiveScore, score_callbacks
+from emim_solo.training.order import Seeds, SuiteData
 from emim_solo.training.resume import decide
 from emim_solo.training.run import Run, on_gpu, prepare
 
@@ -77,19 +77,21 @@ def pretrain(run: Run, version: str | None = None, more_callbacks: Sequence[Call
     scoring = score_callbacks(run, model)
     timer = Timer(as_dict(cfg).get("max_time"))
     score = next((callback for callback in scoring if isinstance(callback, LiveScore)), None)
-    keep = KeepResults(timer, run.images.record, score)
-    callbacks: list[Callback] = [SeedEachEpoch(cfg.seed), StopOnNaN(), timer, keep, *scoring]
+    keep, finite, every = KeepResults(timer, run, score), StopOnNaN(), run.saved_every
+    callbacks: list[Callback] = [Seeds(cfg.seed, start, each_batch=every is not None), finite, timer, keep, *scoring]
     if cfg.checkpoint.enabled:
         checkpointer = suite.checkpointer(cfg)
-        in_place = start.checkpoint is not None and start.checkpoint.parent == run.folder
-        callbacks += [checkpointer, ContinueCheckpoints(checkpointer, start.checkpoint if in_place else None)]
+        callbacks += [checkpointer, ContinueCheckpoints(checkpointer, run)]
+    if every is not None:
+        callbacks.append(SaveWithinEpochs(every, run, finite))
     if OmegaConf.select(cfg, "auto_umap.enabled", default=False):
         callbacks.append(suite.auto_umap(cfg))
     try:
         trainer = _trainer(run, [*callbacks, *more_callbacks])
         data = _data(run)
         if start.checkpoint is not None:
-            print(f"Resuming from '{start.checkpoint}'")
+            within = f", {start.batches} batches into epoch {start.epochs}" if start.batches else ""
+            print(f"Resuming from '{start.checkpoint}'{within}")
         _keep_earlier_curves(run.folder)
         trainer.fit(model, datamodule=data, ckpt_path=None if start.checkpoint is None else str(start.checkpoint))
     except Stopped as stopped:
@@ -138,7 +140,7 @@ def _what_continues(run: Run) -> str:
     assert run.folder is not None
     path = opening.last_checkpoint(run.folder) if run.config.checkpoint.enabled else None
     if path is None:
-        return "no epoch was saved yet, the same command starts again"
+        return "nothing was saved yet, the same command starts again"
     flag = "" if run.config.auto_resume.enabled else " and auto_resume.enabled=True"
     return f"the same command{flag} goes on from '{path}'"
 
@@ -156,7 +158,8 @@ def _data(run: Run) -> LightningDataModule:
     if cfg.data.format != "dali":
         train_loader = suite.train_loader(cfg, images)
         _check_batches(run, len(train_loader.dataset))  # type: ignore[arg-type]
-        return SuiteData(cfg.seed, train_loader, val_loader, first_epoch=run.start.epochs)
+        shared = run.processes if cfg.get("use_distributed_sampler", True) else 1
+        return SuiteData(cfg.seed, train_loader, val_loader, run.start, None if run.saved_every is None else shared)
     assert images.train is not None
     _check_batches(run, len(images.train))
     module = suite.dali_datamodule(cfg, images.train)

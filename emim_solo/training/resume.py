@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -45,7 +45,7 @@ def decide(run: Run, version: str | None = None) -> Run:
     opening.check_generation(path, contents)
     stored = opening.stored_arguments(path)
     same_run = version is not None or (path.parent.parent == run.base and not _differences(stored, run))
-    epochs = contents["epoch"] + 1
+    epochs, batches = opening.progress(contents)
     finished = epochs >= run.config.max_epochs or (same_run and _had_ended(contents, run.config))
     if finished and not same_run:
         raise UsageError("resume.finished", f"checkpoint '{path}' has {epochs} epochs already: raise max_epochs")
@@ -54,12 +54,15 @@ def decide(run: Run, version: str | None = None) -> Run:
         _check_score(path, stored, run)
     recorded = contents.get(opening.IMAGES, {})
     _check_images(path, stored, recorded, run)
-    if differing := differing_images(recorded, run.images.record):
+    differing = differing_images(recorded, run.images.record)
+    if batches:
+        _check_within(path, [*_differences(stored, run), *differing, *_other_processes(stored, run)])
+    elif differing:
         message = f"checkpoint '{path}' is of other images: {', '.join(differing)}"
         if version is not None:  # its rows are compared with others
             raise UsageError("images.changed", f"{message}; put them back, or start a new run elsewhere")
         rank_zero_warn(f"{message}; the run goes on with those that are there now")
-    return replace(run, folder=_folder(run, version, path), start=Start(path, contents, epochs, finished))
+    return replace(run, folder=_folder(run, version, path), start=Start(path, contents, epochs, batches, finished))
 
 
 def _had_ended(contents: Mapping[str, Any], cfg: DictConfig) -> bool:
@@ -122,6 +125,21 @@ def _check_schedule(path: Path, stored: Mapping[str, Any], run: Run) -> None:
                 )
             if name != "batch_size" and before != now:
                 rank_zero_warn(f"resuming goes on with the checkpoint's {key}={before}, not with {now}")
+
+
+def _check_within(path: Path, differing: Sequence[str]) -> None:
+    """Within an epoch a run goes on as itself alone: other batches would show images twice, or not at all."""
+    if differing:
+        raise UsageError(
+            "resume.within_epoch",
+            f"checkpoint '{path}' is from within an epoch, of another run: {', '.join(differing)}; go on with the same "
+            "config, images and number of processes, or from the checkpoint of an epoch's end",
+        )
+
+
+def _other_processes(stored: Mapping[str, Any], run: Run) -> list[str]:
+    before = len(stored.get("devices") or [0]) * int(stored.get("num_nodes") or 1)
+    return [] if before == run.processes else [f"processes ({before} there, {run.processes} here)"]
 
 
 def _check_score(path: Path, stored: Mapping[str, Any], run: Run) -> None:

@@ -38,7 +38,8 @@ class Start:
 
     checkpoint: Path | None = None  # that it goes on from, or that has all of its epochs
     contents: dict[str, Any] = field(default_factory=dict, repr=False)  # of that file, until the trainer restores it
-    epochs: int = 0  # that are in it
+    epochs: int = 0  # whole ones that are in it
+    batches: int = 0  # of the next epoch that are in it, of each process
     finished: bool = False
 
 
@@ -61,6 +62,11 @@ class Run:
     def rows_file(self) -> Path:
         """Where its row is appended."""
         return Path(self.config.checkpoint.dir) / "rows.jsonl"
+
+    @property
+    def saved_every(self) -> int | None:
+        """Every how many steps it is saved within an epoch; None: at the ends of epochs alone."""
+        return OmegaConf.select(self.config, "checkpoint.every_n_steps")  # type: ignore[no-any-return]
 
     @property
     def processes(self) -> int:
@@ -99,6 +105,7 @@ def prepare(cfg: DictConfig, listings: Listings | None = None) -> Run:
     files.check_name("name", cfg.name)
     suite.check_values(cfg)
     suite.method(cfg.method)
+    _check_saved_within_epochs(cfg)
     cfg.devices = _device_list(cfg)
     if cfg.get("precision") == "auto":
         cfg.precision = native_precision(cfg)
@@ -175,6 +182,23 @@ def _check_crops(cfg: DictConfig) -> None:
                 f"{key}={view.crop_size}: {view.num_crops} patches larger than the images, of {side} pixels, show no more "
                 f"of them and take {(view.crop_size / side) ** 2:.1f} times as long: set it to {side} or less",
             )
+
+
+def _check_saved_within_epochs(cfg: DictConfig) -> None:
+    """``checkpoint.every_n_steps`` wants an order of images, and a method, that can be taken up within an epoch."""
+    key = "checkpoint.every_n_steps"
+    every = OmegaConf.select(cfg, key)
+    if every is None:
+        return
+    reason = None
+    if not cfg.checkpoint.get("enabled"):
+        reason = "nothing is saved: add checkpoint.enabled=True"
+    elif cfg.data.get("format") == "dali":
+        reason = "DALI's loader cannot begin within an epoch: leave it out, or set data.format=image_folder"
+    elif load_suite().prepares_epochs(cfg.method):
+        reason = f"{cfg.method} prepares each epoch at its start, so it goes on from an epoch's end alone: leave it out"
+    if reason is not None:
+        raise UsageError(key, f"{key}={every}: {reason}")
 
 
 def _complete_score(cfg: DictConfig, section: Any, images: RunImages) -> Protocol | None:

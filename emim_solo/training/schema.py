@@ -119,6 +119,7 @@ class CheckpointKeys:
     dir: str = "trained_models"
     frequency: int = setting(1, least=1)
     keep_prev: bool = False
+    every_n_steps: int | None = setting(None, least=1)  # saves within an epoch, too
 
 
 @dataclass(kw_only=True)
