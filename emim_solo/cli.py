@@ -27,19 +27,60 @@ if TYPE_CHECKING:
 
 USAGE = """usage: emim-solo COMMAND ...
 
-  pretrain   --config-path DIR --config-name NAME [key=value ...]   train any method of the suite
-  benchmark  --config-name NAME [key=value ...]                     methods x seeds, evaluation, table and report
-  tune       --config-path DIR --config-name NAME [key=value ...]   search keys of a config, without labels
-  knn | linear | umap  CHECKPOINT_FOLDER ... [options]              evaluate checkpoints
-  score      CHECKPOINT_FOLDER ... [options]                        rank checkpoints without labels
-  export     CHECKPOINT_FOLDER --to FORMAT [--output FILE]          the backbone for torchvision, timm, safetensors, onnx
-  report     DIR                                                    rebuild the report of a benchmark from its rows
-  configs    [--copy DIR]                                           list or copy the configs that are shipped
+  pretrain   --config-path DIR --config-name NAME [key=value ...]   train any method of solo-learn
+  benchmark  --config-name NAME [key=value ...]                     train and evaluate methods x seeds: table and report
+  tune       --config-path DIR --config-name NAME [key=value ...]   search a recipe without labels
+  knn        CHECKPOINT ... [options]                               k-NN accuracy of frozen features
+  linear     CHECKPOINT ... [options]                               accuracy of linear classifiers on frozen features
+  umap       CHECKPOINT ... [options]                               pictures of the features
+  score      CHECKPOINT ... [options]                               rank checkpoints without labels
+  export     CHECKPOINT --to FORMAT [--output FILE]                 write the backbone for torchvision, timm, safetensors, onnx
+  report     DIR                                                    write the report of a benchmark again from its rows
+  configs    [--copy DIR]                                           list or copy the shipped configs
   images     NAME DIR                                               write digits, fashion-mnist, ... as image folders
 
-DIR of --config-path: a folder, or the name of a shipped one, such as pretrain/digits.
-Tab completion in bash and zsh: eval "$(emim-solo -sc install=bash)"; in fish: emim-solo -sc install=fish | source
-'emim-solo COMMAND --help' says more; --verbose shows what Lightning and others print, too."""
+example: emim-solo pretrain --config-path pretrain/digits --config-name emim max_epochs=10
+
+DIR of --config-path is a folder of yours, or the name of a shipped one, such as pretrain/digits.
+CHECKPOINT is the folder of a run, as pretrain prints it.
+'emim-solo COMMAND --help' says more about a command. --verbose shows what Lightning and other libraries print, too.
+Tab completion in bash and zsh: eval "$(emim-solo -sc install=bash)"; in fish: emim-solo -sc install=fish | source"""
+
+_HELP = {  # of the commands that have no parser of their own; the others say it themselves
+    "pretrain": """usage: emim-solo pretrain --config-path DIR --config-name NAME [key=value ...]
+
+Train one method of solo-learn without labels. Checkpoints go to trained_models/METHOD/NUMBER, and one row of results
+to trained_models/rows.jsonl.
+
+example: emim-solo pretrain --config-path pretrain/digits --config-name emim max_epochs=10
+
+  key=value                    changes a key of the config; +key=value adds one that it lacks
+  --config-path pretrain/custom data.train_path=DIR        trains on a folder of images of yours
+  auto_resume.enabled=True     goes on with a run that was stopped
+  --help                       after --config-path and --config-name: shows the config
+'emim-solo configs' lists the shipped configs.""",
+    "benchmark": """usage: emim-solo benchmark --config-name NAME [key=value ...]
+
+Train methods with several seeds on the same data and settings, evaluate each run, and write a table and a report
+(report.html). Stopped, the same command goes on where it was.
+
+example: emim-solo benchmark --config-name digits only=[emim,vicreg] 'seeds=[0,1,2]' max_epochs=5
+
+  key=value                    changes a key of the benchmark's config
+  +run.key=value               changes a key of the config of every run, as in +run.optimizer.lr=0.01
+  --help                       after --config-name: shows the config, which explains each key
+'emim-solo configs' lists the shipped configs.""",
+    "report": """usage: emim-solo report DIR
+
+Write the table and the report of a benchmark again, from the rows and pictures in its folder.
+
+example: emim-solo report runs/digits""",
+    "images": """usage: emim-solo images NAME DIR
+
+Write images that come with an installed package as folders of image files, DIR/train/CLASS and DIR/val/CLASS.
+
+example: emim-solo images digits datasets/digits""",
+}
 
 
 @contextlib.contextmanager
@@ -74,8 +115,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         _leave_out_what_libraries_say()
     command, rest = arguments[0], arguments[1:]
-    if command in ("report", "images") and {"-h", "--help"}.intersection(rest):  # the others have options to explain
-        print(USAGE)
+    if command in _HELP and {"-h", "--help"}.intersection(rest) and not any(_names_a_config(word) for word in rest):
+        print(_HELP[command])
         return
     if command not in COMMANDS:
         _exit(f"unknown command '{command}': expected one of {', '.join(COMMANDS)}")
@@ -91,6 +132,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"emim-solo: {stopped}", file=sys.stderr)
         raise SystemExit(stopped.status) from None
+
+
+def _names_a_config(word: str) -> bool:
+    return word.partition("=")[0] in ("--config-name", "-cn", "--config-path", "-cp")  # Hydra then shows the config
 
 
 def _leave_out_what_libraries_say() -> None:

@@ -221,10 +221,11 @@ def export_main(arguments: Sequence[str]) -> None:
     """``emim-solo export FOLDER --to FORMAT``."""
     parser = argparse.ArgumentParser(
         prog="emim-solo export",
-        description="The backbone of a run as a file that loads without solo-learn, and its card.",
+        description="Write the backbone of a run to a file that loads without solo-learn, with a model card beside it.",
+        epilog="example: emim-solo export trained_models/emim/0 --to timm",
     )
-    parser.add_argument("folder", metavar="FOLDER", help="of a run, or one of its .ckpt files")
-    parser.add_argument("--to", choices=SUFFIXES, required=True)
+    parser.add_argument("folder", metavar="FOLDER", help="folder of a run, or one of its .ckpt files")
+    parser.add_argument("--to", choices=SUFFIXES, required=True, help="the library or format")
     parser.add_argument("--output", type=Path, metavar="FILE", help="default: backbone-FORMAT in the run's folder")
     parser.add_argument("--license", default="other", help="of the weights, for the card: mit, cc-by-4.0, ...")
     options = parser.parse_args(arguments)

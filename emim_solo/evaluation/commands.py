@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from emim_solo.checkpoints.opening import EXPECTED, Checkpoint, open_checkpoints
+from emim_solo.checkpoints.opening import Checkpoint, open_checkpoints
 from emim_solo.evaluation.features import Features, extract_features
 from emim_solo.evaluation.protocol import SEEDS, VIEWS
 from emim_solo.ground import files
@@ -23,7 +23,7 @@ from emim_solo.results import rows
 from emim_solo.suite import as_dict, load_suite
 from emim_solo.suite.api import device_of
 
-VIEWS_HELP = "views=8: features are the mean over eight views of each image, drawn as in training"
+_VIEWS = {"views=8": "features are the mean over eight views of each image, drawn as in training"}
 
 
 def evaluation_row(
@@ -49,16 +49,26 @@ def evaluation_row(
     )
 
 
-def folders_parser(command: str, description: str, *, rows: bool = True) -> argparse.ArgumentParser:
-    """The parser of a command on checkpoints, that writes ``rows`` or none; :func:`split` comes before it."""
+def folders_parser(
+    command: str, description: str, example: str, keys: Mapping[str, str] | None = None, *, rows: bool = True
+) -> argparse.ArgumentParser:
+    """The parser of a command on checkpoints, that writes ``rows`` or none; :func:`split` comes before it.
+
+    ``keys`` explains each key=value that the command takes, beside those of the images.
+    """
+    of_images = {"data.train_path=DIR data.val_path=DIR": "images to evaluate on, instead of the run's own"}
+    of_images["augmentations.0.crop_size=N"] = "their size in pixels"
+    lines = [f"  {key:<40}{text}" for key, text in {**(keys or {}), **of_images}.items()]
     parser = argparse.ArgumentParser(
         prog=f"emim-solo {command}",
         description=description,
-        epilog="data.train_path=DIR data.val_path=DIR augmentations.0.crop_size=N after the checkpoints: evaluated on these",
+        epilog="\n".join(["key=value, after the checkpoints:", *lines, "", f"example: {example}"]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folders", nargs="+", metavar="CHECKPOINT", help=EXPECTED)
+    text = "folder of a run, as pretrain prints it; a .ckpt file in one; a file of 'emim-solo export'; or weights of another "
+    parser.add_argument("folders", nargs="+", metavar="CHECKPOINT", help=f"{text}library, as in timm:resnet18@FILE")
     if rows:
-        text = "folder of the rows.jsonl, or a .jsonl file, that rows are appended to; by default that of each run"
+        text = "where to append the rows: a folder or a .jsonl file; by default the rows.jsonl of each run"
         parser.add_argument("--rows", type=Path, metavar="PLACE", help=text)
     return parser
 
@@ -126,14 +136,15 @@ def knn_main(arguments: Sequence[str]) -> None:
     """``emim-solo knn FOLDER ...``."""
     from emim_solo.evaluation.knn import DISTANCES, KS, TEMPERATURE, KnnSettings, knn
 
-    parser = folders_parser(
-        "knn", "Offline k-NN accuracy, the suite's WeightedKNNClassifier's, of backbone and projector."
-    )
+    about = """Classify validation images by their nearest training images, on frozen features of backbone and projector.
+
+Prints top-1 accuracies in percent by features, distance and number of neighbours k. They equal those of solo-learn's
+WeightedKNNClassifier."""
+    parser = folders_parser("knn", about, "emim-solo knn trained_models/emim/0 -k 20 --distance cosine", _VIEWS)
     flags = {"ks": "-k", "distances": "--distance", "temperature": "--temperature"}
     parser.add_argument(flags["ks"], dest="ks", type=int, nargs="+", default=list(KS), help="numbers of neighbours")
     parser.add_argument(flags["distances"], dest="distances", choices=DISTANCES, nargs="+", default=list(DISTANCES))
-    parser.add_argument(flags["temperature"], type=float, default=TEMPERATURE, help="of cosine")
-    parser.epilog = f"{parser.epilog}; {VIEWS_HELP}"
+    parser.add_argument(flags["temperature"], type=float, default=TEMPERATURE, help="of votes by cosine similarity")
     words, of_knn, changes = split(arguments)
     views, no_setting = views_of(of_knn)
     options = parser.parse_args([*no_setting, *words])
@@ -152,14 +163,12 @@ def linear_main(arguments: Sequence[str]) -> None:
     """``emim-solo linear FOLDER ... [key=value ...]``."""
     from emim_solo.evaluation.linear import complete_settings, linear, logistic
 
-    parser = folders_parser(
-        "linear",
-        "Offline linear evaluation by the suite's LinearModel on frozen features, beside a logistic regression.",
-    )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.epilog = (
-        f"{parser.epilog}; max_epochs, optimizer.lr, scheduler.name and so on, as in scripts/linear; {VIEWS_HELP}"
-    )
+    about = """Train two linear classifiers on frozen features of the backbone: solo-learn's LinearModel, and a logistic regression.
+
+Prints accuracies on the validation images in percent: acc1 and acc5 of the LinearModel, logistic_acc1 of the other."""
+    keys = {"max_epochs=100 optimizer.lr=0.3 ...": "of the LinearModel, as in scripts/linear", **_VIEWS}
+    parser = folders_parser("linear", about, "emim-solo linear trained_models/emim/0 max_epochs=50", keys)
+    parser.add_argument("--seed", type=int, default=0, help="of the LinearModel's weights and of the order of images")
     words, of_linear, changes = split(arguments)
     views, of_linear = views_of(of_linear)
     options = parser.parse_args(words)
@@ -177,10 +186,12 @@ def umap_main(arguments: Sequence[str]) -> None:
     """``emim-solo umap FOLDER ...``."""
     from emim_solo.evaluation.umap import check_installed, make_pictures
 
-    parser = folders_parser("umap", "UMAP of all checkpoints in one aligned layout.", rows=False)
+    about = "Draw the features of all checkpoints by UMAP, in one aligned layout, and write their coordinates as CSV."
+    example = "emim-solo umap trained_models/emim/0 trained_models/vicreg/0"
+    parser = folders_parser("umap", about, example, rows=False)
     parser.add_argument("--output", type=Path, default=Path("umap"), help="folder for the pictures")
-    parser.add_argument("--limit", type=int, default=2000, help="number of images at most in each picture")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--limit", type=int, default=2000, help="at most so many images in each picture")
+    parser.add_argument("--seed", type=int, default=0, help="of UMAP and of the choice of images")
     words, no_setting, changes = split(arguments)
     options = parser.parse_args([*no_setting, *words])
     check_installed()

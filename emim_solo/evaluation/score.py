@@ -141,17 +141,25 @@ def score_checkpoint(
 
 def score_main(arguments: Sequence[str]) -> None:
     """``emim-solo score FOLDER ... [key=value ...]``."""
-    parser = folders_parser("score", "Rank checkpoints of any method of the suite without labels, all by one protocol.")
-    parser.epilog = f"{parser.epilog}; views=4 augmentation.grayscale.prob=0: another protocol"
+    about = """Rank checkpoints of any method without labels: how many nats one view of an image tells about the image.
+
+Views are drawn by one protocol for all checkpoints. Prints each score with half the width of its 95 % interval."""
+    keys = {"views=4 augmentation.grayscale.prob=0": "another protocol"}
+    parser = folders_parser("score", about, "emim-solo score trained_models/emim/0 trained_models/vicreg/0", keys)
     parser.add_argument("--protocol", default="default", help="a YAML file, or a shipped one: default, digits")
-    parser.add_argument("--another-protocol", action="store_true", help="beside rows of other protocols")
-    parser.add_argument("--epochs", action="store_true", help="every checkpoint of each run, and a curve of them")
+    parser.add_argument("--another-protocol", action="store_true", help="append rows beside those of other protocols")
+    parser.add_argument("--epochs", action="store_true", help="score every checkpoint of each run, and draw a curve")
     parser.add_argument("--output", type=Path, default=Path("score"), help="folder for the curve")
-    parser.add_argument("--no-knn", action="store_true", help=f"no {NEIGHBOURS}-NN where there are labels")
     parser.add_argument(
-        "--knn-views", type=int, metavar="K", help="its features are averaged over K views of each image"
+        "--no-knn", action="store_true", help=f"leave out the {NEIGHBOURS}-NN accuracy, which needs labels"
     )
-    parser.add_argument("--json", action="store_true", help="protocol and ranked rows in JSON, nothing else")
+    parser.add_argument(
+        "--knn-views",
+        type=int,
+        metavar="K",
+        help=f"average the features of the {NEIGHBOURS}-NN over K views of each image",
+    )
+    parser.add_argument("--json", action="store_true", help="print protocol and ranked rows in JSON, nothing else")
     flags, of_protocol, changes = split(arguments)
     options = parser.parse_args(flags)
     checked(options.knn_views, int | None, "--knn-views", VIEWS)

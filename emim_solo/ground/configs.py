@@ -97,8 +97,11 @@ def copy(target: str | os.PathLike[str], *, force: bool = False) -> list[Path]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """``emim-solo configs``: list them, print where one folder is, or copy all with ``--copy DIR``."""
-    text = "List the configs that are shipped, or copy them to change them."
-    parser = argparse.ArgumentParser(prog="emim-solo configs", description=text)
+    text, example = (
+        "List the shipped configs, or copy them to change them.",
+        "example: emim-solo configs --copy emim-scripts",
+    )
+    parser = argparse.ArgumentParser(prog="emim-solo configs", description=text, epilog=example)
     where = "print where this one is, as in --config-path $(emim-solo configs FOLDER)"
     parser.add_argument("folder", nargs="?", help=where)
     parser.add_argument("--copy", metavar="DIR", help="copy all of them into DIR")

@@ -20,17 +20,22 @@ def tune_main(arguments: Sequence[str]) -> None:
     """``emim-solo tune --config-path DIR --config-name NAME [key=value ...]``."""
     parser = argparse.ArgumentParser(
         prog="emim-solo tune",
-        description="Search keys of a pretraining config for the highest score, without labels (docs/label-free.md).",
-        epilog="key=value as in pretrain, or in Hydra's grammar of sweeps to be searched: emim-solo tune --config-path "
-        "pretrain/digits --config-name emim 'optimizer.lr=tag(log, interval(1e-3, 3e-2))' 'method_kwargs.weight="
-        "choice(1,2,4,8)' max_epochs=5. The same command goes on after a kill, and helps where it runs already.",
+        description="Search keys of a pretraining config for the highest score, without labels (docs/label-free.md). "
+        "After a kill the same command goes on; run a second time at once, it shares the work.",
+        epilog="example: emim-solo tune --config-path pretrain/digits --config-name emim 'optimizer.lr=tag(log, "
+        "interval(1e-3, 3e-2))' 'method_kwargs.weight=choice(1,2,4,8)' max_epochs=5",
     )
     parser.add_argument("--config-path", "-cp", required=True, help="folder of the config, as in pretrain")
     parser.add_argument("--config-name", "-cn", required=True, help="its name")
     parser.add_argument("--search", help=f"a YAML file, or a shipped one: {', '.join(configs.searches())}")
     parser.add_argument("--trials", type=int, help="how many in all, instead of the search's")
     parser.add_argument("--output", type=Path, help="folder of the search, by default runs/tune/<name of the config>")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="the same in every trial, or searched")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="the same in every trial; or, in Hydra's grammar of sweeps, searched",
+    )
     options = parser.parse_intermixed_args(list(arguments))
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
