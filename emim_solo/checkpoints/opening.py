@@ -286,12 +286,15 @@ def within_epochs(folder: Path) -> list[Path]:
     return [path for _, step, path in _by_age(folder) if step > 0]
 
 
-def progress(contents: Mapping[str, Any]) -> tuple[int, int]:
-    """How many whole epochs, and how many batches of the next one, are in a checkpoint."""
-    loops: Mapping[str, Any] = (contents.get("loops") or {}).get("fit_loop", {})
-    batches: Mapping[str, Any] = loops.get("epoch_loop.batch_progress", {})
+def progress(path: Path, contents: Mapping[str, Any]) -> tuple[int, int]:
+    """How many whole epochs, and how many batches of the next one, are in a checkpoint.
+
+    A file of an epoch counts as a whole one, even if the last step of the run came within it.
+    """
     epoch: int = contents["epoch"]
-    return (epoch + 1, 0) if batches.get("is_last_batch", True) else (epoch, batches["current"]["processed"])
+    if (_age(path) or (0, 0))[1] == 0:
+        return epoch + 1, 0
+    return epoch, contents["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["processed"]
 
 
 def _by_age(folder: Path) -> list[tuple[int, int, Path]]:
