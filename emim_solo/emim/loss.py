@@ -1,4 +1,4 @@
-"""EMIM's loss as a module for a training loop of one's own: it needs torch alone."""
+"""EMIM's loss as a module for your own training loop; it needs only torch."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from torch import Tensor, nn
 
 from emim_solo.emim.objective import check_loss_settings, emim_loss_func, random_directions
 
-DIRECTIONS = 16  # of a step, where embeddings are held to a Gaussian: others in the next, so that few are enough
+DIRECTIONS = 16  # per step, with gaussian_weight above 0; each step draws new ones, so few are enough
 
 
 class EMIMLoss(nn.Module):
     """EMIM's loss of two or more views, lower is better.
 
-    Put the embeddings of the views, the outputs of a projector, into it: ``loss = EMIMLoss()(z1, z2)``. It has no parameters.
-    With more than one process under ``torch.distributed``, call it once in each process and step.
+    Its input is the embeddings of the views, the outputs of a projector: ``loss = EMIMLoss()(z1, z2)``. It has no
+    parameters. With several processes under ``torch.distributed``, call it once per process and step.
 
     Args:
-        gather: take the embeddings of all processes for one batch. False: each process has the loss of its own batch.
-        directions: number of random directions of a step, where ``gaussian_weight`` is above 0.
+        gather: True joins the embeddings of all processes into one batch. False: each process computes its own loss.
+        directions: number of random directions per step, used if ``gaussian_weight`` is above 0.
         **settings: ``objective``, ``marginal``, ``residual``, ``weight``, ``noise_variance``, ``gaussian_weight`` as
             :func:`emim_solo.emim.objective.emim_loss_func` takes them.
 
     Raises:
         ValueError: a setting that the loss cannot take.
-        TypeError: a setting that it does not know.
+        TypeError: an unknown setting.
     """
 
     def __init__(self, *, gather: bool = True, directions: int = DIRECTIONS, **settings: Any) -> None:

@@ -1,7 +1,7 @@
-"""Measures of a representation without labels, in float64 on the CPU, information in nats: pure functions on features.
+"""How good is a representation, measured without labels? Pure functions of features, in float64 on the CPU.
 
-:func:`scores` and :func:`diagnose` are all of them by name: what ``emim-solo score`` and a benchmark's diagnostics
-write into their rows.
+Information is in nats (natural logarithm). :func:`scores` and :func:`diagnose` compute all measures by name, for the rows
+of ``emim-solo score`` and of a benchmark's diagnostics.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ from emim_solo.emim.objective import (
 )
 
 OF_A_PAIR = ("pair_information", "pair_information_null", "rankme", "alpha_req", "alignment", "uniformity")
-"""What :func:`scores` and :func:`diagnose` both have: of the first view of each image, or of the first two."""
+"""Measures of both :func:`scores` and :func:`diagnose`, computed on the first view of each image or on the first two."""
 NAMES = ("view_information", "view_information_null", "lidar", *OF_A_PAIR)
-"""Of :func:`scores`."""
+"""Measures of :func:`scores`."""
 CONFIDENCE = 0.95
 SPECTRUM_IMAGES = 25_600
-"""Images at most that measures of one or two views see: as many as RankMe's authors take."""
+"""Maximal number of images for measures of one or two views: as many as RankMe's authors use."""
 UNIFORMITY_IMAGES = 4_096
-"""Uniformity holds the distance of every pair."""
+"""Maximal number of images for uniformity, which keeps the distance of every pair in memory."""
 DECAY_RANKS = (5, 50)
-"""Ranks that the power law is fitted to, from 1: the first few follow the classes and the last the noise."""
+"""First and last rank, counted from 1, of the power-law fit: the ranks before follow the classes, those after the noise."""
 COLLAPSED_RANK = 3.0
-"""Centred :func:`rankme` of collapsed embeddings: collapsed runs had 1.4 and 2.5 of 256 dimensions, sound ones 31."""
+"""Embeddings with a smaller centred :func:`rankme` are collapsed. Of 256 dimensions collapsed runs had 1.4 and 2.5, sound ones 31."""
 COLLAPSED_SPREAD = 0.05
-"""Spread (see :func:`spread`) under which a run counts as collapsed; 1 is a uniform sphere."""
-_PIECE = 2**24  # numbers in float64: 128 MB
+"""Embeddings with a smaller :func:`spread` are collapsed; a uniform sphere has 1."""
+_PIECE = 2**24  # float64 numbers: 128 MB
 
-# -- of one view, or two -------------------------------------------------------------------------------------------
+# -- measures of one view, or two -------------------------------------------------------------------------------------------
 
 
 def _as_matrix(features: Tensor) -> Tensor:
-    """Float64 copy on the CPU of a finite ``(N, d)`` array with at least two rows."""
+    """Float64 copy on the CPU of a finite ``(N, d)`` array of at least two rows."""
     if features.ndim != 2 or features.shape[0] < 2 or features.shape[1] < 1:
         raise ValueError(f"features have shape {tuple(features.shape)}, expected (N, d) of at least 2 samples")
     matrix = features.detach().to(device="cpu", dtype=torch.float64)
@@ -56,8 +56,8 @@ def _as_matrix(features: Tensor) -> Tensor:
 def rankme(features: Tensor, *, centred: bool = False) -> float:
     """RankMe of ``(N, d)`` features: the exponential of the entropy of the normalised singular values.
 
-    From 1 to ``min(N, d)``, 0 for features that are all zero. Published without the mean subtracted (``centred``): a
-    large common mean counts as one strong direction.
+    From 1 to ``min(N, d)``; 0 if all features are zero. The published measure does not subtract the mean, so a large common
+    mean counts as one strong direction; ``centred`` subtracts it.
 
     Source: Garrido et al., "RankMe: Assessing the Downstream Performance of Pretrained Self-Supervised
     Representations by Their Rank", ICML 2023, equation 1.
@@ -73,7 +73,7 @@ def rankme(features: Tensor, *, centred: bool = False) -> float:
 
 
 def alignment(features1: Tensor, features2: Tensor, *, power: float = 2.0) -> float:
-    """Mean distance, to a power, of two views ``(N, d)`` of the same images on the unit sphere: 0 is perfect.
+    """Mean power of the distance on the unit sphere between two views ``(N, d)`` of the same images: 0 is perfect.
 
     Source: Wang & Isola, "Understanding Contrastive Representation Learning through Alignment and
     Uniformity on the Hypersphere", ICML 2020.
@@ -86,9 +86,9 @@ def alignment(features1: Tensor, features2: Tensor, *, power: float = 2.0) -> fl
 
 
 def uniformity(features: Tensor, *, temperature: float = 2.0) -> float:
-    """Log of the mean potential ``exp(-t |x - y|^2)`` of all N^2 pairs of ``(N, d)`` features on the unit sphere.
+    """Log of the mean potential ``exp(-t |x - y|^2)`` over all pairs of ``(N, d)`` features on the unit sphere.
 
-    From ``-4 t`` (two opposite points; lower is more uniform) to 0 (all points in one place).
+    From ``-4 t`` (two opposite points) to 0 (all points in one place); lower is more uniform.
 
     Source: Wang & Isola (see :func:`alignment`).
     """
@@ -106,8 +106,8 @@ def spectrum(features: Tensor) -> Tensor:
 def alpha_req(features: Tensor) -> float:
     """alpha-ReQ: the exponent of the power law ``k^-alpha`` of the covariance spectrum of ``(N, d)`` features.
 
-    A least-squares line through ``(log k, log eigenvalue)``, each rank of :data:`DECAY_RANKS` weighted by ``1 / k`` so
-    that a decade of ranks counts the same wherever it lies; NaN where fewer than three eigenvalues are above rounding.
+    A least-squares line through ``(log k, log eigenvalue)`` for the ranks of :data:`DECAY_RANKS`. The weights ``1 / k`` give
+    every decade of ranks the same influence. NaN if fewer than three eigenvalues are above rounding.
 
     Source: Agrawal et al., "alpha-ReQ: Assessing Representation Quality in Self-Supervised Learning by
     measuring eigenspectrum decay", NeurIPS 2022.
@@ -131,7 +131,7 @@ def spread(features: Tensor) -> float:
     From 0 (all in one direction: complete collapse) to 1 (the directions cancel, as on a uniform sphere).
 
     Source: the test for collapse of Chen & He, "Exploring Simple Siamese Representation Learning", CVPR
-    2021, section 4.1, with the sum over dimensions in place of their mean so that 1 does not depend on d.
+    2021, section 4.1. The sum over dimensions replaces their mean, so that the value 1 does not depend on d.
     """
     directions = F.normalize(_as_matrix(features))
     return directions.var(dim=0, correction=0).sum().sqrt().item()
@@ -140,18 +140,18 @@ def spread(features: Tensor) -> float:
 def collapsed(embeddings: Tensor) -> bool:
     """Whether embeddings ``(N, d)`` of the projector have collapsed, to a point or to very few directions.
 
-    The rule: the :func:`spread` is under :data:`COLLAPSED_SPREAD`, or the centred :func:`rankme` is
-    under :data:`COLLAPSED_RANK` (under half the dimensions where there are fewer than six).
+    The rule: the :func:`spread` is below :data:`COLLAPSED_SPREAD`, or the centred :func:`rankme` is
+    below :data:`COLLAPSED_RANK` (below half of ``min(N, d)`` if that is less than 3).
     """
     limit = min(COLLAPSED_RANK, min(embeddings.shape) / 2)
     return spread(embeddings) < COLLAPSED_SPREAD or rankme(embeddings, centred=True) < limit
 
 
 def pair_information(features1: Tensor, features2: Tensor, *, noise_variance: float = 0.1) -> tuple[float, float]:
-    """Mutual information of two views ``(N, d)`` of the same images and its null, in nats: read the difference.
+    """Mutual information of two views ``(N, d)`` of the same images, and its null, in nats: read the difference.
 
-    The estimator has a bias of about ``d^2 / 2N`` on independent features; the null, the same estimator with
-    the pairs of one view rolled by one, shows it.
+    The null is the same estimator with one view rolled by one image. It shows the estimator's bias, which is about
+    ``d^2 / 2N`` for independent features.
     """
     first, second = _as_matrix(features1), _as_matrix(features2)
     null = null_mutual_information(first, second, noise_variance=noise_variance, gather=False)
@@ -159,15 +159,15 @@ def pair_information(features1: Tensor, features2: Tensor, *, noise_variance: fl
 
 
 def non_gaussianity(features: Tensor, *, directions: int = 64, seed: int = 0) -> tuple[float, float]:
-    """How far projections of ``(N, d)`` features onto random directions are from Gaussian, and Gaussian samples are.
+    """How far projections of ``(N, d)`` features onto random directions are from Gaussian, and the same of Gaussian samples.
 
-    The mean :func:`emim_solo.emim.objective.epps_pulley` statistic of the standardised features. The covariance is not
-    tested: second moments hold it anyway. Where this is at its null the marginals may be taken for Gaussian, and the
-    mutual information from second moments for a lower bound of the true one (see :mod:`emim_solo.emim.theory`).
+    The mean :func:`emim_solo.emim.objective.epps_pulley` statistic of the standardised features. It does not test the
+    covariance, which the second moments describe. If the statistic is at its null, treat the marginals as Gaussian. The mutual
+    information from second moments is then a lower bound of the true one (see :mod:`emim_solo.emim.theory`).
 
     Returns:
-        ``(statistic, null)``, from 0 on: signs +-1 have 0.05, a uniform distribution 0.005; the null falls as 1/N. Directions
-        without variance are left out; NaN where none has any.
+        ``(statistic, null)``, both >= 0: signs +-1 have 0.05, a uniform distribution 0.005; the null falls as 1/N. Features
+        without variance are left out; NaN if none has variance.
 
     Source: Epps & Pulley (see :func:`emim_solo.emim.objective.epps_pulley`); slicing as in Balestriero & LeCun, arXiv 2511.08544.
     """
@@ -183,33 +183,33 @@ def non_gaussianity(features: Tensor, *, directions: int = 64, seed: int = 0) ->
 
 @cache
 def _gaussian_null(samples: int, directions: int, seed: int) -> float:
-    """The statistic of as many Gaussian samples: asked for again at every logging interval of a training."""
+    """The statistic of the same number of Gaussian samples; cached, since a training needs it at every logging interval."""
     generator = torch.Generator().manual_seed(seed)
     return epps_pulley(torch.randn(samples, directions, generator=generator, dtype=torch.float64)).mean().item()
 
 
-# -- of several views -------------------------------------------------------------------------------------------------
+# -- measures of several views -------------------------------------------------------------------------------------------------
 
 
 def image_information(features: Tensor, *, noise_variance: float = 0.1, seed: int = 0) -> tuple[float, float]:
     """Information of a view about its image, and its null, in nats: read the difference, which is the view information.
 
-    Features are standardised over all images and views; one that is constant to rounding adds nothing. With noise of
-    variance e added to every view,
+    Features are standardised over all images and views. A feature that is constant to rounding adds nothing. With noise
+    of variance e added to every view,
 
         I(Z; image) = 1/2 [log det(S_w + S_b + e I) - log det(S_w + e I)],
 
-    S_w the covariance within images (N (q - 1) degrees of freedom), S_b that of the images' means less S_w / q. It is
-    exact where means, and views about them, are Gaussian, and bounds the information of two views about each other from
-    above (data processing).
+    where S_w is the covariance within images (N (q - 1) degrees of freedom) and S_b is the covariance of the images'
+    means minus S_w / q. The formula is exact if the means, and the views around them, are Gaussian. It is an upper bound of
+    the information of two views about each other (data processing).
 
-    The null is the same number after every view was given to a random image (at e = 0 d^2 / (4 N q (q - 1)) to first
-    order, by Wishart log determinants). Of views that are independent of their images the difference has the mean 0 for
-    every N, q, d and e. Of views that do tell their image it is too low, by up to about d^2 / 4N nats where S_b
-    outweighs S_w and e is small: compare scores of one N, q, e.
+    The null is the same number after every view was assigned to a random image (at e = 0 it is d^2 / (4 N q (q - 1)) to
+    first order, by Wishart log determinants). For views independent of their images the difference has mean 0, for every
+    N, q, d and e. For other views it is too low, by up to about d^2 / 4N nats if S_b is much larger than S_w and e is
+    small. Compare only scores with equal N, q and e.
 
     Args:
-        features: ``(N, q, d)``, all at least 2.
+        features: ``(N, q, d)``: N images, q views of each; all at least 2.
         noise_variance: e > 0.
         seed: of the null.
 
@@ -242,15 +242,15 @@ def image_information(features: Tensor, *, noise_variance: float = 0.1, seed: in
 
 
 def lidar(features: Tensor, *, delta: float = 1e-4) -> float:
-    """LiDAR: effective rank of the between-image covariance, whitened by the within-image one.
+    """LiDAR: effective rank of the between-image covariance, whitened by the within-image covariance.
 
-    Eigenvalues are those of ``(S_w + delta I)^-1 S_b``, with S_b the covariance of the images' means and S_w the mean
-    square distance of views from them (N and N q in the denominators), of features ``(N, q, d)``, all at least 2, as
-    they are. As in :func:`rankme`, the authors' 1e-7 beside each eigenvalue's share is left out; their q is 50.
+    Eigenvalues are those of ``(S_w + delta I)^-1 S_b`` for features ``(N, q, d)``, all at least 2, not standardised. S_b is
+    the covariance of the images' means, S_w that of the views around their means (N and N q in the denominators). As in
+    :func:`rankme`, the authors' 1e-7 beside each eigenvalue's share is left out. The authors use q = 50.
 
     Returns:
-        From 1 to ``min(N - 1, d)``; 0 where all images have one mean. NaN for features that are not finite, or so
-        large, of a run that diverged, that delta is lost in their rounding.
+        From 1 to ``min(N - 1, d)``; 0 if all images have the same mean. NaN for features that are not finite, or so large
+        (a run that diverged) that rounding swallows delta.
 
     Source: Thilak et al., "LiDAR: Sensing Linear Probing Performance in Joint Embedding SSL Architectures", ICLR 2024.
     """
@@ -270,7 +270,7 @@ def lidar(features: Tensor, *, delta: float = 1e-4) -> float:
 
 def _of_pair(first: Tensor, second: Tensor, noise_variance: float, seed: int) -> dict[str, float]:
     """The measures :data:`OF_A_PAIR` of finite features."""
-    # Neighbours in a folder are of one class: in their order the null of a pair would hold that information.
+    # Neighbours in a folder are of one class. Without a shuffle the null of a pair would contain that information.
     order = torch.randperm(len(first), generator=torch.Generator().manual_seed(seed))[:SPECTRUM_IMAGES]
     first, second = (view[order].to("cpu", torch.float64) for view in (first, second))
     information, null = pair_information(first, second, noise_variance=noise_variance)
@@ -285,14 +285,14 @@ def _of_pair(first: Tensor, second: Tensor, noise_variance: float, seed: int) ->
 
 
 def scores(features: Tensor, *, noise_variance: float = 0.1, delta: float = 1e-4, seed: int = 0) -> dict[str, float]:
-    """The measures :data:`NAMES` of features ``(N, q, d)``, all at least 2, shuffled where their order counts.
+    """The measures :data:`NAMES` of features ``(N, q, d)``, all at least 2. Images are shuffled where their order matters.
 
-    ``seed`` is of the nulls, and of the images taken where there are more than :data:`SPECTRUM_IMAGES`.
+    ``seed`` is that of the nulls, and of the choice of images if there are more than :data:`SPECTRUM_IMAGES`.
 
     Returns:
-        ``view_information`` and, of the first two views, ``pair_information``, each less its null, which is
+        ``view_information`` and, for the first two views, ``pair_information``, each minus its null, which is
         ``<name>_null``; ``lidar``; ``rankme``, ``alpha_req`` and ``uniformity`` of the first view; ``alignment`` of the first
-        two. Features that are not finite give NaN throughout.
+        two. If features are not finite, all values are NaN.
 
     Raises:
         ValueError: another shape, or a setting that is not above 0.
@@ -306,11 +306,11 @@ def scores(features: Tensor, *, noise_variance: float = 0.1, delta: float = 1e-4
 
 
 def diagnose(features1: Tensor, features2: Tensor, *, noise_variance: float = 0.1, seed: int = 0) -> dict[str, float]:
-    """What two views ``(N, d)`` of the same images say of a run's health.
+    """Whether a run is healthy, judged by two views ``(N, d)`` of the same images.
 
     Returns:
-        The measures :data:`OF_A_PAIR`, as :func:`scores` has them, and ``spread``, ``collapsed`` (1 or 0), ``non_gaussianity``
-        and ``non_gaussianity_null`` of the first view. Features with NaN or infinite values give NaN throughout.
+        The measures :data:`OF_A_PAIR` as in :func:`scores`, and ``spread``, ``collapsed`` (1 or 0), ``non_gaussianity``
+        and ``non_gaussianity_null`` of the first view. If features hold NaN or infinite values, all values are NaN.
     """
     of_first = ("spread", "collapsed", "non_gaussianity", "non_gaussianity_null")
     if not (torch.isfinite(features1).all() and torch.isfinite(features2).all()):
@@ -322,12 +322,12 @@ def diagnose(features1: Tensor, features2: Tensor, *, noise_variance: float = 0.
 def half_widths(features: Tensor, *, splits: int = 10, seed: int = 0, **settings: float) -> dict[str, float]:
     """Half the width of a 95 % interval around each of the :func:`scores` of features ``(N, q, d)``, N at least 4.
 
-    It is over the choice of images: of two random halves of them, a quarter of the squared difference of their scores
-    estimates the variance of the whole's; the mean over the splits into halves, each of which costs what the scores
-    cost, is taken. The bootstrap does not serve: an image drawn twice is no second image (docs/label-free.md). Against
-    the spread over new images these are half as wide again for independent views, right for Gaussian ones, and up to 40
-    % too narrow for heavy tails. NaN where a score is NaN; ``seed`` is of the splits and, with ``settings``, of the
-    scores.
+    The interval is over the choice of images. The images are split into two random halves. A quarter of the squared
+    difference of the halves' scores estimates the variance of the score of all images; the estimate is the mean over
+    ``splits`` splits. Each split costs as much as the scores. A bootstrap would be wrong: an image drawn twice is no second
+    image (docs/label-free.md). Compared with the spread over new images, the intervals are half as wide again for independent
+    views, right for Gaussian ones, and up to 40 % too narrow for heavy tails. NaN if a score is NaN. ``seed`` is that of the
+    splits and the scores, ``settings`` are those of the scores.
     """
     widths = _half_widths(features, lambda half: list(scores(half, seed=seed, **settings).values()), splits, seed)
     return dict(zip(NAMES, widths, strict=True))
@@ -350,9 +350,9 @@ def _half_widths(features: Tensor, values: Callable[[Tensor], list[float]], spli
 
 @cache
 def t_quantile(degrees: int) -> float:
-    """What Student's t of so many degrees of freedom is under in absolute value with a probability of 95 %.
+    """The value that ``|t|`` is below with probability 95 %, for Student's t with so many degrees of freedom.
 
-    SciPy's ``t.ppf``, without SciPy: the score needs torch alone.
+    SciPy's ``t.ppf`` is the same, but the score needs only torch.
     """
     x = torch.linspace(0, 20, 200_001, dtype=torch.float64)
     log_scale = math.lgamma((degrees + 1) / 2) - math.lgamma(degrees / 2) - math.log(math.pi * degrees) / 2
@@ -367,8 +367,8 @@ class ViewInformation(NamedTuple):
     """What a view tells about its image, in nats.
 
     Attributes:
-        score: the estimate less its null: the number that ranks encoders.
-        null: the same estimate after every view was given to a random image.
+        score: the estimate minus its null: the number that ranks encoders.
+        null: the same estimate after every view was assigned to a random image.
         half_width: of a 95 % interval around the score, over the choice of images.
     """
 
@@ -383,7 +383,7 @@ def view_information(features: Any, *, noise_variance: float = 0.1, splits: int 
     Args:
         features: ``(N, q, d)``, q augmented views of each of N >= 4 images: a tensor or a NumPy array.
         noise_variance: e > 0.
-        splits: of the images into halves, for the interval; each costs about what the score costs.
+        splits: number of splits of the images into halves, for the interval; each costs about as much as the score.
         seed: of the null and the splits.
 
     Returns:
@@ -423,7 +423,7 @@ def _images_in_a_piece(features: Tensor) -> int:
 
 
 def _pieces(features: Tensor, order: Tensor | None = None) -> Iterator[Tensor]:
-    """Some images at a time in float64; with an order ``(N, q)``, view j of row i is that of image ``order[i, j]``."""
+    """A few images at a time in float64. With an order ``(N, q)``, view j of row i is view j of image ``order[i, j]``."""
     size = _images_in_a_piece(features)
     columns = torch.arange(features.shape[1])
     for piece in features.split(size) if order is None else order.split(size):
@@ -431,7 +431,7 @@ def _pieces(features: Tensor, order: Tensor | None = None) -> Iterator[Tensor]:
 
 
 def _moments(features: Tensor, order: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, covariance of all views and covariance of the images' means, N q and N in the denominators."""
+    """Mean, covariance of all views and covariance of the images' means, with N q and N in the denominators."""
     images, views, dimensions = features.shape
     mean = torch.zeros(dimensions, dtype=torch.float64)
     for piece in _pieces(features):
@@ -439,7 +439,7 @@ def _moments(features: Tensor, order: Tensor | None = None) -> tuple[Tensor, Ten
     total, between = torch.zeros(2, dimensions, dimensions, dtype=torch.float64)
     for piece in _pieces(features, order):
         centred = piece - mean
-        if order is None:  # an order changes nothing about it
+        if order is None:  # an order does not change it
             total += centred.flatten(0, 1).mT @ centred.flatten(0, 1) / (images * views)
         means = centred.mean(1)
         between += means.mT @ means / images

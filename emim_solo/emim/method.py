@@ -1,4 +1,4 @@
-"""EMIM as a method of solo-learn, written once for both generations: projector, defaults and checks, training step."""
+"""EMIM as a method of both generations of solo-learn: projector, defaults and checks, training step."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from emim_solo.ground import compare
 from emim_solo.ground.errors import UsageError
 from emim_solo.ground.settings import read, setting
 
-_WIDEST = 32_768  # a hidden layer of it has 4 GB of weights
+_WIDEST = 32_768  # a hidden layer of this width has 4 GB of weights
 
 
 @dataclass(frozen=True)
 class MethodSettings:
-    """EMIM's ``method_kwargs``: widths of the projector, and what :func:`emim_loss_func` takes."""
+    """EMIM's ``method_kwargs``: widths of the projector, and the arguments of :func:`emim_loss_func`."""
 
     proj_hidden_dim: int = setting(2048, least=1, most=_WIDEST)
     proj_output_dim: int = setting(2048, least=1, most=_WIDEST)
@@ -52,27 +52,27 @@ DEFAULTS = asdict(MethodSettings())
 PROJECTOR_DEFAULTS = {name: value for name, value in DEFAULTS.items() if name.startswith("proj_")}
 OBJECTIVE_DEFAULTS = {name: value for name, value in DEFAULTS.items() if name not in PROJECTOR_DEFAULTS}
 _SETTINGS = "emim_solo"  # key in a checkpoint
-_NOT_TO_CHANGE = ("method_kwargs", "seed", "backbone", "optimizer.name")  # in the middle of a run
-_IMAGES_TO_JUDGE_COLLAPSE = 256  # of the epoch's last batch; an SVD of them takes a tenth of a second
+_NOT_TO_CHANGE = ("method_kwargs", "seed", "backbone", "optimizer.name")  # when a run is resumed
+_IMAGES_TO_JUDGE_COLLAPSE = 256  # of the epoch's last batch; their SVD takes a tenth of a second
 
 
 def complete_method_kwargs(method_kwargs: Mapping[str, Any], names_of_other_methods: set[str]) -> dict[str, Any]:
     """EMIM's ``method_kwargs`` with defaults filled in, checked before anything is trained.
 
-    Names that belong to another method of the suite are dropped, so that ``method=emim`` works as an override on
-    any method's config. Every other unknown name is taken for a typo.
+    Names that belong to another method of solo-learn are dropped, so that ``method=emim`` works as an override on
+    any method's config. Every other unknown name counts as a typo.
 
     Args:
         method_kwargs: as the user wrote them.
-        names_of_other_methods: every name that some other method of the suite reads from ``method_kwargs``.
+        names_of_other_methods: all names that other methods of solo-learn read from ``method_kwargs``.
 
     Raises:
         UsageError: an unknown name, or a value that the projector or the objective cannot take.
     """
     others = [name for name in method_kwargs if name not in DEFAULTS and name in names_of_other_methods]
     if others:
-        # A warning, for a line of the log is lost: the suite's configs turn Hydra's logging off, and with it that of
-        # every library loaded before.
+        # A warning, because a log line would be lost: solo-learn's configs turn off Hydra's logging, and with it the
+        # logging of every library loaded before.
         rank_zero_warn(f"EMIM ignores method_kwargs of other methods: {', '.join(others)}")
     settings = {name: value for name, value in method_kwargs.items() if name not in others}
     read(MethodSettings, settings, "method_kwargs")
@@ -82,7 +82,7 @@ def complete_method_kwargs(method_kwargs: Mapping[str, Any], names_of_other_meth
 
 
 def _warn_of_collapse(settings: Mapping[str, Any]) -> None:
-    """Above a weight full collapse has the lower loss with an exact entropy: see ``emim_loss_func``."""
+    """Warns of a weight with which an exact entropy gives full collapse the lower loss: see ``emim_loss_func``."""
     if settings["objective"] != "bound":
         return
     noise, weight = settings["noise_variance"], settings["weight"]
@@ -90,26 +90,25 @@ def _warn_of_collapse(settings: Mapping[str, Any]) -> None:
     if settings["residual"] == "exact" and weight > limit:
         rank_zero_warn(
             f"EMIM with residual=exact, noise_variance={noise} and weight={weight} can collapse: above "
-            f"weight {limit:.2f} constant embeddings have the lower loss; take residual=isotropic or a smaller weight"
+            f"weight {limit:.2f} constant embeddings have the lower loss; set residual=isotropic or a smaller weight"
         )
     elif settings["residual"] != "exact" and settings["marginal"] == "exact" and weight > 1:
         rank_zero_warn(
             f"EMIM with marginal=exact and weight={weight} can collapse: above weight 1 constant embeddings have "
-            "a lower loss than views that do not agree yet; take marginal=series or weight=1"
+            "a lower loss than views that do not agree yet; set marginal=series or weight=1"
         )
 
 
 class EMIMMethod(LightningModule):
-    """What EMIM adds to a generation's ``BaseMethod``, which follows it in the class's bases.
+    """What EMIM adds to a generation's ``BaseMethod``, which comes after it among a class's bases.
 
-    The features of two or more views, small crops among them, go through a three-layer MLP projector (the shape of the
-    suite's Barlow Twins) into :func:`emim_solo.emim.objective.emim_loss_func`. Logged: ``train_emim_loss`` (each step and
-    epoch) and, at the trainer's logging interval, in nats: of the first two views the exact ``train_mi`` and
-    ``train_mi_null`` (the same estimator on pairs rolled by one), whose difference is to be read, for the estimator's
-    small-sample bias is in both; of all views the loss's two terms, ``train_entropy`` H(Z) and
-    ``train_residual_entropy`` H(Z|Z'); of this process's first view how far it is from Gaussian, ``train_non_gaussianity``,
-    beside its null: at the null the MI is a lower bound of the true one. At the end of an epoch collapsed embeddings are warned of, by the rule of
-    :func:`emim_solo.emim.measures.collapsed`.
+    A three-layer MLP projector (the shape of solo-learn's Barlow Twins) maps the features of two or more views, small
+    crops included; :func:`emim_solo.emim.objective.emim_loss_func` takes the embeddings. It logs ``train_emim_loss`` (each step and
+    epoch). At the trainer's logging interval it also logs, in nats, the exact ``train_mi`` of the first two views beside
+    ``train_mi_null`` (the same estimator on pairs rolled by one): both contain the small-sample bias, so read their difference.
+    Further, the loss's two terms for all views, ``train_entropy`` H(Z) and ``train_residual_entropy`` H(Z|Z'); and
+    ``train_non_gaussianity``, how far this process's first view is from Gaussian, beside its null. At the null the MI is a lower
+    bound of the true one. At the end of an epoch a warning names a collapse (:func:`emim_solo.emim.measures.collapsed`).
     """
 
     takes_many_views = True
@@ -145,7 +144,7 @@ class EMIMMethod(LightningModule):
         return [*base, {"name": "projector", "params": self.projector.parameters()}]
 
     def forward(self, X: Tensor) -> dict[str, Any]:
-        """Base method's outputs with the projected features ``z``, shape (batch, proj_output_dim)."""
+        """The base method's outputs and the projected features ``z``, shape (batch, proj_output_dim)."""
         out: dict[str, Any] = super().forward(X)
         return {**out, "z": self.projector(out["feats"])}
 
@@ -155,19 +154,19 @@ class EMIMMethod(LightningModule):
         return embeddings
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """EMIM loss plus the online classifier's loss."""
+        """EMIM's loss plus the online classifier's loss."""
         out: Any = super().training_step(batch, batch_idx)
         z1, z2, *more = self.embeddings(out)
 
         directions = None
-        if self.objective_kwargs["gaussian_weight"]:  # the same in every process, and in a resumed run
+        if self.objective_kwargs["gaussian_weight"]:  # the same in every process and in a resumed run
             directions = random_directions(z1.shape[1], DIRECTIONS, seed=self.global_step, device=z1.device)
         emim_loss = emim_loss_func(z1, z2, *more, **self.objective_kwargs, directions=directions)
         self.log("train_emim_loss", emim_loss, on_epoch=True, sync_dist=True)
 
-        # Exact MI costs two sets of factorisations, and a GPU waits where a value is read: only on the steps whose
-        # metrics the trainer writes down. Without a trainer there are none, and `self.log` says so, as for every method
-        # of the suite.
+        # Exact MI costs two sets of factorisations, and reading a value makes a GPU wait. So it is computed only on steps
+        # whose metrics the trainer logs. Without a trainer there are none; `self.log` then warns, as for every method of
+        # solo-learn.
         trainer = self._trainer
         interval = getattr(trainer, "log_every_n_steps", 0)
         if trainer is not None and interval and (trainer.global_step + 1) % interval == 0:
@@ -187,7 +186,7 @@ class EMIMMethod(LightningModule):
         return emim_loss + out["loss"]
 
     def _entropy_kwargs(self) -> dict[str, Any]:
-        """How the loss's terms are taken; those of the theorem as it stands are exact."""
+        """Settings of the loss's two terms; ``objective="exact"`` has exact ones."""
         kwargs = {
             name: self.objective_kwargs[name] for name in ("marginal", "series_order", "residual", "noise_variance")
         }
@@ -198,17 +197,17 @@ class EMIMMethod(LightningModule):
         )
 
     def _check_finite(self, emim_loss: Tensor, *embeddings: Tensor) -> None:
-        """Says on a GPU, later, what the objective says at once on the CPU. NaN lasts: its gradient is NaN."""
+        """Raises on a GPU what the objective raises on a CPU at once. NaN stays until then: its gradient is NaN."""
         if not emim_loss.isfinite():
             odd = ", ".join(f"{int((~z.isfinite()).sum())} in z{i}" for i, z in enumerate(embeddings, 1))
             raise FloatingPointError(
                 f"EMIM's loss is NaN or infinite by step {self.global_step} (such values: {odd}): lower optimizer.lr, "
-                "use precision=32 or bf16-mixed, raise method_kwargs.noise_variance where the embeddings are finite, "
+                "use precision=32 or bf16-mixed, raise method_kwargs.noise_variance if the embeddings are finite, "
                 "and resume from the last checkpoint"
             )
 
     def on_train_epoch_end(self) -> None:
-        """Say so where training goes on without learning anything: the loss alone does not show a collapse."""
+        """Warns if the embeddings have collapsed: the loss alone does not show that."""
         super().on_train_epoch_end()
         if rank_zero_only.rank == 0 and collapsed(self._latest):  # type: ignore[attr-defined]
             rank_zero_warn(
@@ -217,27 +216,26 @@ class EMIMMethod(LightningModule):
             )
 
     def run_settings(self) -> dict[str, Any]:
-        """What a checkpoint says of the run that wrote it: at least ``method_kwargs`` and the ``seed``."""
+        """What a checkpoint keeps about its run: at least ``method_kwargs`` and the ``seed``."""
         return {"method_kwargs": self.method_settings, "seed": os.environ.get("PL_GLOBAL_SEED")}  # Lightning's
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put the run's settings beside the weights."""
+        """Adds the run's settings to the checkpoint."""
         super().on_save_checkpoint(checkpoint)
         checkpoint[_SETTINGS] = self.run_settings()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to go on training from a checkpoint of other settings; to evaluate one needs none of them.
+        """Refuses to resume training from a checkpoint with other settings; evaluation does not compare them.
 
         Raises:
-            UsageError: ``method_kwargs``, seed, backbone or optimizer are not this run's. Other settings that differ
-                are warned of.
+            UsageError: ``method_kwargs``, seed, backbone or optimizer are not this run's. Other differences give a warning.
         """
         super().on_load_checkpoint(checkpoint)
         if self._trainer is None or self._trainer.state.fn != TrainerFn.FITTING:
             return
         here = self.run_settings()
         there = checkpoint.get(_SETTINGS, here)
-        there = {**there, "method_kwargs": DEFAULTS | there["method_kwargs"]}  # of before a setting was there
+        there = {**there, "method_kwargs": DEFAULTS | there["method_kwargs"]}  # older checkpoints lack new settings
         differing = compare.differences(there, here, but=compare.NO_RESULT)
         if others := [each for each in differing if each.startswith(_NOT_TO_CHANGE)]:
             raise UsageError(

@@ -7,12 +7,12 @@ and smooth:
 
     I = 1/2 [log det(I + C11/e) + log det(I + C22/e) - log det(I + C/e)],   C the joint covariance.
 
-Estimators and losses are derived from the paper's two theorems; they are not the authors' code. Everything is in nats,
-of the GLOBAL batch: under torch.distributed the embeddings are gathered with their gradients, every process computes
-the same value, and the gradients that DistributedDataParallel averages are those of one process on the joined batch.
+Estimators and losses are derived from the paper's two theorems; they are not the authors' code. All values are in nats
+(natural logarithm) and of the GLOBAL batch. Under torch.distributed the embeddings are gathered with their gradients, and
+every process computes the same value. The gradients that DistributedDataParallel averages equal those of one joined batch.
 
-The plug-in MI of N samples of INDEPENDENT d-dimensional embeddings is about d^2/(2N) nats, not 0: read
-`mutual_information` beside `null_mutual_information`.
+For N samples of INDEPENDENT d-dimensional embeddings the estimated MI is about d^2/(2N) nats, not 0. Compare
+`mutual_information` with `null_mutual_information`.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ def mutual_information(
     Args:
         z1: N x d embeddings of the first view, of this process.
         z2: N x d embeddings of the second view, paired by row.
-        noise_variance: e > 0 of the isotropic noise added to both views. In float32 a value under about 1e-5 is lost in
-            rounding when the views agree: pass float64 embeddings then.
-        form: "primal" (2d x 2d matrices) and "dual" (N x N, for any d) are the same number; "auto" takes
-            the cheaper. "pooled" takes the views for exchangeable (one encoder, one distribution of
+        noise_variance: e > 0, variance of the isotropic noise added to both views. In float32 a value below about 1e-5 is
+            lost in rounding when the views agree. Pass float64 embeddings then.
+        form: "primal" (2d x 2d matrices) and "dual" (N x N, for any d) give the same number; "auto" takes
+            the cheaper one. "pooled" assumes exchangeable views (one encoder, one distribution of
             augmentations), pools their moments, and has half the small-sample bias.
         standardise: scale every feature of each view to unit variance over the global batch. Features
-            are centred in any case. A constant feature becomes 0: it adds nothing and gets no gradient.
-        gather: take the samples of all processes that train for one batch; False for what one does on its own.
+            are always centred. A constant feature becomes 0: it adds nothing and gets no gradient.
+        gather: True joins the samples of all training processes into one batch. False uses those of this process alone.
 
     Returns:
         The MI in nats, a 0-dim tensor: float64 if an input is, else float32, whatever autocast says.
@@ -66,10 +66,10 @@ def mutual_information(
     Raises:
         ValueError: shapes differ, over the processes too; not N x d; N < 2; a bad option.
         TypeError: an input is not of floating dtype.
-        FloatingPointError: an input holds NaN or Inf, or a covariance cannot be factorised in float64 either. On a GPU
-            and in torch.compile, which would wait for a check, the result and its gradient are NaN instead, for what
-            float32 cannot factorise too.
-        RuntimeError: a second derivative is asked for (create_graph=True), or a transform of torch.func.
+        FloatingPointError: an input holds NaN or Inf, or a covariance cannot be factorised even in float64. On a GPU and
+            in torch.compile a check would cost time. There the result and its gradient are NaN instead, and are NaN
+            already if float32 cannot factorise.
+        RuntimeError: a second derivative (create_graph=True) or a transform of torch.func is requested.
     """
     return _of_pairs(z1, z2, 0, noise_variance, form, standardise, gather)
 
@@ -83,9 +83,9 @@ def null_mutual_information(
     standardise: bool = True,
     gather: bool = True,
 ) -> Tensor:
-    """The MI that the estimator reports for unrelated pairs: its small-sample bias on this very batch.
+    """The MI that the estimator reports for unrelated pairs: its small-sample bias on this batch.
 
-    That is `mutual_information`, its arguments and errors, with `z2` rolled by one sample over the global batch.
+    It is `mutual_information` with `z2` rolled by one sample over the global batch. Arguments and errors are the same.
     """
     return _of_pairs(z1, z2, 1, noise_variance, form, standardise, gather)
 
@@ -118,44 +118,44 @@ def emim_loss_func(
 ) -> Tensor:
     """EMIM's loss: the negative mutual information of two views, or a cheap bound, per dimension.
 
-    `objective="exact"` is -mutual_information / d, the mean over all pairs of views; `marginal`, `series_order`,
-    `residual` and `weight` play no part in it.
+    `objective="exact"` is -mutual_information / d, averaged over all pairs of views. It does not use `marginal`,
+    `series_order`, `residual` and `weight`.
 
     `objective="bound"` is (-H(Z) + weight * H(Z|Z')) / d for exchangeable views, with the pooled moments C = Cov(Z) and
-    C- = Cov((Z - Z')/sqrt 2) = C - S. Of more than two views C is the mean over the views and S the mean over their
-    pairs: the MI is still that of two views. The constant d/2 log(2 pi e) of either entropy is left out. With marginal
-    and residual "exact" and weight 1 it is the pooled MI, negated. With the marginal "exact" and weight 1
+    C- = Cov((Z - Z')/sqrt 2) = C - S. For more than two views C is the mean over the views and S the mean over their
+    pairs: the MI is still that of two views. Both entropies omit the constant d/2 log(2 pi e). With marginal
+    and residual "exact" and weight 1 the loss is the negative pooled MI per dimension. With marginal "exact" and weight 1
 
         MI with "isotropic"  <=  MI with "diagonal"  <=  pooled MI
 
-    for every batch: H(Z|Z') <= H(Z - Z'), then Hadamard, then Jensen. A truncated series is on no such side.
+    for every batch: H(Z|Z') <= H(Z - Z'), then Hadamard, then Jensen. A truncated series may lie on either side.
 
-    The residual "exact" is for weights near 1: above log(1 + 1/e) / log((2 + e) / (1 + e)) (3.7 for e = 0.1; less with
-    the series) full collapse has the lower loss than agreement. The bounds have no such limit, but with the marginal
-    "exact" and a weight above 1 collapse has a lower loss than independent views, from which training starts, and
-    weight 4 did end there (docs/research.md): a weight above 1 asks for the series.
+    The residual "exact" suits weights near 1. Above log(1 + 1/e) / log((2 + e) / (1 + e)) (3.7 for e = 0.1; less with
+    the series) full collapse has a lower loss than agreement. The bounds have no such limit. But with the marginal
+    "exact" and a weight above 1, collapse has a lower loss than independent views, from which training starts. Weight
+    4 did end in collapse (docs/research.md): use the series for a weight above 1.
 
-    With Gaussian marginals the MI of either objective is a lower bound of the true one, whatever the joint
-    distribution (docs/theory.md). `gaussian_weight` pulls them there: it adds, times itself, the `epps_pulley`
-    statistic of the pooled views along `directions`, in the mean over them.
+    If the marginals are Gaussian, the MI of either objective is a lower bound of the true MI, whatever the joint
+    distribution (docs/theory.md). `gaussian_weight` makes the marginals more Gaussian: it multiplies a term that is
+    added to the loss, the `epps_pulley` statistic of the pooled views, averaged over `directions`.
 
     Args:
         z1: N x d embeddings of the first view, of this process; standardised here over the global batch.
         z2: N x d embeddings of the second view, paired by row.
-        more: of further views (multi-crop), paired by row.
+        more: embeddings of further views (multi-crop), paired by row.
         objective: "bound" or "exact".
         marginal: H(Z) = 1/2 log det(C + eI): "exact", or the first two terms of its "series" about (1 + e) I, which
             need no factorisation and are concave everywhere.
-        series_order: 2, the terms of that series; more converge near I alone and cost more than "exact".
+        series_order: 2, the number of terms. More terms converge only near I and cost more than "exact".
         residual: H(Z|Z'): "exact" 1/2 [log det(C+S+eI) + log det(C-S+eI) - log det(C+eI)],
             "diagonal" 1/2 sum_i log 2(v_i + e), "isotropic" d/2 log 2(v + e), with v_i the diagonal of C-
             and v its mean.
-        weight: on H(Z|Z'), >= 0; 1 is MI, more is the multi-view information bottleneck.
-        noise_variance: e > 0 of the isotropic noise added to both views.
-        gaussian_weight: of the distance of the marginals from Gaussian ones, >= 0.
-        directions: d x m, of unit length, along which that is taken: `random_directions`, others in every step and the
-            same in every process.
-        gather: take the samples of all processes for one batch. False: each process has the loss of its own samples.
+        weight: of H(Z|Z'), >= 0; 1 gives the MI, more gives the multi-view information bottleneck.
+        noise_variance: e > 0, variance of the isotropic noise added to both views.
+        gaussian_weight: of the distance between the marginals and Gaussian ones, >= 0.
+        directions: d x m, unit length; the distance is measured along them. `random_directions` draws them: new ones in
+            every step, the same ones in every process.
+        gather: True joins the samples of all processes into one batch. False: each process computes its own loss.
 
     Returns:
         The loss in nats per dimension, a 0-dim tensor: float64 if an input is, else float32.
@@ -212,7 +212,7 @@ def entropies(
 ) -> tuple[Tensor, Tensor]:
     """H(Z) and H(Z|Z') of `emim_loss_func` with `objective="bound"`, which is (weight * H(Z|Z') - H(Z)) / d.
 
-    In nats, 0-dim, without the constant d/2 log(2 pi e) of either. Arguments and errors are those of `emim_loss_func`.
+    In nats, 0-dim, both without the constant d/2 log(2 pi e). Arguments and errors are those of `emim_loss_func`.
     """
     _check_terms(marginal, residual, series_order, noise_variance)
 
@@ -231,18 +231,18 @@ def epps_pulley(samples: Tensor) -> Tensor:
 
         integral |phi(t) - exp(-t^2/2)|^2 exp(-t^2/2) / sqrt(2 pi) dt,
 
-    by the trapezoidal rule, whose error falls faster than any power of the step on so smooth an integrand.
+    by the trapezoidal rule. For so smooth an integrand its error falls faster than any power of the step.
 
     Returns:
-        m statistics from 0 on: (1 - sqrt(3)/2)/N of many Gaussian samples in the mean, 0.044 of signs +-1. A column without
-        variance has that of a point, 0.163, and no gradient.
+        m statistics, each >= 0. Many Gaussian samples have (1 - sqrt(3)/2)/N on average, signs +-1 have 0.044. A column
+        without variance has the value of a single point, 0.163, and no gradient.
 
     Source: T. W. Epps, L. B. Pulley, "A test for normality based on the empirical characteristic function", Biometrika
-    70, 1983, with their weight.
+    70, 1983; the weight is theirs.
     """
     centred = samples - samples.mean(0)
     variance = centred.square().mean(0)
-    # Of a constant column rounding may leave a tiny variance. Its rsqrt, and the gradient of that, would be huge.
+    # Rounding may leave a constant column a tiny variance, whose rsqrt and its gradient would be huge.
     tiny = (16 * torch.finfo(samples.dtype).eps) ** 2
     x = centred * (variance + tiny).rsqrt()
     step, nodes = 0.3, 22  # up to t = 6.3, where the weight is 2e-9 of what it is at 0
@@ -254,12 +254,12 @@ def epps_pulley(samples: Tensor) -> Tensor:
 
 
 def random_directions(dimension: int, count: int, *, seed: int, device: torch.device | str = "cpu") -> Tensor:
-    """Directions uniform on the sphere, d x m, of unit length: the same ones for the same seed on the same kind of device."""
+    """Directions, d x m, unit length, uniform on the sphere. One seed gives the same ones on the same kind of device."""
     generator = torch.Generator(device).manual_seed(seed)
     return normalize(torch.randn(dimension, count, generator=generator, device=device), dim=0)
 
 
-# --- the terms, of `views`: K x N x d, centred ------------------------------------------------------
+# --- the terms; `views` are K x N x d, centred ------------------------------------------------------
 
 
 def _mutual_information(views: Tensor, form: str, noise_variance: float) -> Tensor:
@@ -284,18 +284,18 @@ def _mutual_information(views: Tensor, form: str, noise_variance: float) -> Tens
 
 
 def _entropies(views: Tensor, marginal: str, residual: str, noise_variance: float) -> tuple[Tensor, Tensor]:
-    """H(Z) of the pooled views and H(Z|Z') of exchangeable ones, or their bounds, without d/2 log(2 pi e) of either."""
+    """H(Z) and H(Z|Z') of exchangeable, pooled views, or bounds of them, both without the constant d/2 log(2 pi e)."""
     count, samples, dimension = views.shape
     deviation, scatter = _Deviation.apply(views)
     products, scale = len(deviation), 1 + noise_variance
-    zeros = dimension - products  # eigenvalues of C, where the products are those of samples
+    zeros = dimension - products  # eigenvalues 0 of C that the smaller X X^T lacks
     if "exact" in (marginal, residual):  # log det(C + eI)
         whole = log_det(_plus_identity(deviation / scale))
         whole = whole + products * math.log(scale) + zeros * math.log(noise_variance)
     if marginal == "exact":
         entropy = whole / 2
-    else:  # d log s + log det(I + X), of which tr X - tr X^2 / 2 is taken: s = 1 + e, X = (C - I) / s
-        first = deviation.detach().trace() - zeros  # standardisation holds it
+    else:  # d log s + log det(I + X), with s = 1 + e, X = (C - I) / s and log det(I + X) ~ tr X - tr X^2 / 2
+        first = deviation.detach().trace() - zeros  # constant after standardisation
         second = torch.linalg.vector_norm(deviation).square() + zeros
         entropy = (dimension * math.log(scale) + first / scale - second / (2 * scale**2)) / 2
 
@@ -321,21 +321,21 @@ def _wide(embeddings: Tensor) -> bool:
 
 
 def _joint_log_det(views: Tensor, noise_variance: float) -> Tensor:
-    """log det(I + joint covariance / e) of two of K exchangeable views: sum and difference are uncorrelated.
+    """log det(I + joint covariance / e) of two of K exchangeable views, whose sum and difference are uncorrelated.
 
-    `_helmert` gives a mean of covariance C + (K - 1) S and differences of C - S; that of a sum, C + S, mixes both.
+    `_helmert` gives a mean with covariance C + (K - 1) S and differences with C - S. The sum's C + S is a mix of both.
     """
     count = len(views)
     mean, differences = _helmert(views)
     total = mean * math.sqrt(2 / count)
-    if count > 2:  # rows are weighted so that the mean over all of them is C + S
+    if count > 2:  # the weights of the rows make their mean C + S
         of_differences = math.sqrt((count - 2) / (count * (count - 1)))
         total = torch.cat((total, (differences * of_differences).flatten(0, 1))) * math.sqrt(count)
     return _log_det(total, noise_variance) + _log_det(differences.flatten(0, 1), noise_variance)
 
 
 def _helmert(views: Tensor) -> tuple[Tensor, Tensor]:
-    """K views as sqrt(K) times their mean and Helmert's K - 1 contrasts, of view j + 1 to the mean of those before."""
+    """sqrt(K) times the mean of K views, and Helmert's K - 1 contrasts: view j + 1 against the mean of the views before."""
     count = len(views)
     total = views.cumsum(0)
     j = torch.arange(1, count, dtype=views.dtype, device=views.device)[:, None, None]
@@ -343,7 +343,7 @@ def _helmert(views: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _with_retry(compute: Callable[[Tensor], Tensor], views: Tensor) -> Tensor:
-    """Computes in float64 what float32 cannot factorise: views that nearly agree, under little noise."""
+    """Computes again in float64 if float32 cannot factorise: views that nearly agree, with little noise."""
     try:
         return compute(views)
     except _NotPositiveDefinite:
@@ -360,7 +360,7 @@ def _plus_identity(matrices: Tensor) -> Tensor:
 
 
 def _first_derivative_only(backward: Callable[..., Any]) -> Callable[..., Any]:
-    """Refuses create_graph=True, whose second derivative would lack what these backward passes compute."""
+    """Refuses create_graph=True: with these backward passes a second derivative would be incomplete."""
 
     @functools.wraps(backward)
     def checked(ctx: Any, *grads: Tensor) -> Any:
@@ -371,11 +371,11 @@ def _first_derivative_only(backward: Callable[..., Any]) -> Callable[..., Any]:
     return checked
 
 
-_STRIP = 256  # rows of a product that are computed together: the fastest of 128 to 683
+_STRIP = 256  # rows of a product computed together: the fastest value between 128 and 683
 
 
 def _product(x: Tensor) -> Tensor:
-    """X X^T of (a stack of) matrices; on a CPU, whose time is that of its operations, half of it is computed and mirrored."""
+    """X X^T of (a stack of) matrices. A CPU, where operations cost the time, computes half of it and mirrors that."""
     size = x.shape[-2]
     if x.device.type != "cpu" or size <= _STRIP:
         return x @ x.mT
@@ -388,7 +388,7 @@ def _product(x: Tensor) -> Tensor:
 
 
 class _Gram(Function):
-    """Autograd does two matrix products in the backward pass of X X^T; one is enough."""
+    """X X^T with one matrix product in the backward pass, where autograd does two."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -404,12 +404,12 @@ class _Gram(Function):
 
 
 class _Deviation(Function):
-    """C - I of K x N x d views, C = X^T X / n of all or X X^T / n if smaller, and each feature's scatter in samples."""
+    """C - I of K x N x d views, and each feature's scatter within samples. C = X^T X / n of all, or X X^T / n if smaller."""
 
     @staticmethod
     def forward(ctx: Any, views: Tensor) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(views)
-        if len(views) == 2:  # the same numbers without their mean
+        if len(views) == 2:  # the same result; the mean is not needed
             scatter = mse_loss(views[0], views[1], reduction="none").sum(0) / 2
         else:
             centre = views.mean(0)
@@ -427,7 +427,7 @@ class _Deviation(Function):
         factors = (grad_deviation, pooled) if _wide(pooled) else (pooled, grad_deviation)
         with _full_precision(views):
             grad = torch.addmm(pooled, *factors, beta=0, alpha=2 / len(pooled)).view_as(views)
-        # Differences are taken before they are multiplied: in the product with the views they would be rounded as these are.
+        # Subtract first, then multiply: products of the views themselves would lose small differences to rounding.
         if len(views) == 2:
             difference = views[0] - views[1]
             grad[0].addcmul_(difference, slope, value=0.5)
@@ -443,12 +443,12 @@ _SMALLEST_STD = 1e-15
 
 
 class _Standardise(Function):
-    """Batch normalisation of each view into one tensor: torch's own, then stacked, takes its memory twice."""
+    """Batch normalisation of each view, written into one tensor: torch's own with a stack takes twice the memory."""
 
     @staticmethod
     def forward(*ctx_and_views: Any) -> tuple[Tensor, Tensor, Tensor]:
-        ctx, *views = ctx_and_views  # named in the signature, torch.compile takes the context of two views for a third
-        # Of another layout torch leaves `out` unwritten, and says nothing.
+        ctx, *views = ctx_and_views  # torch.compile counts a ctx named in the signature as a view
+        # torch silently leaves `out` unwritten if a view has another layout.
         views = [view.contiguous() for view in views]
         scaled = views[0].new_empty(len(views), *views[0].shape)
         means, inverse_stds = scaled.new_empty(2, len(views), scaled.shape[-1])
@@ -471,7 +471,7 @@ class _Standardise(Function):
 
 
 class _LogDet(Function):
-    """The inverse, from the factor at hand, is all that the gradient needs."""
+    """log det; its gradient is the inverse, which comes from the same Cholesky factor."""
 
     @staticmethod
     def forward(ctx: Any, matrices: Tensor) -> Tensor:
@@ -500,7 +500,7 @@ def log_det(matrices: Tensor) -> Tensor:
     """log det of (a stack of) symmetric positive definite matrices, differentiable.
 
     Raises:
-        FloatingPointError: one is not positive definite in its precision; NaN where `mutual_information` gives NaN.
+        FloatingPointError: a matrix is not positive definite in its precision. NaN wherever `mutual_information` gives NaN.
     """
     result: Tensor = _LogDet.apply(matrices)
     return result
@@ -518,7 +518,7 @@ class _NotPositiveDefinite(FloatingPointError):
 
 
 def _views(embeddings: Sequence[Tensor], standardise: bool, gather: bool = True) -> Tensor:
-    """Checked, gathered, centred and, if asked for, standardised: K x N_global x d, at least float32."""
+    """The views, checked, gathered, centred and optionally standardised: K x N_global x d, at least float32."""
     names = [f"z{number}" for number in range(1, len(embeddings) + 1)]
     for name, z in zip(names, embeddings, strict=True):
         if not z.is_floating_point():
@@ -541,22 +541,22 @@ def _views(embeddings: Sequence[Tensor], standardise: bool, gather: bool = True)
         if _can_look(means):
             _check_finite(means, views, gathered)
         return torch.stack(views) - means[:, None]
-    # Batch normalisation's kernel is the fastest there is, has its gradient, and hands out the statistics.
+    # Batch normalisation's kernel is the fastest one, has a gradient, and returns the statistics.
     scaled, means, inverse_stds = _Standardise.apply(*views)
     stds = inverse_stds.reciprocal()
-    # Rounding of its mean leaves a constant feature a tiny standard deviation. Standardisation would blow it up.
+    # Rounding of the mean leaves a constant feature a tiny standard deviation, which standardisation would blow up.
     constant = stds <= 2 * _SMALLEST_STD + 16 * torch.finfo(dtype).eps * means.abs()
     if _can_look(stds):
         _check_finite(stds, views, gathered)
-        if not constant.any():  # spares a pass over the embeddings
+        if not constant.any():  # saves a pass over the embeddings
             return scaled
-    # Batch normalisation makes zeros, not NaN, of a feature whose variance overflows.
+    # Batch normalisation returns zeros, not NaN, for a feature whose variance overflows.
     factor = (~constant).to(dtype).masked_fill(stds.isinf(), math.nan)
     return scaled * factor[:, None]
 
 
 def _check_finite(statistics: Tensor, views: Sequence[Tensor], gathered: bool) -> None:
-    # One NaN, Inf or overflow shows in its feature's statistics: no pass over the embeddings is spent on it.
+    # Every NaN, Inf or overflow shows in its feature's statistics, so a pass over the embeddings is not needed.
     if statistics.isfinite().all():
         return
     if gathered:
@@ -569,7 +569,7 @@ def _check_finite(statistics: Tensor, views: Sequence[Tensor], gathered: bool) -
 
 
 class _Gather(Function):
-    """Concatenates the samples, dimension 1, of the processes and sums the gradient; torch's own is deprecated."""
+    """Joins the samples of all processes along dimension 1 and sums the gradient; torch's own function is deprecated."""
 
     @staticmethod
     def forward(ctx: Any, views: Tensor) -> Tensor:
@@ -589,10 +589,10 @@ _agreed_shapes: WeakKeyDictionary[dist.ProcessGroup, dict[int, torch.Size]] = We
 
 
 def _gather(views: Tensor) -> Tensor:
-    """The samples of all processes, whose shapes are compared when they change: unequal ones would hang the collective.
+    """The samples of all processes. Shapes are compared when they change: unequal shapes would hang the collective.
 
-    A process whose shape has changed cannot know of the others: it first gathers infinities in the old shape, which a
-    process that goes on with it finds among its samples.
+    A process whose shape has changed does not know whether the others' changed too. It first gathers infinities in the
+    old shape: a process that still has that shape finds them among its samples.
     """
     agreed_shapes = _agreed_shapes.setdefault(dist.group.WORLD, {})  # type: ignore[arg-type]
     agreed = agreed_shapes.get(len(views))
@@ -626,16 +626,16 @@ def _in_several_processes() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
-_is_compiling = getattr(torch.compiler, "is_compiling", lambda: False)  # missing in the oldest torch that we take
+_is_compiling = getattr(torch.compiler, "is_compiling", lambda: False)  # missing in the oldest supported torch
 
 
 def _can_look(values: Tensor) -> bool:
-    """Whether values may decide what is done: a GPU would have to be waited for, torch.compile has none."""
+    """Whether code may branch on values: on a GPU it would have to wait for them, in torch.compile there are none."""
     return values.device.type == "cpu" and not _is_compiling()
 
 
 def _full_precision(tensor: Tensor) -> torch.autocast:
-    """Leaves autocast: second moments and factorisations in half precision are worthless."""
+    """Turns autocast off: second moments and factorisations are useless in half precision."""
     return torch.autocast(tensor.device.type, enabled=False)
 
 

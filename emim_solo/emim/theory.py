@@ -1,28 +1,28 @@
-"""Closed forms of entropy and mutual information (MI), in nats: what the objective is held against.
+"""Closed forms of entropy and mutual information (MI), in nats: the tests compare the objective with them.
 
 Theorems 1 and 2 of L. Chang, P. Liu, Q. Guo, F. Wen, "Explicit Mutual Information Maximization for
-Self-Supervised Learning" (arXiv 2409.04747). A joint vector has 2 blocks, the views: the first n
+Self-Supervised Learning" (arXiv 2409.04747). A joint vector consists of two views: the first n
 coordinates and the rest.
 
 What holds exactly: for ANY elliptical joint distribution with dispersion S the MI is
 
-    1/2 log(|S_11| |S_22| / |S|) + a constant >= 0 of the distribution's shape and dimensions,
+    1/2 log(|S_11| |S_22| / |S|) + a constant >= 0 that depends on the distribution's shape and dimensions.
 
-since a marginal is elliptical with the matching block of S, and the constant is the MI itself where S is
-block-diagonal: 0 for the Gaussian, in closed form for the multivariate Student t.
+Each marginal is elliptical, and its dispersion is its block of S. The constant is the MI for a block-diagonal S: 0 for
+the Gaussian, a closed form for the multivariate Student t.
 
-What does not: Theorem 2 takes the joint vector AND its two views for multivariate generalised Gaussians (MGGD) of one
-shape. For a shape other than 1 no distribution is that: a marginal of an MGGD is no MGGD. The constant of its formula,
-`mggd_constant`, is negative, which no MI can be. It is free of S: the maximisers of the log-det ratio are the same.
+What does not hold: Theorem 2 assumes that the joint vector AND its two views are multivariate generalised Gaussians (MGGD)
+of one shape. For a shape other than 1 no such distribution exists: a marginal of an MGGD is no MGGD. The constant of its
+formula, `mggd_constant`, is then negative, which no MI is. It does not depend on S, so the log-det ratio has the same maximisers.
 
-When the log-det ratio is a bound. Lemma: if each of the two MARGINALS is Gaussian, whatever the joint distribution,
+When the log-det ratio is a bound. Lemma: if both MARGINALS are Gaussian, then for every joint distribution
 
     I(Z;Z') >= 1/2 log(|C_11| |C_22| / |C|),
 
-for I = H(Z) + H(Z') - H(Z,Z'), the first two entropies are those of the covariances, and the third is at most that of
-a Gaussian with covariance C (Foster & Grassberger, Phys. Rev. E 83, 2011, for two scalars). `pairs_of_gaussians` is a
-joint for which it is strict. Without Gaussian marginals there is no such bound: `pairs_of_signs` have less MI than
-their log-det ratio. docs/theory.md sets the lemma beside the two theorems.
+because I = H(Z) + H(Z') - H(Z,Z'), the covariances give the first two entropies, and the third is at most that of a
+Gaussian with covariance C (Foster & Grassberger, Phys. Rev. E 83, 2011, for two scalars). For `pairs_of_gaussians` the
+inequality is strict. Without Gaussian marginals there is no such bound: `pairs_of_signs` have less MI than
+their log-det ratio. docs/theory.md compares the lemma with the two theorems.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from scipy.special import digamma, entr, gammaln
 
 
 def gaussian_mutual_information(covariance: ArrayLike, n: int) -> float:
-    """MI in nats of the first n coordinates of a Gaussian with the others: 1/2 log(|C_11| |C_22| / |C|).
+    """MI in nats between the first n coordinates of a Gaussian and the others: 1/2 log(|C_11| |C_22| / |C|).
 
     Raises:
         ValueError: the m x m covariance is not symmetric and positive definite, or not 0 < n < m.
@@ -65,7 +65,7 @@ def mggd_covariance_factor(m: int, beta: float) -> float:
 def mggd_entropy(dispersion: ArrayLike, beta: float) -> float:
     """Differential entropy in nats of the MGGD with density proportional to exp(-1/2 (x^T S^-1 x)^beta).
 
-    The shape beta > 0 is 1 for the Gaussian with covariance S; 1/2 is Laplace-like, more is flatter.
+    The shape beta > 0 is 1 for the Gaussian with covariance S; 1/2 is Laplace-like, a larger beta is flatter.
 
     Raises:
         ValueError: the m x m dispersion S is not symmetric and positive definite, or beta <= 0.
@@ -77,7 +77,7 @@ def mggd_entropy(dispersion: ArrayLike, beta: float) -> float:
 
 
 def mggd_constant(n: int, beta: float) -> float:
-    """The constant of Theorem 2 in nats, 2 H_n - H_2n of MGGDs of identity covariance: 0 for beta 1, else negative."""
+    """The constant of Theorem 2 in nats, 2 H_n - H_2n of MGGDs with identity covariance: 0 for beta = 1, else negative."""
     _check_dimension_and_shape(n, beta, "beta")
 
     def entropy_at_identity_covariance(m: int) -> float:
@@ -87,13 +87,13 @@ def mggd_constant(n: int, beta: float) -> float:
 
 
 def pairs_of_gaussians(rho: float, agreeing: float) -> tuple[float, float]:
-    """MI in nats, true and by Theorem 1, of two standard normals that are not jointly normal.
+    """The true MI in nats of two standard normals that are not jointly normal, and their MI by Theorem 1.
 
-    Z' = +- rho Z + sqrt(1 - rho^2) noise, the sign + with probability `agreeing`: both marginals are N(0, 1), the joint is
-    a mixture of two Gaussians of correlations rho and -rho.
+    Z' = +- rho Z + sqrt(1 - rho^2) noise, with sign + with probability `agreeing`. Both marginals are N(0, 1). The joint is
+    a mixture of two Gaussians with correlations rho and -rho.
 
     Returns:
-        The MI by quadrature, and the log-det ratio of the correlation (2 agreeing - 1) rho, which is never above it.
+        The MI by quadrature, and the log-det ratio of the correlation (2 agreeing - 1) rho, which never exceeds it.
 
     Raises:
         ValueError: not -1 < rho < 1, or `agreeing` is no probability.
@@ -101,7 +101,7 @@ def pairs_of_gaussians(rho: float, agreeing: float) -> tuple[float, float]:
     if not -1 < rho < 1 or not 0 <= agreeing <= 1:
         raise ValueError(f"expected -1 < rho < 1 and a probability, got rho {rho} and {agreeing}")
     spread = 1 - rho**2
-    # The trapezium rule, which converges faster than any power of its step here; the shorter axis of a component sets it.
+    # The trapezoidal rule: here it converges faster than any power of its step, which the components' shorter axis sets.
     step = math.sqrt(1 - abs(rho)) / 8
     grid = np.arange(-10, 10 + step, step)
     x, y = np.meshgrid(grid, grid)
@@ -116,16 +116,16 @@ def pairs_of_gaussians(rho: float, agreeing: float) -> tuple[float, float]:
 
 
 def pairs_of_signs(rho: float) -> tuple[float, float]:
-    """MI in nats of two fair signs of correlation rho, log 2 - H_b((1 + rho) / 2), and by Theorem 1, no bound of it."""
+    """MI in nats of two fair signs with correlation rho, log 2 - H_b((1 + rho) / 2), and by Theorem 1, which is no bound."""
     ratio = correlated_gaussian_mutual_information(rho, 1)
     same = (1 + rho) / 2
     return math.log(2) - float(entr(same) + entr(1 - same)), ratio
 
 
 def student_t_mutual_information(dispersion: ArrayLike, n: int, nu: float) -> float:
-    """MI in nats of the first n coordinates of a multivariate Student t with the others; its covariance is nu/(nu-2) S.
+    """MI in nats between the first n coordinates of a multivariate Student t and the others; its covariance is nu/(nu-2) S.
 
-    Above that of the Gaussian, 0 for identity S, by a constant that is 0 only as nu grows.
+    It exceeds the MI of the Gaussian with the same S (0 for identity S) by a constant that vanishes only as nu grows.
 
     Raises:
         ValueError: the m x m dispersion S is not symmetric and positive definite, not 0 < n < m, or nu <= 0.

@@ -1,4 +1,4 @@
-"""One interface to both generations of solo-learn. Nothing outside this package asks which one is installed."""
+"""One interface, :class:`Suite`, to both generations of solo-learn ("the suite"). Nothing outside asks which is installed."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _INSTALL = (
 
 @cache
 def load_suite() -> Suite:
-    """The solo-learn that ``import solo`` finds, with EMIM and the methods of other packages in its METHODS.
+    """The solo-learn that ``import solo`` finds, with EMIM and the methods of other packages added to its METHODS.
 
     Raises:
-        UsageError: no solo-learn, or one of a version that is neither main (1.0.6) nor 1.0.2.
+        UsageError: there is no solo-learn, or its version is neither main (1.0.6) nor 1.0.2.
     """
     folder = _solo_folder()
     version = _version(folder)
-    # Files, not package metadata: a clone on the path shadows an installed release.
+    # Files decide, not package metadata: a clone on the path shadows an installed release.
     if (folder / "data").is_dir() and (folder / "args" / "pretrain.py").is_file():
         from emim_solo.suite.main import MainSuite
 
@@ -55,7 +55,7 @@ def _solo_folder() -> Path:
 
 
 def _version(folder: Path) -> str:
-    """Version of the solo-learn in ``folder``: of the clone around it, else of the distribution that owns it."""
+    """Version of the solo-learn in ``folder``: that of its clone, else that of the installed distribution."""
     setup = folder.parent / "setup.py"
     if setup.is_file():
         match = re.search(r"version=\"([^\"]+)\"", setup.read_text())

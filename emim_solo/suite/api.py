@@ -1,4 +1,4 @@
-"""What the rest of the package may ask of solo-learn, whichever generation is installed."""
+"""What can the rest of the package ask of solo-learn, whichever generation is installed?"""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ from emim_solo.suite.preflight import check_method
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-# The suite's own evaluation crops: none up to STL-10's 96 pixels, 224 out of 256 on ImageNet.
+# solo-learn's evaluation does not crop images up to STL-10's 96 pixels, and crops 224 out of 256 on ImageNet.
 _LARGEST_UNCROPPED = 96
 
 
 class Suite(ABC):
-    """Models, data and callbacks of solo-learn, all configured by the YAML schema of solo-learn main."""
+    """Models, data and callbacks of one generation of solo-learn, configured by the YAML schema of solo-learn main."""
 
     generation: ClassVar[str]
-    evaluation_module: ClassVar[str]  # of the suite, with the datasets of its evaluation
+    evaluation_module: ClassVar[str]  # solo-learn's module with the evaluation datasets
     backbone_names: ClassVar[dict[str, str]] = {"main": "backbone", "1.0.2": "encoder"}
     optimizers: ClassVar[tuple[str, ...]] = ("sgd", "lars", "adam", "adamw")
     linear_optimizers: ClassVar[tuple[str, ...]] = optimizers
-    any_number_of_views: ClassVar[tuple[str, ...]]  # of one size: the suite's methods whose loss takes that
+    any_number_of_views: ClassVar[tuple[str, ...]]  # solo-learn's methods whose loss takes 3 or more of one size
     schedulers: ClassVar[tuple[str, ...]] = ("warmup_cosine", "step", "none")
 
     def __init__(self, version: str) -> None:
@@ -55,7 +55,7 @@ class Suite(ABC):
 
     @property
     def backbone_name(self) -> str:
-        """What the backbone's weights begin with in a checkpoint of this generation."""
+        """Prefix of the backbone's weights in a checkpoint of this generation."""
         return self.backbone_names[self.generation]
 
     # -- methods ------------------------------------------------------------------------------------------------
@@ -66,12 +66,12 @@ class Suite(ABC):
 
     @property
     def METHODS(self) -> dict[str, Any]:
-        """The suite's own, which may be changed in place."""
+        """solo-learn's own dictionary, which may be changed in place."""
         methods: dict[str, Any] = importlib.import_module("solo.methods").METHODS
         return methods
 
     def methods(self) -> dict[str, Any]:
-        """Name to class of every pretraining method, EMIM and those of other packages among them."""
+        """Name and class of every pretraining method, including EMIM and the methods of other packages."""
         add_methods(self.METHODS, self.emim_class())
         return {name: method for name, method in self.METHODS.items() if name not in ("base", "linear")}
 
@@ -79,7 +79,7 @@ class Suite(ABC):
         """The class of a pretraining method.
 
         Raises:
-            UsageError: there is none, or why the one of another package is not available.
+            UsageError: there is no such method, or the one of another package is not available, with the reason.
         """
         methods = self.methods()
         if name in methods:
@@ -92,35 +92,35 @@ class Suite(ABC):
         )
 
     def takes_many_views(self, method: str) -> bool:
-        """Whether the loss of a method takes more than two views of one size: its class says so by this name."""
+        """Whether a method's loss takes more than two views of one size; other classes declare ``takes_many_views``."""
         return method in self.any_number_of_views or getattr(self.methods()[method], "takes_many_views", False)
 
     def prepares_epochs(self, method: str) -> bool:
-        """Whether a method does work of its own at the start of each epoch (DINO's schedule, DeepClusterV2's k-means)."""
+        """Whether a method has its own work at the start of each epoch (DINO's schedule, DeepClusterV2's k-means)."""
         classes = self.methods()[method].__mro__
         theirs = [each for each in classes if not each.__module__.startswith(("lightning.", "emim_solo.suite."))]
         return any("on_train_epoch_start" in vars(each) for each in theirs)
 
     @abstractmethod
     def uses_small_crops(self, method: str) -> bool:
-        """Whether the loss of a method takes the crops of a smaller ``crop_size`` (multi-crop)."""
+        """Whether a method's loss takes crops of a smaller ``crop_size`` (multi-crop)."""
 
     @abstractmethod
     def optimizer_makers(self) -> dict[str, Callable[..., Any]]:
-        """What makes each optimizer from ``params``, ``lr``, ``weight_decay`` and ``optimizer.kwargs``."""
+        """A function for each optimizer; it takes ``params``, ``lr``, ``weight_decay`` and ``optimizer.kwargs``."""
 
     def check_values(self, cfg: DictConfig, *, linear: bool = False) -> None:
-        """Check names and settings that only the suite knows: of its optimizers and schedulers.
+        """Check names and settings that only solo-learn knows: those of its optimizers and schedulers.
 
-        Keys of ``optimizer.kwargs`` that another optimizer takes are dropped from ``cfg``, with a warning: they are
-        left from the config that ``optimizer.name`` was changed in.
+        Keys of ``optimizer.kwargs`` that belong to another optimizer are dropped from ``cfg``, with a warning. They are
+        left over if ``optimizer.name`` was changed in an existing config.
 
         Args:
-            cfg: in the schema of pretraining, or of linear evaluation, its values being of the schema's types.
-            linear: which of the two.
+            cfg: in the schema of pretraining or of linear evaluation; its values have the schema's types.
+            linear: whether the schema is that of linear evaluation.
 
         Raises:
-            UsageError: the suite has no such optimizer or scheduler, or they do not take their settings.
+            UsageError: solo-learn has no such optimizer or scheduler, or it does not take its settings.
         """
         optimizers = self.linear_optimizers if linear else self.optimizers
         for key, names in (("optimizer.name", optimizers), ("scheduler.name", self.schedulers)):
@@ -146,21 +146,21 @@ class Suite(ABC):
             rank_zero_warn(f"{key} of another optimizer than {name} are left out: {', '.join(others)}")
         kwargs = {each: value for each, value in kwargs.items() if each in known[name]}
         weight = nn.Parameter(torch.ones(1, 1))
-        weight.grad = torch.ones_like(weight)  # LARS passes over what is 0
-        on_any_device = {each: value for each, value in kwargs.items() if each != "capturable"}  # that is for a GPU
-        with in_one_line(key, f"{key} of {name}"):  # the optimizer checks its own settings: ask it once
+        weight.grad = torch.ones_like(weight)  # LARS skips gradients of 0
+        on_any_device = {each: value for each, value in kwargs.items() if each != "capturable"}  # GPU only
+        with in_one_line(key, f"{key} of {name}"):  # one step, because the optimizer itself checks its settings
             makers[name]([weight], lr=0.1, weight_decay=0.0, **on_any_device).step()
         return kwargs
 
     def complete(self, cfg: DictConfig, images: RunImages) -> DictConfig:
-        """Every default filled in and checked, learning rates scaled by batch size and devices.
+        """The config with every default filled in and checked, and learning rates scaled by batch size and devices.
 
         Args:
-            cfg: as the user wrote it, ``devices`` being a list. Not changed.
-            images: that it names.
+            cfg: as the user wrote it, but ``devices`` is a list. Not changed.
+            images: the images that ``cfg`` names.
 
         Raises:
-            UsageError: the method has no such setting, or cannot train like this.
+            UsageError: the method has no such setting, or cannot train with these settings.
         """
         with in_one_line("method_kwargs", f"config of {cfg.method} in solo-learn {self.version}"):
             cfg = count_classes(self._complete(open_copy(cfg), images), images.listed)
@@ -173,7 +173,7 @@ class Suite(ABC):
 
     @abstractmethod
     def constructor_kwargs(self, cfg: DictConfig) -> dict[str, Any]:
-        """What the class of ``cfg.method`` (and its ``load_from_checkpoint``) takes; ``cfg`` is complete."""
+        """Arguments of the class of ``cfg.method`` and of its ``load_from_checkpoint``; ``cfg`` is complete."""
 
     def build(self, cfg: DictConfig) -> LightningModule:
         """The method ``cfg.method``, freshly initialised, with :mod:`emim_solo.suite.fixes`.
@@ -182,8 +182,8 @@ class Suite(ABC):
             cfg: complete.
 
         Raises:
-            UsageError: the method's class takes no such ``method_kwargs``, backbone or momentum, or the backbone no
-                images of this size.
+            UsageError: the method's class does not take these ``method_kwargs``, backbone or momentum, or the backbone
+                does not take images of this size.
         """
         allow_few_classes(importlib.import_module("solo.methods.base"))  # of the momentum classifier
         method = with_fixes(self.method(cfg.method))
@@ -193,13 +193,13 @@ class Suite(ABC):
         if cfg.data.no_labels:
             model.without_labels()
         if cfg.data.val_path is None:
-            model.knn_eval = False  # it would keep the features of every step, and never be asked
+            model.knn_eval = False  # it would keep the features of every step and never use them
         self._finish(model, cfg)
         self._check_features(model, cfg)
         return model
 
     def _check_features(self, model: Any, cfg: DictConfig) -> None:
-        """One forward of two black images of each size: what ``backbone.kwargs`` change may not fit it or the classifier."""
+        """One forward of two black images of each size: a change by ``backbone.kwargs`` may not fit backbone or classifier."""
         backbone = self.backbone(model).eval()
         bfloat16_on_cpu = device_of(cfg).type == "cpu" and "bf16" in str(cfg.get("precision"))
         hooks = refuse_broken_gradients(backbone) if bfloat16_on_cpu else []
@@ -215,10 +215,10 @@ class Suite(ABC):
 
     @abstractmethod
     def _finish(self, model: Any, cfg: DictConfig) -> None:
-        """What this generation's class does not take from ``cfg``."""
+        """Apply the settings of ``cfg`` that this generation's class does not take."""
 
     def backbone(self, model: Any) -> nn.Module:
-        """The frozen or training backbone inside a method: images to features."""
+        """The backbone inside a method, which maps images to features."""
         backbone: nn.Module = getattr(model, self.backbone_name)
         return backbone
 
@@ -226,23 +226,23 @@ class Suite(ABC):
 
     @abstractmethod
     def train_loader(self, cfg: DictConfig, images: RunImages) -> DataLoader:
-        """Batches of (indices, views, labels), shuffled, the last incomplete batch dropped."""
+        """Shuffled batches of (indices, views, labels), without the last incomplete batch."""
 
     @abstractmethod
     def view_transform(self, cfg: DictConfig, view: DictConfig) -> Callable[[Any], torch.Tensor]:
-        """What makes one random view of an image, by an entry of ``augmentations``; mean and std of a known dataset."""
+        """Makes one random view of an image by an entry of ``augmentations``; a known dataset has its own mean and std."""
 
     def dali_datamodule(self, cfg: DictConfig, images: Images) -> LightningDataModule:
-        """The suite's DALI loader of training images, as a data module that has no other.
+        """A data module with only solo-learn's DALI loader of training images.
 
-        Batches are those of :meth:`train_loader`. The indices are stand-ins unless ``dali.encode_indexes_into_labels``.
+        Batches are those of :meth:`train_loader`, but indices are placeholders unless ``dali.encode_indexes_into_labels``.
 
         Args:
             cfg: complete.
             images: to train on.
 
         Raises:
-            UsageError: an augmentation that DALI or this generation does not have, or an image that DALI cannot read.
+            UsageError: DALI or this generation lacks an augmentation, or DALI cannot read an image.
         """
         dali.check_augmentations(cfg)
         dali.check_training_images(images)
@@ -250,16 +250,16 @@ class Suite(ABC):
 
     @abstractmethod
     def _dali_datamodule(self, cfg: DictConfig, listing: Any) -> LightningDataModule:
-        """:meth:`dali_datamodule` of this generation, whose pipelines list a folder by ``listing`` in place of ``os``."""
+        """:meth:`dali_datamodule` of this generation; its pipelines list folders by ``listing`` instead of ``os``."""
 
     def evaluation_datasets(
         self, cfg: DictConfig, images: RunImages, transform: Any = None
     ) -> tuple[Dataset, Dataset | None]:
-        """Train and validation images, both shown by ``transform``, by default :meth:`evaluation_transform`.
+        """Train and validation images, both transformed by ``transform``, by default :meth:`evaluation_transform`.
 
-        Training images are all that are listed, those held out of training among them.
+        Training images are all listed ones, including those held out of training.
 
-        Without labels each has the label -1 and ``classes`` is empty. Without ``data.val_path`` there are no second ones.
+        Unlabelled images have the label -1, and ``classes`` is empty. Without ``data.val_path`` the second is None.
         """
         transform = transform or self.evaluation_transform(cfg)
         module = importlib.import_module(self.evaluation_module)
@@ -275,13 +275,13 @@ class Suite(ABC):
 
     @abstractmethod
     def _evaluation_folders(self, train_path: Path, val_path: Path) -> dict[str, Any]:
-        """Arguments of the suite's ``prepare_datasets`` that say where the images are."""
+        """Arguments of solo-learn's ``prepare_datasets`` that say where the images are."""
 
     def evaluation_transform(self, cfg: DictConfig) -> Any:
-        """Validation images as the suite shows them, at the size that the backbone was trained on.
+        """solo-learn's transform of validation images, at the size that the backbone was trained on.
 
-        Both generations validate a ``custom`` folder at 224 pixels whatever it was trained at, and leave the function
-        to be rewritten by the user. Here such a folder is shown at its :func:`whole_size`, training mean and std.
+        Both generations validate a ``custom`` folder at 224 pixels, whatever it was trained at; users are to rewrite that
+        function. Here such a folder has its :func:`whole_size` and the mean and std of training.
         """
         if cfg.data.dataset != "custom":
             return importlib.import_module(self.evaluation_module).prepare_transforms(cfg.data.dataset)[1]
@@ -297,7 +297,7 @@ class Suite(ABC):
         )
 
     def evaluation_loaders(self, cfg: DictConfig, images: RunImages) -> tuple[DataLoader, DataLoader | None]:
-        """All train and validation images in order: the suite's own loaders shuffle and drop the last batch."""
+        """All train and validation images in order; solo-learn's own loaders shuffle and drop the last batch."""
         train, val = (
             None
             if dataset is None
@@ -316,10 +316,10 @@ class Suite(ABC):
 
     @abstractmethod
     def checkpointer(self, cfg: DictConfig) -> Callback:
-        """The suite's Checkpointer, writing ``<checkpoint.dir>/<method>/<version>/{args.json,*.ckpt}``."""
+        """solo-learn's Checkpointer; it writes ``<checkpoint.dir>/<method>/<version>/{args.json,*.ckpt}``."""
 
     def auto_umap(self, cfg: DictConfig) -> Callback:
-        """The suite's AutoUMAP callback; 1.0.2 refuses it when a config is completed.
+        """solo-learn's AutoUMAP callback. With 1.0.2, completing a config refuses it.
 
         Raises:
             UsageError: umap-learn is not installed.
@@ -332,7 +332,7 @@ class Suite(ABC):
 
     @abstractmethod
     def knn_classifier(self, k: int, temperature: float, distance: str) -> Any:
-        """The suite's WeightedKNNClassifier; ``distance`` is ``cosine`` or ``euclidean``."""
+        """solo-learn's WeightedKNNClassifier; ``distance`` is ``cosine`` or ``euclidean``."""
 
     @abstractmethod
     def complete_linear(self, cfg: DictConfig) -> DictConfig:
@@ -340,23 +340,23 @@ class Suite(ABC):
 
     @abstractmethod
     def linear_model(self, backbone: nn.Module, cfg: DictConfig) -> LightningModule:
-        """The suite's LinearModel on a frozen backbone; ``cfg`` is complete in the schema of linear evaluation."""
+        """solo-learn's LinearModel on a frozen backbone; ``cfg`` is complete in the schema of linear evaluation."""
 
 
 @contextmanager
 def in_one_line(key: str, what: str, to_do: str = "") -> Iterator[None]:
-    """Within it, what the suite or a library raises on a user's settings becomes a UsageError.
+    """Within it, an exception of solo-learn or a library about a user's settings becomes a UsageError.
 
     Args:
         key: of the error.
-        what: was tried, for the error.
-        to_do: about it.
+        what: beginning of the message: what was tried.
+        to_do: end of the message: what the user can do.
     """
     try:
         yield
     except UsageError:
         raise
-    except Exception as error:  # an assertion, or whatever an odd value leads to inside a library
+    except Exception as error:  # an assertion, or anything that an odd value causes inside a library
         lines = str(error).strip().splitlines() or ["its own check"]
         raise UsageError(
             key, f"{what} ({type(error).__name__}: {lines[0]})" + (f": {to_do}" if to_do else "")
@@ -364,14 +364,14 @@ def in_one_line(key: str, what: str, to_do: str = "") -> Iterator[None]:
 
 
 def as_dict(cfg: DictConfig | ListConfig) -> dict[str, Any]:
-    """The config as dicts and lists, interpolations resolved."""
+    """The config as dicts and lists, with interpolations resolved."""
     container = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(container, dict)
     return {str(key): value for key, value in container.items()}
 
 
 def open_copy(cfg: DictConfig) -> DictConfig:
-    """A copy that takes new keys: completing a config writes defaults into it."""
+    """A copy that accepts new keys, since completing a config writes defaults into it."""
     cfg = cfg.copy()
     OmegaConf.set_readonly(cfg, False)
     OmegaConf.set_struct(cfg, False)
@@ -379,25 +379,25 @@ def open_copy(cfg: DictConfig) -> DictConfig:
 
 
 def count_classes(cfg: DictConfig, listed: Images | None) -> DictConfig:
-    """Set ``data.num_classes`` of a ``custom`` folder to the classes that are listed: the suite counts every folder."""
+    """Set ``data.num_classes`` of a ``custom`` folder to the listed classes: solo-learn would count every folder."""
     if cfg.data.dataset == "custom":
         cfg.data.num_classes = max(1, len(listed.classes)) if listed is not None else 1
     return cfg
 
 
 def device_of(cfg: DictConfig) -> torch.device:
-    """The first GPU where there is one and the run was not told to stay on the CPU."""
+    """The first GPU, if there is one and the run may use it; else the CPU."""
     on_gpu = torch.cuda.is_available() and cfg.get("accelerator", "auto") in ("auto", "gpu", "cuda")
     return torch.device("cuda" if on_gpu else "cpu")
 
 
 def whole_size(cfg: DictConfig) -> int:
-    """Pixels of a side of a whole image: ``data.image_size`` where views are patches of it, else the first ``crop_size``."""
+    """Side of a whole image in pixels: ``data.image_size`` if views are patches of it, else the first ``crop_size``."""
     return int(cfg.data.get("image_size") or cfg.augmentations[0].crop_size)
 
 
 def allow_few_classes(module: ModuleType) -> None:
-    """Let a module of the suite that hard-wires top-5 accuracy run on fewer than five classes."""
+    """Let a module of solo-learn that always computes top-5 accuracy run with fewer than five classes."""
     accuracy_at_k = module.accuracy_at_k
     if getattr(accuracy_at_k, "few_classes", False):
         return
@@ -410,9 +410,9 @@ def allow_few_classes(module: ModuleType) -> None:
 
 
 def refuse_broken_gradients(backbone: nn.Module) -> list[RemovableHandle]:
-    """From now on a network's forward raises where a gradient of it would be wrong: to be asked before training in bfloat16.
+    """Make a network's forward raise if a gradient would be wrong in bfloat16 on a CPU; call it before such a training.
 
-    On a CPU torch 2.14 (oneDNN) gives the weights of a strided 3x3 convolution on a single pixel what lay in the memory.
+    For a strided 3x3 convolution on a single pixel torch 2.14 (oneDNN) leaves the weights' gradient uninitialised there.
 
     Raises:
         UsageError: in the forward.
@@ -422,8 +422,8 @@ def refuse_broken_gradients(backbone: nn.Module) -> list[RemovableHandle]:
         if conv.stride[0] > 1 and conv.kernel_size[0] > 1 and images.shape[-2:] == (1, 1):
             raise UsageError(
                 "precision",
-                f"precision: a crop is a single pixel before the backbone's {name}, whose gradient torch gets wrong there "
-                "in bfloat16 on a CPU: set precision=32, backbone.small_image_stem=True or a larger crop_size",
+                f"precision: a crop is a single pixel before the backbone's {name}; in bfloat16 on a CPU torch then computes "
+                "a wrong gradient: set precision=32, backbone.small_image_stem=True or a larger crop_size",
             )
 
     convs = ((name, part) for name, part in backbone.named_modules() if isinstance(part, nn.Conv2d))
@@ -434,7 +434,7 @@ def refuse_broken_gradients(backbone: nn.Module) -> list[RemovableHandle]:
 
 
 def give_small_image_stem(backbone: nn.Module) -> None:
-    """Replace a ResNet's ImageNet stem in place by the one that the suite gives to CIFAR: 3x3, stride 1, no max-pool.
+    """Replace a ResNet's ImageNet stem in place by solo-learn's stem for CIFAR: 3x3, stride 1, no max-pool.
 
     Raises:
         UsageError: the backbone is not a torchvision ResNet.
@@ -443,7 +443,7 @@ def give_small_image_stem(backbone: nn.Module) -> None:
         raise UsageError(
             "backbone.small_image_stem",
             f"backbone.small_image_stem is for ResNets, got {type(backbone).__name__}: leave it out, "
-            "and set a smaller patch size through backbone.kwargs where the backbone has one",
+            "and set a smaller patch size through backbone.kwargs if the backbone has one",
         )
     backbone.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=2, bias=False)
     backbone.maxpool = nn.Identity()

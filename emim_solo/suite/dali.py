@@ -1,10 +1,10 @@
-"""NVIDIA DALI, on a GPU and without one. The pipelines are the suite's own.
+"""NVIDIA DALI, with and without a GPU. The pipelines are solo-learn's own.
 
-Both generations build the CPU pipelines of ``dali.device: cpu`` for GPU number ``local_rank``, and DALI then wants CUDA.
-Built for no GPU (``device_id=None``) they run anywhere: :func:`free_cpu_pipelines_from_cuda` does that for main. What the
-pipelines list in a folder is what :mod:`emim_solo.suite.loaders` lists in it.
+Both generations build the CPU pipelines of ``dali.device: cpu`` for GPU number ``local_rank``, so DALI requires CUDA.
+With ``device_id=None`` the pipelines run anywhere: :func:`free_cpu_pipelines_from_cuda` sets that for main. The pipelines
+read the images that :mod:`emim_solo.suite.loaders` lists.
 
-DALI seeds its pipelines with a constant and the local rank: another ``seed`` does not change the order of images, and a
+DALI seeds its pipelines with a constant and the local rank. Another ``seed`` does not change the order of images, and a
 resumed run starts the order again.
 """
 
@@ -37,13 +37,13 @@ def is_installed() -> bool:
 
 
 def complete_dali(cfg: DictConfig) -> DictConfig:
-    """Fill in main's defaults of ``dali`` and check that this machine can do what is asked. Changes ``cfg``.
+    """Fill in main's defaults of ``dali`` and check that this machine supports the settings. Changes ``cfg``.
 
     Args:
         cfg: a config with ``data.format: dali``, of pretraining or linear evaluation.
 
     Raises:
-        UsageError: DALI is not installed, the dataset is not one of image folders, or there is no such device.
+        UsageError: DALI is not installed, the dataset is not of image folders, or there is no such device.
     """
     if not is_installed():
         raise UsageError(
@@ -61,18 +61,18 @@ def complete_dali(cfg: DictConfig) -> DictConfig:
     if cfg.dali.device not in ("cpu", "gpu"):
         raise UsageError("dali.device", f"dali.device={cfg.dali.device}: expected cpu or gpu")
     if cfg.dali.device == "gpu" and not torch.cuda.is_available():
-        raise UsageError("dali.device", "dali.device=gpu, but no GPU is there: add dali.device=cpu")
+        raise UsageError("dali.device", "dali.device=gpu, but there is no GPU: add dali.device=cpu")
     return cfg
 
 
 def check_training_images(images: Images) -> None:
-    """Check that DALI can read the training images, which are known to be readable.
+    """Check that DALI, too, can read the training images.
 
-    DALI makes of a file the pixels that :func:`emim_solo.images.folders.load_rgb` makes of it, or fails; but it takes the floating
-    values of a TIFF to lie between 0 and 1.
+    DALI decodes a file to the same pixels as :func:`emim_solo.images.folders.load_rgb`, or fails. But it assumes that floating
+    values of a TIFF lie between 0 and 1.
 
     Raises:
-        UsageError: an image that cannot be read, or not by DALI.
+        UsageError: an image cannot be read, or DALI cannot read it.
     """
     for path in images.paths:
         if path.lower().endswith((".tif", ".tiff")):
@@ -92,7 +92,7 @@ def check_augmentations(cfg: DictConfig) -> None:
     """Check that DALI has every augmentation of a complete pretraining config.
 
     Raises:
-        UsageError: it has not.
+        UsageError: DALI lacks one.
     """
     if any(OmegaConf.select(view, "equalization.prob", default=0.0) for view in cfg.augmentations):
         raise UsageError(
@@ -102,10 +102,10 @@ def check_augmentations(cfg: DictConfig) -> None:
 
 
 def free_cpu_pipelines_from_cuda() -> None:
-    """Let main's CPU pipelines run where there is no GPU. Safe to call again; imports nothing of the suite.
+    """Let main's CPU pipelines run without a GPU. Safe to call again; imports nothing of solo-learn.
 
-    With a GPU nothing changes: there a CPU pipeline is built for it and hands over pinned memory. main's builders take
-    ``device_id`` when the pipeline is made, after they have added it to the seed.
+    With a GPU nothing changes: a CPU pipeline is then built for that GPU and returns pinned memory. main's builders have
+    already added ``device_id`` to the seed when they pass it to the pipeline.
     """
     module = sys.modules.get("solo.data.dali_dataloader")
     if module is None or torch.cuda.is_available():

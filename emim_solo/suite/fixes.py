@@ -1,6 +1,6 @@
-"""What goes wrong while the suite's methods train, fixed in classes put in front of theirs: no file of it changes.
+"""Fixes for faults of solo-learn's methods in training, as classes in front of the methods' own: none of its files changes.
 
-A class in front is asked first whenever a method calls itself (``self.log``): it serves methods of both generations.
+"In front" means earlier in the bases: ``self.log`` then finds this class first. So one class serves both generations.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ _OF_LABELS = re.compile(r"(^|_)(acc\d*|class_loss|val_loss)$")
 
 
 def zero_over_nothing(loss: Tensor, targets: Tensor) -> Tensor:
-    """A mean loss, of shape (), over the targets other than -1, which is 0 instead of NaN where there is none."""
+    """A mean loss, shape (), over the targets other than -1; 0 instead of NaN if there are none."""
     return torch.where((targets != -1).any(), loss, loss.new_zeros(()))
 
 
 class LabelsOptional(LightningModule):
-    """In front of a generation's base method: without labels the class loss is 0, not NaN, and it is not logged."""
+    """In front of a generation's base method: without labels the class loss is 0 instead of NaN and is not logged."""
 
     no_labels: bool = False
     knn_eval: bool
 
     def without_labels(self) -> None:
-        """From now on no accuracy or class loss is logged, and no k-NN keeps features."""
+        """From now on log no accuracy or class loss, and keep no features for k-NN."""
         self.no_labels = True
         self.knn_eval = False
 
@@ -49,15 +49,15 @@ class LabelsOptional(LightningModule):
         return out | {"loss": zero_over_nothing(out["loss"], targets)} if "loss" in out else out  # none: no classifier
 
     def log(self, name: str, *args: Any, **kwargs: Any) -> None:
-        """As Lightning's, which ``log_dict`` calls too, but for what means nothing without labels."""
+        """Lightning's, which ``log_dict`` calls too, except for values that mean nothing without labels."""
         if not (self.no_labels and _OF_LABELS.search(name)):
             super().log(name, *args, **kwargs)
 
 
 class Fixes(LabelsOptional):
-    """In front of any method: it can be saved as plain data, and a resumed run is the uninterrupted one.
+    """In front of any method: it is saved as plain data, and a resumed run equals the uninterrupted one.
 
-    Where several processes train, queues and memory banks come back as those of rank zero, which alone saves.
+    With several processes, all resume with the queues and memory banks of rank zero, the only one that saves.
     """
 
     momentum_updater: Any  # of momentum methods
@@ -72,7 +72,7 @@ class Fixes(LabelsOptional):
         self._restored: dict[str, Tensor] = {}
 
     def configure_optimizers(self) -> Any:
-        """The method's own; rates that a schedule leaves alone are kept as data, not as a function."""
+        """The method's own, but rates that a schedule does not change are kept as data, not as a function."""
         configured = super().configure_optimizers()
         schedules = configured[1] if isinstance(configured, tuple | list) else []
         for schedule in schedules:
@@ -80,7 +80,7 @@ class Fixes(LabelsOptional):
         return configured
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put aside what only training makes (queues and memory banks): a fresh model then loads the rest strictly."""
+        """Move buffers that only training creates (queues, memory banks) aside; a new model can load the rest strictly."""
         super().on_save_checkpoint(checkpoint)
         weights = checkpoint["state_dict"]
         made = [name for name in weights if name not in self._of_a_fresh_model]
@@ -89,21 +89,21 @@ class Fixes(LabelsOptional):
             checkpoint["cur_tau"] = self.momentum_updater.cur_tau
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take back what :meth:`on_save_checkpoint` has put aside."""
+        """Take back the buffers that :meth:`on_save_checkpoint` moved aside."""
         super().on_load_checkpoint(checkpoint)
         self._restored = checkpoint.get("made_in_training", {})
         for schedule in checkpoint.get("lr_schedulers", []):
-            schedule.pop("max_epochs", None)  # main's schedule would end where the run that is continued was to end
+            schedule.pop("max_epochs", None)  # main's schedule would end at the old run's end
         if "cur_tau" in checkpoint and hasattr(self, "momentum_updater"):
             self.momentum_updater.cur_tau = checkpoint["cur_tau"]
 
     def on_train_start(self) -> None:
-        """The method's own, which makes queues and memory banks afresh; then those of the checkpoint, if they fit."""
-        with torch.random.fork_rng(devices=[]):  # a resumed run draws here, an uninterrupted one no longer does
+        """The method's own, which creates queues and memory banks; then fill them from the checkpoint, if they fit."""
+        with torch.random.fork_rng(devices=[]):  # only a resumed run draws random numbers here again
             super().on_train_start()
         for name, value in self._restored.items():
             fresh = self._buffers.get(name)
-            if fresh is None:  # a cache of some part, which makes it again
+            if fresh is None:  # a cache; its owner makes it again
                 continue
             if fresh.shape != value.shape:
                 shapes = f"has shape {tuple(value.shape)}, this run's {tuple(fresh.shape)}"
@@ -112,12 +112,12 @@ class Fixes(LabelsOptional):
             fresh.copy_(value)
         self._restored = {}
         if hasattr(self, "momentum_updater"):
-            self.last_step = self.trainer.global_step  # the suite's 0 takes an unfinished step for a finished one
+            self.last_step = self.trainer.global_step  # solo-learn's 0 would count an unfinished step as finished
         if hasattr(self, "kmeans"):
             self.kmeans.cluster_memory = _on_one_device(self.kmeans.cluster_memory, self.trainer.world_size)
 
     def on_train_epoch_start(self) -> None:
-        """The method's own, k-means' first centroids drawn from the epoch's seed whatever was drawn before."""
+        """The method's own; k-means draws its first centroids from the epoch's seed, whatever was drawn before."""
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(torch.initial_seed())
             super().on_train_epoch_start()
@@ -125,7 +125,7 @@ class Fixes(LabelsOptional):
 
 @cache
 def with_fixes(method: type[LightningModule]) -> type[LightningModule]:
-    """The class of a method of the suite under the same name: :class:`Fixes` in front of it, :class:`ViewsTogether` behind."""
+    """A method's class under the same name, with :class:`Fixes` in front of it and :class:`ViewsTogether` behind it."""
     module = sys.modules[method.__module__]
     if hasattr(module, "deepclusterv2_loss_func"):
         _first_epoch_of_deepcluster(module)
@@ -135,7 +135,7 @@ def with_fixes(method: type[LightningModule]) -> type[LightningModule]:
 
 
 def _first_epoch_of_deepcluster(module: ModuleType) -> None:
-    """Nothing is assigned to a cluster before the first epoch's end: a loss over nothing, which is NaN in the suite."""
+    """Before the first epoch's end no image has a cluster: the loss over no images is 0; solo-learn has NaN."""
     loss_func = module.deepclusterv2_loss_func
 
     def deepclusterv2_loss_func(outputs: Tensor, assignments: Tensor, temperature: float = 0.1) -> Tensor:
@@ -145,11 +145,11 @@ def _first_epoch_of_deepcluster(module: ModuleType) -> None:
 
 
 def _on_one_device(cluster_memory: Callable[..., Any], processes: int) -> Callable[..., Any]:
-    """k-means' assignments are on the CPU, its memory may be on a GPU, and the one is indexed with the other."""
+    """k-means' assignments are on the CPU and index its memory, which may be on a GPU: put both on one device."""
 
     def cluster(index: Tensor, embeddings: Tensor) -> tuple[Tensor, list[Tensor]]:
         device = embeddings.device
-        if processes == 1:  # of several processes the suite gathers on the CPU itself
+        if processes == 1:  # with several processes solo-learn itself gathers on the CPU
             index, embeddings = index.cpu(), embeddings.cpu()
         assignments, centroids = cluster_memory(index, embeddings)
         return assignments.to(device), [each.to(device) for each in centroids]
@@ -158,7 +158,7 @@ def _on_one_device(cluster_memory: Callable[..., Any], processes: int) -> Callab
 
 
 def _named_where_singular(whiten: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """W-MSE's Cholesky factor, of hardly more images than dimensions or of collapsed ones, may not exist."""
+    """W-MSE's Cholesky factor may not exist: too few images for its dimensions, or collapsed ones. Name the cause."""
 
     def whiten_or_say(x: Tensor) -> Tensor:
         try:
@@ -184,7 +184,7 @@ class _StaticRates(LRScheduler):
 
 
 def _keep_static_rates_as_data(schedule: Any) -> None:
-    """The suite replaces ``get_lr`` on the object: a checkpoint would hold a function, with the optimizer in it."""
+    """solo-learn replaces ``get_lr`` on the object: a checkpoint would contain that function, and the optimizer with it."""
     replaced = schedule.__dict__.pop("get_lr", None)
     if replaced is not None:
         groups, rates = (replaced.keywords[name] for name in ("param_group_indexes", "lrs_to_replace"))

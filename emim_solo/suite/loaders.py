@@ -1,8 +1,8 @@
-"""Folders of images in the suite's own loaders, of either generation: they list them, we say what is an image in them.
+"""solo-learn's own loaders read the images that this package lists, in both generations.
 
-The suite finds images in four ways: by torchvision's ``ImageFolder``, by a list of everything in a folder, and in its DALI
-pipelines by two more. Each of them takes what :func:`emim_solo.images.folders.find_images` finds, put under the name that the suite's
-module looks it up by.
+solo-learn finds images in four ways: by torchvision's ``ImageFolder``, by a list of everything in a folder, and in its DALI
+pipelines by two more. Here the images of :func:`emim_solo.images.folders.find_images` replace what each way finds, under the
+name that solo-learn's module uses.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from emim_solo.images.folders import Images, load_rgb
 
 
 class ListedImages(ImageFolder):
-    """torchvision's ``ImageFolder`` on images that were listed already, with a label of -1 where they have no classes, decoded by :func:`load_rgb`."""
+    """torchvision's ``ImageFolder`` on listed images, decoded by :func:`load_rgb`; without classes labels are -1."""
 
     listed: Mapping[str, Images]  # by absolute folder
 
@@ -29,7 +29,7 @@ class ListedImages(ImageFolder):
         super().__init__(root, transform, loader=load_rgb)
 
     def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
-        """Names of the classes, and the label of each."""
+        """Names of the classes, and each name's label."""
         return self.images_listed.classes, {name: label for label, name in enumerate(self.images_listed.classes)}
 
     def make_dataset(self, *_: Any, **__: Any) -> list[tuple[str, int]]:  # type: ignore[override]
@@ -38,7 +38,7 @@ class ListedImages(ImageFolder):
 
     @property
     def images(self) -> list[str]:
-        """Paths of unlabelled images, as in the suite's ``CustomDatasetWithoutLabels``; its ``data.fraction`` sets fewer."""
+        """Paths of unlabelled images, as in solo-learn's ``CustomDatasetWithoutLabels``; its ``data.fraction`` sets fewer."""
         return [path for path, _ in self.samples]
 
     @images.setter
@@ -48,7 +48,7 @@ class ListedImages(ImageFolder):
 
 @contextmanager
 def reading_folders(module: ModuleType, *listed: Images | None) -> Iterator[None]:
-    """Within it, the datasets that a module of the suite makes of these folders are ours."""
+    """Within it, a module of solo-learn makes :class:`ListedImages` of these folders."""
     by_folder = {os.path.abspath(images.folder): images for images in listed if images is not None}
     names = ("ImageFolder", "CustomDatasetWithoutLabels")
     theirs = {name: getattr(module, name) for name in names if by_folder and hasattr(module, name)}
@@ -62,7 +62,7 @@ def reading_folders(module: ModuleType, *listed: Images | None) -> Iterator[None
 
 
 def listed_as_os(images: Images) -> SimpleNamespace:
-    """What modules of the suite use of ``os`` to list a folder: its class folders, and the images below one of them."""
+    """The functions of ``os`` by which solo-learn lists a folder: its class folders, and the images in each."""
     root = os.path.abspath(images.folder)
     names: dict[str, list[str]] = {}
     for path, label in zip(images.paths, images.labels, strict=True):

@@ -1,7 +1,7 @@
 """solo-learn main (1.0.6), the generation that users have.
 
-Imports at the top are those that already exist when ``solo.methods`` has just been loaded: EMIM is registered at that
-moment, in the middle of ``import solo``.
+EMIM is registered in the middle of ``import solo``, just after ``solo.methods`` is loaded. Imports at the top are those
+that already work at that moment.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ class EMIM(EMIMMethod, LabelsOptional, ViewsTogether, BaseMethod):
 
     def __init__(self, cfg: DictConfig) -> None:
         super().__init__(cfg)
-        self.add_emim(cfg.method_kwargs)  # completed in place by the base class
+        self.add_emim(cfg.method_kwargs)  # the base class has completed them in place
         if OmegaConf.select(cfg, "data.no_labels", default=False):
-            self.without_labels()  # main_pretrain.py builds this class as it is
+            self.without_labels()  # main_pretrain.py builds this class without Suite.build
 
     def multicrop_forward(self, X: Tensor) -> dict[str, Any]:
         """Features and embeddings of a small crop."""
@@ -67,17 +67,17 @@ def _names_of_other_methods() -> set[str]:
 
 
 def _names_read_by(method: type) -> set[str]:
-    """main has no list of what its methods read from ``method_kwargs``: their source is the list."""
+    """Names of ``method_kwargs`` in a method's source: main has no list of them."""
     try:
         source = inspect.getsource(sys.modules[method.__module__])
-    except (OSError, TypeError):  # a class of a notebook, or a compiled one
+    except (OSError, TypeError):  # a class from a notebook, or a compiled one
         return set()
     return set(re.findall(r"method_kwargs\.(\w+)", source))
 
 
 @contextmanager
 def _no_listing(module: ModuleType) -> Iterator[None]:
-    """Within it, a module of the suite that counts the folders in ``data.train_path`` sees none: they are listed already."""
+    """Within it, a module of solo-learn that counts the folders in ``data.train_path`` finds none: they are listed already."""
     theirs = module.os
     module.os = SimpleNamespace(scandir=lambda _: [])  # type: ignore[attr-defined]
     try:
@@ -98,7 +98,7 @@ class MainSuite(Suite):
         return dict(BaseMethod._OPTIMIZERS)
 
     def uses_small_crops(self, method: str) -> bool:
-        # The base class gives a small crop features and no embedding; the others never look at it.
+        # The base class computes features of a small crop, no embedding. Other methods never use them.
         return self.methods()[method].multicrop_forward is not BaseMethod.multicrop_forward
 
     def _complete(self, cfg: DictConfig, images: RunImages) -> DictConfig:
@@ -108,16 +108,16 @@ class MainSuite(Suite):
             cfg = pretrain.parse_cfg(cfg)
         method = self.method(cfg.method)
         if issubclass(method, BaseMomentumMethod) and OmegaConf.select(cfg, "momentum") is None:
-            cfg.momentum = {}  # every key has a default, and the section none
+            cfg.momentum = {}  # its keys have defaults, the section itself has none
         cfg = method.add_and_assert_specific_cfg(cfg)
-        if cfg.backbone.name.startswith("vit"):  # timm's own default is 224 pixels, whatever the crops are
+        if cfg.backbone.name.startswith("vit"):  # timm assumes 224 pixels, whatever the crop size
             cfg.backbone.kwargs = {"img_size": cfg.augmentations[0].crop_size} | as_dict(cfg.backbone.kwargs)
         if method is not EMIM and (missing := sorted(_names_read_by(method) - set(cfg.method_kwargs))):
             names = ", ".join(f"method_kwargs.{name}" for name in missing)
             raise UsageError(
                 "method_kwargs",
-                f"{cfg.method} needs {names}: solo-learn main has no default for them; its "
-                f"scripts/pretrain/cifar have a config of each method to take them from",
+                f"{cfg.method} needs {names}: solo-learn main has no default for them; copy them from the method's "
+                f"config in its scripts/pretrain/cifar",
             )
         if method.__module__.startswith("solo."):
             read = _names_read_by(method)

@@ -1,4 +1,4 @@
-"""Methods of other packages: each is an entry point ``name = "module:Class"`` of the group ``emim_solo.methods``."""
+"""Methods of other packages: each is an entry point ``name = "module:Class"`` in the group ``emim_solo.methods``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ GROUP = "emim_solo.methods"
 
 
 def add_methods(methods: dict[str, Any], emim: type) -> None:
-    """Add EMIM and the methods of other packages to solo-learn's METHODS, which is changed in place."""
+    """Add EMIM and the methods of other packages to solo-learn's METHODS, in place."""
     methods["emim"] = emim
     for name, method in methods_of_other_packages(methods["base"]).items():
         if isinstance(method, type) and methods.setdefault(name, method) is not method:
@@ -26,7 +26,7 @@ def add_methods(methods: dict[str, Any], emim: type) -> None:
 
 @cache
 def methods_of_other_packages(base: type) -> dict[str, type | UsageError]:
-    """The class of each method, or why it is not available, which is warned of: who does not ask for it can work on."""
+    """Each method's class, or the error that makes it unavailable. That only gives a warning: other methods still work."""
     by_name: dict[str, list[EntryPoint]] = defaultdict(list)
     for entry_point in metadata.entry_points(group=GROUP):
         by_name[entry_point.name].append(entry_point)
@@ -49,7 +49,7 @@ def _load(entry_points: list[EntryPoint], base: type) -> type:
         method = entry_points[0].load()
     except (KeyboardInterrupt, Stopped):
         raise
-    except BaseException as error:  # a module may raise anything, and call sys.exit
+    except BaseException as error:  # a module may raise anything and may call sys.exit
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise UsageError("plugin.import", f"{place} cannot be imported ({reason})") from error
     if not (isinstance(method, type) and issubclass(method, base)):

@@ -1,4 +1,4 @@
-"""What a method requires of a config beyond what all do: the suite says it with an assertion or a NaN, later."""
+"""What does one method require of a config that others do not? solo-learn fails later, by an assertion or NaN."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from omegaconf import DictConfig, OmegaConf
 from emim_solo.ground.errors import UsageError
 
 _IMAGES = {"cifar10": 50_000, "cifar100": 50_000, "stl10": 105_000}
-_ALL4ONE_HEADS, _ALL4ONE_NEIGHBOURS = 8, 5  # written in the suite
+_ALL4ONE_HEADS, _ALL4ONE_NEIGHBOURS = 8, 5  # fixed in solo-learn
 
 
 class _Run(NamedTuple):
-    """What a check is made on: ``kwargs`` are the method's, complete; ``batches`` are the images of one step."""
+    """Input of a check: ``kwargs`` are the method's, complete; ``batches`` is the number of images in one step."""
 
     cfg: DictConfig
     kwargs: dict[str, Any]
@@ -29,10 +29,10 @@ class _Run(NamedTuple):
 
 
 def check_method(cfg: DictConfig, images: int | None) -> None:
-    """Refuse a complete config that its method cannot train with, on so many images; None where they are not listed."""
+    """Refuse a complete config with which its method cannot train on so many images; None if they are not listed."""
     kwargs: Any = OmegaConf.to_container(cfg.method_kwargs, resolve=True)
     if images is None:
-        images = _IMAGES.get(cfg.data.dataset, 0)  # 0: not known, as of an HDF5 file
+        images = _IMAGES.get(cfg.data.dataset, 0)  # 0: not known, such as for an HDF5 file
     images = int(images * cfg.data.fraction) if cfg.data.fraction > 0 else images
     run = _Run(cfg, kwargs, cfg.optimizer.batch_size, len(cfg.devices) * cfg.num_nodes, images)
     checks = [_momentum, _whole_batches_in_queue, *([_CHECKS[cfg.method]] if cfg.method in _CHECKS else [])]
@@ -41,7 +41,7 @@ def check_method(cfg: DictConfig, images: int | None) -> None:
 
 
 def check_numbers(kwargs: Mapping[str, Any]) -> None:
-    """Check the ``method_kwargs`` that a method of the suite reads: it declares no types, all are numbers."""
+    """Check the ``method_kwargs`` of a method of solo-learn, which declares no types: all are numbers."""
     for name, value in kwargs.items():
         values = value if name == "num_prototypes" and isinstance(value, list) else [value]
         if not all(isinstance(each, int | float) and math.isfinite(each) for each in values):
@@ -99,7 +99,7 @@ def _wmse(run: _Run) -> Iterator[str]:
 def _deepclusterv2(run: _Run) -> Iterator[str]:
     prototypes = run.kwargs["num_prototypes"]
     kept = run.images // run.batches * run.batch
-    if not isinstance(prototypes, list) or len(set(prototypes)) != 1:  # it stacks their scores
+    if not isinstance(prototypes, list) or len(set(prototypes)) != 1:  # their scores are stacked
         yield f"method_kwargs.num_prototypes as a list of one number, such as [100,100,100], got {prototypes}"
     elif run.cfg.data.format == "dali":
         yield "the index of every image, which DALI does not give: set data.format=image_folder"

@@ -1,4 +1,4 @@
-"""Many views of one size go through the network at once, whichever method takes them."""
+"""Many views of one size go through the network as one batch, for every method."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-FEWEST = 3  # two views go one at a time, as the suite has them: what was trained so has the same weights tomorrow
+FEWEST = 3  # two views go one by one, as in solo-learn, so that earlier runs keep their exact weights
 
 
 class ViewsTogether(LightningModule):
-    """Between a method and its generation's base method: from three views of one size on they are one batch.
+    """Between a method and its generation's base method: three or more views of one size become one batch.
 
-    One forward of them costs less than one for each, and BatchNorm takes its moments of all of them together. The
-    method gets the outputs of each view, as it does from the base method.
+    One forward of all costs less than one forward of each, and BatchNorm computes its moments over all of them. The method
+    gets the outputs of each view, as from the base method.
     """
 
     num_large_crops: int
@@ -25,17 +25,17 @@ class ViewsTogether(LightningModule):
     num_crops: int
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
-        """The base method's, whose lists have an entry for each view.
+        """The base method's outputs, whose lists have one entry per view.
 
         Args:
-            batch: indices, the views ``(N, 3, size, size)`` each, the large ones first, and labels.
-            batch_idx: its number.
+            batch: indices; the views, each ``(N, 3, size, size)``, large ones first; and labels.
+            batch_idx: number of the batch.
         """
         indices, views, labels = batch
         large, small, crops = self.num_large_crops, self.num_small_crops, self.num_crops
         views = [views] if isinstance(views, Tensor) else views
         of_large, of_small = at_once(views[:large]), at_once(views[large:])
-        if len(of_large) > 1:  # the base method has the same labels for each of them
+        if len(of_large) > 1:  # the base method uses the same labels for each large batch
             of_large = [1] * large
         self.views_at_once = [*of_large, *of_small]
         if len(self.views_at_once) == len(views):
@@ -51,16 +51,16 @@ class ViewsTogether(LightningModule):
         return {name: self._of_each(value) if isinstance(value, list) else value for name, value in out.items()}
 
     def on_each_view(self, module: Callable[[Tensor], Tensor], features: Sequence[Tensor]) -> list[Tensor]:
-        """What a module makes of the features of each view, in the batches that the views went through the network in."""
+        """Outputs of a module for the features of each view, in the same batches as the views."""
         return self._of_each([module(torch.cat(together)) for together in _split(features, self.views_at_once)])
 
     def _of_each(self, joined: Sequence[Tensor]) -> list[Tensor]:
-        """Outputs of the batches as outputs of the views."""
+        """The batches' outputs split into the views' outputs."""
         return [view for each, views in zip(joined, self.views_at_once, strict=False) for view in each.chunk(views)]
 
 
 def at_once(views: Sequence[Tensor]) -> list[int]:
-    """How many of the views go through the network together, in order: neighbours of one shape, if there are enough."""
+    """Numbers of views, in order, that form one batch: neighbours of one shape, if at least FEWEST."""
     groups = [len(list(group)) for _, group in groupby(views, key=lambda view: view.shape)]
     return [size for group in groups for size in ([group] if group >= FEWEST else [1] * group)]
 

@@ -1,7 +1,7 @@
-"""solo-learn 1.0.2 (November 2021), the only release on the package registry. All that knows it is in this folder.
+"""solo-learn 1.0.2 (November 2021), the only release on the package registry. Its code is in this folder.
 
-Outside it are a branch of :func:`emim_solo.suite.load_suite`, the name of its backbone in :mod:`emim_solo.suite.api`,
-and a module's name in :mod:`emim_solo.plugin.registration`.
+Outside this folder are only a branch of :func:`emim_solo.suite.load_suite`, the name of its backbone in
+:mod:`emim_solo.suite.api`, and a module's name in :mod:`emim_solo.plugin.registration`.
 """
 
 from emim_solo.suite.release_102 import compat

@@ -1,4 +1,4 @@
-"""solo-learn 1.0.2 (November 2021) on today's torch and Lightning. Nothing in the installed files changes."""
+"""solo-learn 1.0.2 (November 2021) on today's torch and Lightning. No installed file changes."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from torch.optim.lr_scheduler import LambdaLR
 
 
 def install() -> None:
-    """Make ``import solo`` work, which must not have been imported, and its models train. Safe to call again."""
+    """Make ``import solo`` work and its models train. Call it before that import; safe to call again."""
     if "pl_bolts" in sys.modules:
         return
-    # Submodules included, or they would be loaded twice.
+    # With the submodules, or they would be loaded twice.
     for name in ("", ".callbacks", ".loggers"):
         sys.modules["pytorch_lightning" + name] = importlib.import_module("lightning.pytorch" + name)
-    # lightning-bolts, of which one scheduler is used, does not install beside Lightning 2.
+    # lightning-bolts, needed for one scheduler, does not install beside Lightning 2.
     bolts: Any = ModuleType("pl_bolts")
     bolts.LinearWarmupCosineAnnealingLR = linear_warmup_cosine_annealing
     for name in ("", ".optimizers", ".optimizers.lr_scheduler"):
@@ -31,13 +31,13 @@ def install() -> None:
     for model in (base.BaseMethod, linear.LinearModel):
         _modernise_validation(model)
         _step_schedules(model)
-    base.BaseMomentumMethod.on_train_batch_end.__defaults__ = (0,)  # Lightning 2 leaves its dataloader_idx out
+    base.BaseMomentumMethod.on_train_batch_end.__defaults__ = (0,)  # Lightning 2 passes no dataloader_idx
     _run_closure_before_lars(importlib.import_module("solo.utils.lars").LARSWrapper)
     _tell_clippings_apart(importlib.import_module("solo.methods.dino").DINO)
-    # W-MSE whitens with torch.cholesky, which is torch.linalg.cholesky now: there, and nowhere else.
+    # W-MSE whitens with torch.cholesky, now torch.linalg.cholesky: replaced in that module only.
     of_today = SimpleNamespace(**vars(torch) | {"cholesky": torch.linalg.cholesky})
     importlib.import_module("solo.utils.whitening").torch = of_today  # type: ignore[attr-defined]
-    # compute_on_step=False, which 1.0.2 asks for and torchmetrics has dropped: calling the metric only updates it.
+    # 1.0.2 sets compute_on_step=False, which torchmetrics no longer has: calling the metric must only update it.
     knn = importlib.import_module("solo.utils.knn").WeightedKNNClassifier
     knn.forward = lambda self, *args, **kwargs: self.update(*args, **kwargs)
 
@@ -45,7 +45,7 @@ def install() -> None:
 def linear_warmup_cosine_annealing(
     optimizer: Any, warmup_epochs: float, max_epochs: float, warmup_start_lr: float = 0.0, eta_min: float = 0.0
 ) -> LambdaLR:
-    """Linear warm-up from ``warmup_start_lr`` to each group's rate, then a half cosine down to ``eta_min``."""
+    """Linear warm-up from ``warmup_start_lr`` to each group's rate, then half a cosine down to ``eta_min``."""
 
     def factor_of(peak: float) -> Callable[[int], float]:
         def factor(epoch: int) -> float:
@@ -67,7 +67,7 @@ def _modernise_validation(model: Any) -> None:
 
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         init(self, *args, **kwargs)
-        # Hides the hook from Lightning's check; the momentum methods' super().validation_epoch_end finds the class's.
+        # Hides the hook from Lightning's check; super().validation_epoch_end of momentum methods still finds the class's.
         self.validation_epoch_end = None
         self.validation_outputs = []
 
@@ -84,7 +84,7 @@ def _modernise_validation(model: Any) -> None:
 
 
 def _step_schedules(model: Any) -> None:
-    """main's ``scheduler.interval: step``, which ``Release102Suite`` sets: warm-up and cosine move at every step."""
+    """main's ``scheduler.interval: step``, set by ``Release102Suite``: warm-up and cosine advance at every step."""
     configure_optimizers = model.configure_optimizers
 
     def configure(self: Any) -> Any:
@@ -103,7 +103,7 @@ def _step_schedules(model: Any) -> None:
 
 
 def _run_closure_before_lars(wrapper: Any) -> None:
-    """Lightning 2 computes the gradients inside ``step(closure)``; LARS must scale those, not the last step's."""
+    """Lightning 2 computes the gradients inside ``step(closure)``. LARS must scale these, not those of the last step."""
     step = wrapper.step
 
     def step_after_closure(self: Any, closure: Callable[[], Any] | None = None) -> Any:
@@ -118,7 +118,7 @@ def _run_closure_before_lars(wrapper: Any) -> None:
 
 
 def _tell_clippings_apart(dino: Any) -> None:
-    """DINO has a ``clip_gradients(clip)`` of its own, and Lightning 2 calls one of that name with an optimizer."""
+    """DINO has its own ``clip_gradients(clip)``; Lightning 2 calls a method of the same name with an optimizer."""
     clip_gradients = dino.clip_gradients
 
     def clip_own_or_any(self: Any, clip: Any, *args: Any, **kwargs: Any) -> None:

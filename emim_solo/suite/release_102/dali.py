@@ -1,4 +1,4 @@
-"""1.0.2's DALI loader is a mixin of the method, with settings from argparse: here it runs inside a data module."""
+"""1.0.2's DALI loader, a mixin of the method with settings from argparse, as a data module."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 
 class DALIData(LightningDataModule):
-    """1.0.2's ``PretrainABC.train_dataloader`` on a stand-in for the method that it is meant to be mixed into."""
+    """1.0.2's ``PretrainABC.train_dataloader``, called on a stand-in for the method that has it as a mixin."""
 
     def __init__(self, cfg: DictConfig, views: list[dict[str, Any]], listing: Any) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class DALIData(LightningDataModule):
                 "no_labels": cfg.data.no_labels,
                 "num_workers": max(1, cfg.data.num_workers),  # DALI's threads
                 "dali_device": cfg.dali.device,
-                # Otherwise the pipeline gives DALI the folder to read as it likes, instead of a list of files.
+                # Otherwise DALI reads the folder in its own way, not the list of files.
                 "encode_indexes_into_labels": not cfg.data.no_labels,
                 "unique_augs": len(self.views),
                 "transform_kwargs": self.views if len(self.views) > 1 else self.views[0],
@@ -55,7 +55,7 @@ class DALIData(LightningDataModule):
 
 
 def _for_no_gpu(pipeline: Any) -> Any:
-    """A pipeline adds ``device_id`` to the seed and hands it to DALI's ``Pipeline``: a class between drops it."""
+    """A pipeline adds ``device_id`` to the seed and passes it to DALI's ``Pipeline``: a class in between drops it."""
     from nvidia.dali.pipeline import Pipeline
 
     class ForNoGPU(Pipeline):

@@ -1,4 +1,4 @@
-"""solo-learn 1.0.2, the only release on the package registry, driven by the YAML schema of solo-learn main."""
+"""solo-learn 1.0.2, the only release on the package registry, configured by the YAML schema of solo-learn main."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ class EMIM(EMIMMethod, LabelsOptional, ViewsTogether, BaseMethod):
 
 
 class CosineKNNClassifier(WeightedKNNClassifier):
-    """1.0.2 takes plain dot products for cosine similarity: here the features have unit length, as in main."""
+    """1.0.2 uses plain dot products as cosine similarity. Here the features have unit length, as in main."""
 
     def update(self, **features_and_targets: Any) -> None:
-        """As the suite's."""
+        """The base class's, on normalised features."""
         for name, value in features_and_targets.items():
             if name.endswith("features") and value is not None:
                 features_and_targets[name] = functional.normalize(value, dim=1)
@@ -64,7 +64,7 @@ class CosineKNNClassifier(WeightedKNNClassifier):
 
 
 class CollectiveCheckpointer(Checkpointer):
-    """1.0.2 saves on rank zero only; in Lightning 2 saving ends in a barrier, which every process must reach."""
+    """1.0.2 saves on rank zero only. In Lightning 2 saving ends in a barrier, so every process must take part."""
 
     def save(self, trainer: Trainer) -> None:
         if trainer.is_global_zero:
@@ -87,7 +87,7 @@ class Release102Suite(Suite):
         return {"sgd": torch.optim.SGD, "lars": _lars, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
     def uses_small_crops(self, method: str) -> bool:
-        # the suite's others unpack the features of two crops
+        # other methods of 1.0.2 unpack the features of exactly two crops
         return method in ("byol", "simclr") or getattr(self.methods()[method], "takes_many_views", False)
 
     def _complete(self, cfg: DictConfig, images: RunImages) -> DictConfig:
@@ -125,12 +125,12 @@ class Release102Suite(Suite):
 
     @staticmethod
     def _batch_scale(cfg: DictConfig) -> float:
-        """main scales both learning rates by the global batch size; 1.0.2 leaves it to its caller."""
+        """main scales both learning rates by the global batch size; 1.0.2 leaves that to its caller."""
         return cfg.optimizer.batch_size * len(cfg.devices) * cfg.num_nodes / 256
 
     @staticmethod
     def _method_defaults(method: str) -> dict[str, Any]:
-        """What a method declares beyond the base methods' arguments."""
+        """Arguments, with defaults, that a method declares beyond those of the base methods."""
         shared = {"base_tau_momentum", "final_tau_momentum", "momentum_classifier", *_arguments(METHODS["base"])}
         return {name: default for name, default in _arguments(METHODS[method]).items() if name not in shared}
 
@@ -139,9 +139,9 @@ class Release102Suite(Suite):
 
     def _finish(self, model: Any, cfg: DictConfig) -> None:
         model.scheduler_interval = cfg.scheduler.interval
-        if cfg.knn_eval.enabled:  # 1.0.2 itself offers Euclidean distance only
+        if cfg.knn_eval.enabled:  # 1.0.2 itself has only Euclidean distance
             model.knn = self.knn_classifier(cfg.knn_eval.k, 0.07, cfg.knn_eval.distance_func)
-        # main's default; here only where it is asked for: it rounds otherwise, and committed rows are without
+        # main's default. Here only on request: it changes rounding, and committed rows were made without it
         if not OmegaConf.select(cfg, "performance.disable_channel_last", default=True):
             model.to(memory_format=torch.channels_last)
 
@@ -179,7 +179,7 @@ class Release102Suite(Suite):
 
     @staticmethod
     def _optimizer_kwargs(values: dict[str, Any]) -> dict[str, Any]:
-        """main names LARS as an optimizer of its own; 1.0.2 wraps SGD in it."""
+        """main has LARS as its own optimizer; 1.0.2 wraps SGD in it."""
         optimizer, schedule, extra = values["optimizer"], values["scheduler"], dict(values["optimizer"]["kwargs"])
         lars = optimizer["name"] == "lars"
         of_lars = {"eta_lars": extra.pop("eta"), "grad_clip_lars": extra.pop("clip_lr")} if lars else {}
@@ -219,7 +219,7 @@ class Release102Suite(Suite):
         return transform
 
     def _evaluation_folders(self, train_path: Path, val_path: Path) -> dict[str, Any]:
-        return {"data_dir": Path("/"), "train_dir": train_path, "val_dir": val_path}  # joined: the folders themselves
+        return {"data_dir": Path("/"), "train_dir": train_path, "val_dir": val_path}  # absolute, so a join leaves them
 
     def checkpointer(self, cfg: DictConfig) -> Callback:
         return CollectiveCheckpointer(
@@ -247,14 +247,14 @@ class Release102Suite(Suite):
         module = importlib.import_module("solo.methods.linear")
         allow_few_classes(module)
         kwargs = self._optimizer_kwargs(as_dict(cfg))
-        for name in ("eta_lars", "grad_clip_lars"):  # fixed in 1.0.2's LinearModel, as complete_linear makes sure of
+        for name in ("eta_lars", "grad_clip_lars"):  # fixed in 1.0.2's LinearModel; complete_linear has checked them
             kwargs.pop(name, None)
         schedule = cfg.scheduler
         if kwargs["scheduler"] == "warmup_cosine" and schedule.warmup_epochs == 0:
             kwargs["scheduler"] = "cosine"
         model = LinearModel(backbone, num_classes=cfg.data.num_classes, max_epochs=cfg.max_epochs, **kwargs)
         model.scheduler_interval = schedule.interval
-        # 1.0.2's LinearModel always warms up for 10 epochs; the schedule that it asks for is ours.
+        # 1.0.2's LinearModel always warms up for 10 epochs; `annealing` replaces its schedule.
         model.warmup_epochs = schedule.warmup_epochs
 
         def annealing(optimizer: Any, _: int, max_epochs: float) -> Any:
@@ -276,25 +276,25 @@ def _lars(
     clip_lr: bool = False,
     exclude_bias_n_norm: bool = False,
 ) -> LARSWrapper:
-    """main's LARS, of which 1.0.2 makes SGD and a wrapper."""
+    """main's LARS as 1.0.2 builds it: SGD in a wrapper."""
     sgd = torch.optim.SGD(params, lr, momentum, dampening, weight_decay, nesterov)
     return LARSWrapper(sgd, eta=eta, clip=clip_lr, exclude_bias_n_norm=exclude_bias_n_norm)
 
 
 def _refuse(key: str, wanted: Any, instead: str = "leave it out", what: str = "") -> None:
-    """Refuse what 1.0.2 does not have, where it is wanted."""
+    """Refuse a setting that 1.0.2 does not have, if it is used."""
     if wanted:
         raise UsageError(key, f"{key}{what}: solo-learn main has it, 1.0.2 (installed) does not; {instead}")
 
 
 def view_kwargs(cfg: DictConfig, view: DictConfig) -> dict[str, Any]:
-    """One entry of ``augmentations`` as 1.0.2's transforms take it."""
+    """One entry of ``augmentations`` as arguments of 1.0.2's transforms."""
     equalized = OmegaConf.select(view, "equalization.prob", default=0.0)
     _refuse("augmentations", equalized, "set it to 0", ": equalization.prob > 0")
     _refuse("augmentations", not view.rrc.enabled, "set crop_min_scale and crop_max_scale", ": rrc.enabled=False")
     jitter = view.color_jitter
     kwargs = {
-        # 1.0.2 builds the jitter even where it is never applied
+        # 1.0.2 builds the jitter even if it is never applied
         **{name: jitter.get(name, 0.0) for name in ("brightness", "contrast", "saturation", "hue")},
         "color_jitter_prob": jitter.prob,
         "gray_scale_prob": view.grayscale.prob,
@@ -311,6 +311,6 @@ def view_kwargs(cfg: DictConfig, view: DictConfig) -> dict[str, Any]:
 
 
 def _arguments(method: Any) -> dict[str, Any]:
-    """The arguments of a method of 1.0.2 and their defaults."""
+    """Arguments of a method of 1.0.2, with their defaults."""
     parser = method.add_model_specific_args(argparse.ArgumentParser(add_help=False))
     return {action.dest: action.default for action in parser._actions}
