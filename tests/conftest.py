@@ -150,24 +150,38 @@ def built_to_step() -> Callable[[DictConfig], LightningModule]:
 
 
 @pytest.fixture
-def killed_in_its_third_epoch(tmp_path: Path) -> Callable[[DictConfig], None]:
-    """Trains a config as version "run" in a real process, which is killed in the middle of its third epoch."""
+def killed_when(tmp_path: Path) -> Callable[[DictConfig, str], int]:
+    """Trains a config as version "run" in a real process, killed before a step if an expression of ``trainer`` is true then.
 
-    def train(cfg: DictConfig) -> None:
+    Gives the status that the process ended with.
+    """
+
+    def train(cfg: DictConfig, when: str) -> int:
         script = tmp_path / "killed.py"
         script.write_text(
             "import os, signal, sys\n"
             "from omegaconf import OmegaConf\n"
             "from emim_solo import pretraining\n"
             "class Kill(pretraining.StopOnNaN):\n"
-            "    def on_train_batch_end(self, trainer, *args):\n"
-            "        if trainer.current_epoch == 2: os.kill(os.getpid(), signal.SIGKILL)\n"
+            "    def on_train_batch_start(self, trainer, *args):\n"
+            f"        if {when}: os.kill(os.getpid(), signal.SIGKILL)\n"
             "pretraining.StopOnNaN = Kill\n"
             "pretraining.pretrain(pretraining.prepare(OmegaConf.load(sys.argv[1])), version='run')\n"
         )
         OmegaConf.save(cfg, tmp_path / "cfg.yaml")
-        killed = processes.command(tmp_path / "cfg.yaml", script=script)
-        assert killed.returncode == -9, killed.stderr
+        ended = processes.command(tmp_path / "cfg.yaml", script=script)
+        assert ended.returncode in (0, -9), ended.stderr
+        return ended.returncode
+
+    return train
+
+
+@pytest.fixture
+def killed_in_its_third_epoch(killed_when: Callable[[DictConfig, str], int]) -> Callable[[DictConfig], None]:
+    """Trains a config as version "run" in a real process, which is killed in the middle of its third epoch."""
+
+    def train(cfg: DictConfig) -> None:
+        assert killed_when(cfg, "trainer.current_epoch == 2 and args[-1] == 1") == -9
 
     return train
 

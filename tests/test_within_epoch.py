@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import processes
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from emim_solo.checkpoints.opening import last_checkpoint, open_checkpoint
 from emim_solo.ground import compare
 from emim_solo.results import rows
 from emim_solo.suite import load_suite
 from emim_solo.training import order
+from emim_solo.training.callbacks import ContinueCheckpoints
 from emim_solo.training.pretraining import prepare, pretrain
+from emim_solo.training.resume import decide
+from emim_solo.training.run import Start
 
 MakeCfg = Callable[..., DictConfig]
 Refused = Callable[..., AbstractContextManager[Any]]
@@ -107,31 +110,33 @@ def test_a_stopped_run_ends_the_same_to_the_bit(
         assert row["config_hash"] == whole["config_hash"]
 
 
-def test_workers_change_nothing_and_a_kill_neither(make_cfg: MakeCfg, tmp_path: Path) -> None:
+def test_workers_change_nothing_and_a_kill_neither(
+    make_cfg: MakeCfg, tmp_path: Path, killed_when: Callable[[DictConfig, str], int]
+) -> None:
     """Two processes, two workers in each, killed by the system; against two processes without workers or a kill."""
     cfg = make_cfg(**SAVED, devices=2, strategy="ddp", optimizer__batch_size=16, sync_batchnorm=False)
-    script = tmp_path / "run.py"
-    script.write_text(
-        "import os, signal, sys\n"
-        "from omegaconf import OmegaConf\n"
-        "from emim_solo import pretraining\n"
-        "class Kill(pretraining.StopOnNaN):\n"
-        "    def on_train_batch_start(self, trainer, *args):\n"
-        "        if trainer.global_step == int(sys.argv[2]): os.kill(os.getpid(), signal.SIGKILL)\n"
-        "pretraining.StopOnNaN = Kill\n"
-        "pretraining.pretrain(pretraining.prepare(OmegaConf.load(sys.argv[1])), version='run')\n"
-    )
     ends = []
-    for name, workers, kills in (("whole", 0, [99]), ("killed", 2, [8, 99])):
+    for name, workers, kills in (("whole", 0, ["False"]), ("killed", 2, ["trainer.global_step == 8", "False"])):
         cfg.data.num_workers, cfg.checkpoint.dir = workers, str(tmp_path / name)
-        OmegaConf.save(cfg, tmp_path / f"{name}.yaml")
-        for step in kills:
-            ran = processes.command(tmp_path / f"{name}.yaml", step, script=script)
-            assert (ran.returncode == 0) == (step == 99), ran.stderr
+        assert [killed_when(cfg, when) == 0 for when in kills] == [when == "False" for when in kills]
         (row,) = rows.read(tmp_path / name / "rows.jsonl")
         assert row["epochs"] == 2
         ends.append(end(tmp_path / name / "emim" / "run"))
     assert_same(*ends)
+
+
+def test_the_newest_file_of_an_epoch_is_replaced_whatever_its_number_of_digits(make_cfg: MakeCfg) -> None:
+    """A kill between saving and removing leaves two."""
+    run = prepare(make_cfg())
+    folder = run.base / "run"
+    folder.mkdir(parents=True)
+    older, newer = (folder / f"emim-ep={epoch}.ckpt" for epoch in (9, 10))
+    for path in (older, newer, folder / "emim-ep=11-step=57.ckpt"):
+        path.touch()
+    for start in (Start(newer, epochs=11), Start(folder / "emim-ep=11-step=57.ckpt", epochs=11, batches=2)):
+        assert ContinueCheckpoints(None, replace(run, folder=folder, start=start)).resumed == newer
+    elsewhere = replace(run, folder=run.base / "other", start=Start(newer, epochs=11))
+    assert ContinueCheckpoints(None, elsewhere).resumed is None
 
 
 def test_a_run_goes_on_within_an_epoch_as_itself_alone(make_cfg: MakeCfg, refused: Refused) -> None:
@@ -147,6 +152,16 @@ def test_a_run_goes_on_within_an_epoch_as_itself_alone(make_cfg: MakeCfg, refuse
     same = make_cfg(**{**SAVED, "checkpoint__every_n_steps": 3}, auto_resume={"enabled": True})
     row = pretrain(prepare(same))
     assert Path(row["checkpoint"]) == folder, "how often it is saved is no other run"
+
+
+def test_a_file_says_itself_where_in_the_epoch_it_is(make_cfg: MakeCfg) -> None:
+    """Under any name it goes on there, not at the epoch's end."""
+    cfg = make_cfg(**SAVED)
+    (path,) = stopped(cfg, 3).glob("*-step=2.ckpt")
+    start = decide(
+        prepare(make_cfg(**SAVED, resume_from_checkpoint=str(path.rename(path.with_name("kept.ckpt")))))
+    ).start
+    assert (start.epochs, start.batches) == (0, 2)
 
 
 def test_what_cannot_go_on_within_an_epoch_is_refused_before_any_work(make_cfg: MakeCfg, refused: Refused) -> None:

@@ -1,8 +1,9 @@
 """Checkpoints as they lie on disk: the one place that opens them.
 
-A run's folder is ``<checkpoint.dir>/<method>/<version>``, with the suite's ``args.json`` and ``*-ep=<epoch>.ckpt``, or ``*-ep=<epoch>-step=<step>.ckpt`` from within one, whether
-``emim-solo pretrain`` or solo-learn main's own script has written it. Beside runs, files of weights are opened: of a network
-that torchvision or timm has, and what ``emim-solo export`` has written.
+A run's folder is ``<checkpoint.dir>/<method>/<version>``, with the suite's ``args.json`` and ``*-ep=<epoch>.ckpt``, whether
+``emim-solo pretrain`` or solo-learn main's own script has written it; ``*-ep=<epoch>-step=<step>.ckpt`` is from within an
+epoch. Beside runs, files of weights are opened: of a network that torchvision or timm has, and what ``emim-solo export``
+has written.
 """
 
 from __future__ import annotations
@@ -286,15 +287,16 @@ def within_epochs(folder: Path) -> list[Path]:
     return [path for _, step, path in _by_age(folder) if step > 0]
 
 
-def progress(path: Path, contents: Mapping[str, Any]) -> tuple[int, int]:
+def progress(contents: Mapping[str, Any]) -> tuple[int, int]:
     """How many whole epochs, and how many batches of the next one, are in a checkpoint.
 
-    A file of an epoch counts as a whole one, even if the last step of the run came within it.
+    An epoch that was ended counts as a whole one, even if the run's last step came within it.
     """
     epoch: int = contents["epoch"]
-    if (_age(path) or (0, 0))[1] == 0:
+    loop: Mapping[str, Any] | None = (contents.get("loops") or {}).get("fit_loop")
+    if loop is None or loop["epoch_progress"]["current"]["processed"] > epoch:
         return epoch + 1, 0
-    return epoch, contents["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["processed"]
+    return epoch, loop["epoch_loop.batch_progress"]["current"]["processed"]
 
 
 def _by_age(folder: Path) -> list[tuple[int, int, Path]]:

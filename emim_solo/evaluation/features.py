@@ -162,8 +162,9 @@ def extract(
 ) -> Split:
     """Features of every image of a loader of images and labels, in its order, on the CPU; OSError for a full disk.
 
-    The model is left in evaluation mode. Of ``views`` images after each other the features are averaged. ``title`` is that of the progress bar, None for none. Features of more than
-    :data:`IN_MEMORY` go on the disk of ``folder``, if there is one.
+    The model is left in evaluation mode. ``title`` is that of the progress bar, None for none. Features of more than
+    :data:`IN_MEMORY` go on the disk of ``folder``, if there is one. With ``views`` the loader gives so many images of one
+    label after each other, whose features are averaged.
     """
     model.eval()
     named = [*model.named_parameters(), *model.named_buffers()]
@@ -193,18 +194,14 @@ def extract_features(checkpoint: Checkpoint, folder: Path | None = None, views: 
     for a full disk.
     """
     cfg, folder, images = checkpoint.cfg, folder or checkpoint.rows_file.parent, checkpoint.images
+    if views is not None and "rrc" not in cfg.augmentations[0]:
+        raise UsageError("views", f"views={views}: {cfg.name} is of no run, so it has no augmentation; leave it out")
+    images.check_classes()
     train: Any
     if views is None:
-        images.check_classes()
         train, val = load_suite().evaluation_loaders(cfg, images)
     else:
-        view = cfg.augmentations[0]
-        if "rrc" not in view:
-            raise UsageError(
-                "views", f"views={views}: {cfg.name} is of no run, so it has no augmentation; leave it out"
-            )
-        images.check_classes()
-        datasets = view_datasets(cfg, view, views, images)
+        datasets = view_datasets(cfg, cfg.augmentations[0], views, images)
         train, val = (each if each is None else view_loader(cfg, each, views, cfg.seed) for each in datasets)
     of = partial(extract, checkpoint.model().to(device_of(cfg)), folder=folder, views=views or 1)
     return Features(

@@ -117,8 +117,8 @@ def score_checkpoint(
 
     Its metrics are :func:`emim_solo.emim.measures.scores`, ``<name>_half_width`` of their 95 % intervals and, with
     labels and ``neighbours``, ``knn_acc1``: 20-NN accuracy (cosine) on features of the images as they are, or averaged
-    over ``neighbour_views`` of each, large ones on the disk of ``folder``. ``seen`` is :func:`see` of checkpoint and protocol, where that is known. UsageError as
-    there, or without such features.
+    over ``neighbour_views`` of each, large ones on the disk of ``folder``. ``seen`` is :func:`see` of checkpoint and
+    protocol, where that is known. UsageError as there, or without such features.
     """
     start, cfg = time.perf_counter(), checkpoint.cfg
     seen = seen or see(checkpoint, protocol)

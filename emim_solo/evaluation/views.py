@@ -18,6 +18,15 @@ from emim_solo.images.folders import RunImages
 from emim_solo.suite import load_suite
 
 
+def seed_cpu(*entropy: int) -> int:
+    """Seed Python, NumPy and torch on the CPU from whole numbers; gives the seed that they are given."""
+    state = int(np.random.SeedSequence(entropy).generate_state(1)[0])
+    random.seed(state)
+    np.random.seed(state)
+    torch.default_generator.manual_seed(state)  # torch.manual_seed would change a GPU's, too
+    return state
+
+
 class _Views(Dataset):
     def __init__(self, dataset: Any, chosen: Sequence[int], seed: int) -> None:
         self.dataset, self.chosen, self.seed = dataset, chosen, seed
@@ -27,11 +36,8 @@ class _Views(Dataset):
 
     def __getitem__(self, position: int) -> tuple[Tensor, Tensor]:
         index = self.chosen[position]
-        state = int(np.random.SeedSequence([self.seed, index]).generate_state(1)[0])
         with isolate_rng(include_cuda=False):
-            random.seed(state)
-            np.random.seed(state)
-            torch.default_generator.manual_seed(state)  # torch.manual_seed would change a GPU's, too
+            seed_cpu(self.seed, index)
             views, label = self.dataset[index]
         return views, torch.full((len(views),), int(label))
 

@@ -46,6 +46,11 @@ def _computed(config: Mapping[str, Any]) -> dict[str, Any]:
     return computed
 
 
+def processes(config: Mapping[str, Any]) -> int:
+    """How many processes train a run together, by its complete config."""
+    return len(config.get("devices") or [0]) * int(config.get("num_nodes") or 1)
+
+
 def differences(there: Mapping[str, Any], here: Mapping[str, Any], *, but: Sequence[str] = ()) -> list[str]:
     """What two configs differ in, less names, places and the keys ``but``: ``seed (1 there, 2 here)``, sorted."""
     one, two = leaves(_computed(there)), leaves(_computed(here))

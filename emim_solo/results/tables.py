@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from emim_solo.ground import compare
 from emim_solo.ground.errors import UsageError
 from emim_solo.images.folders import differing_images, why_no_accuracy
 from emim_solo.results.statistics import Estimate, estimate, paired_difference
@@ -328,7 +329,7 @@ def notes(results: Results) -> Iterator[Note]:
         yield Note("Equal terms: same augmentation, backbone, projector width, optimiser, batch and epochs.")
     for name in results.names:
         config, method = results.first(name)["config"], results.first(name)["method"]
-        processes = len(config.get("devices") or [0]) * config.get("num_nodes", 1)
+        processes = compare.processes(config)
         if method == "barlow_twins" and processes > 1:
             text = f"the suite's Barlow Twins has 1/{processes} of the gradient in {processes} processes"
             yield Note(f"{name}: {text} (docs/distributed.md).")

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
+from emim_solo.ground import compare
 from emim_solo.ground.errors import UsageError
 
 _IMAGES = {"cifar10": 50_000, "cifar100": 50_000, "stl10": 105_000}
@@ -34,7 +35,7 @@ def check_method(cfg: DictConfig, images: int | None) -> None:
     if images is None:
         images = _IMAGES.get(cfg.data.dataset, 0)  # 0: not known, such as for an HDF5 file
     images = int(images * cfg.data.fraction) if cfg.data.fraction > 0 else images
-    run = _Run(cfg, kwargs, cfg.optimizer.batch_size, len(cfg.devices) * cfg.num_nodes, images)
+    run = _Run(cfg, kwargs, cfg.optimizer.batch_size, compare.processes(cfg), images)
     checks = [_momentum, _whole_batches_in_queue, *([_CHECKS[cfg.method]] if cfg.method in _CHECKS else [])]
     if unmet := [sentence for check in checks for sentence in check(run)]:
         raise UsageError("method", f"{cfg.method} needs {'; '.join(unmet)}")

@@ -81,11 +81,9 @@ class ContinueCheckpoints(Callback):
     """Has the suite's Checkpointer replace the file of the epoch that a run continues, and save the last epoch at any frequency."""
 
     def __init__(self, checkpointer: Any, run: Run) -> None:
-        self.checkpointer = checkpointer
-        assert run.folder is not None
-        resumed = run.start.checkpoint
-        epochs = opening.by_epoch(run.folder) if resumed is not None and resumed.parent == run.folder else []
-        self.resumed = max((path for epoch, path in epochs if epoch < run.start.epochs), default=None)
+        self.checkpointer, resumed = checkpointer, run.start.checkpoint
+        epochs = opening.by_epoch(resumed.parent) if resumed is not None and resumed.parent == run.folder else []
+        self.resumed = next((path for epoch, path in reversed(epochs) if epoch < run.start.epochs), None)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.resumed is not None:

@@ -2,75 +2,57 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from emim_solo.training.run import Start
+from emim_solo.evaluation.views import seed_cpu
+from emim_solo.training.run import Run
 
 
 def seed_all(*entropy: int) -> None:
-    """Seed Python, NumPy and torch from some whole numbers, such as a run's seed, an epoch and a process."""
-    state = int(np.random.SeedSequence(entropy).generate_state(1)[0])
-    random.seed(state)
-    np.random.seed(state)
-    torch.manual_seed(state)
+    """Seed Python, NumPy and torch, GPUs too, from whole numbers such as a run's seed, an epoch and a process."""
+    torch.manual_seed(seed_cpu(*entropy))
 
 
 class SuiteData(LightningDataModule):
-    """The suite's loaders, the training one drawing the same numbers in epoch e whether or not the run was resumed.
+    """The suite's loaders of a run, the training one drawing the same numbers in epoch e whether or not it was resumed."""
 
-    Args:
-        seed: of the run.
-        train_loader: of the suite.
-        val_loader: of the suite, or None.
-        start: how the run starts.
-        processes: how many share an epoch's images, where each batch is to be one that a run can go on from; None
-            where the end of an epoch is enough.
-    """
-
-    def __init__(
-        self,
-        seed: int,
-        train_loader: DataLoader,
-        val_loader: DataLoader | None,
-        start: Start,
-        processes: int | None = None,
-    ) -> None:
+    def __init__(self, run: Run, train_loader: DataLoader, val_loader: DataLoader | None) -> None:
         super().__init__()
-        self.seed, self.train_loader, self.val_loader, self.start = seed, train_loader, val_loader, start
-        self.processes = processes
+        self.run, self.train_loader, self.val_loader = run, train_loader, val_loader
 
     def train_dataloader(self) -> DataLoader:
         # Lightning makes the first epoch's iterator right after this call, before it has restored a checkpoint's
         # epoch; a later one's after on_train_epoch_start.
         assert self.trainer is not None
         rank = self.trainer.global_rank
-        seed_all(self.seed, self.start.epochs, rank)
-        if self.processes is None:
-            return self.train_loader
-        theirs, share = self.train_loader, (self.processes, rank if self.processes > 1 else 0)
-        assert theirs.batch_size is not None
-        return RestOfEpoch(
-            _SeededImages(theirs.dataset, self.seed),
-            theirs.batch_size,
-            sampler=_EpochOrder(theirs, share, self.seed, self.start),
-            num_workers=theirs.num_workers,
-            pin_memory=theirs.pin_memory,
-            drop_last=True,
-        )
+        seed_all(self.run.config.seed, self.run.start.epochs, rank)
+        return self.train_loader if self.run.saved_every is None else RestOfEpoch(self.train_loader, self.run, rank)
 
     def val_dataloader(self) -> Any:
         return self.val_loader if self.val_loader is not None else []
 
 
 class RestOfEpoch(DataLoader):
-    """A loader that begins where a run was stopped. Lightning asks for its state; the run's :class:`Start` has it."""
+    """The share of one process in a loader's images, from where the run was stopped.
+
+    Lightning asks for its state, which is the run's :class:`emim_solo.training.run.Start`.
+    """
+
+    def __init__(self, loader: DataLoader, run: Run, rank: int) -> None:
+        super().__init__(
+            _SeededImages(loader.dataset, run.config.seed),
+            loader.batch_size,
+            sampler=_EpochOrder(loader, run, rank),
+            num_workers=loader.num_workers,
+            pin_memory=loader.pin_memory,
+            drop_last=True,
+        )
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -82,15 +64,17 @@ class RestOfEpoch(DataLoader):
 class _EpochOrder(DistributedSampler):
     """torch's order of an epoch, by its number; in the epoch that a run goes on within, without what was done."""
 
-    def __init__(self, loader: DataLoader, share: tuple[int, int], seed: int, start: Start) -> None:
-        super().__init__(loader.dataset, *share, seed=seed, drop_last=True)
+    def __init__(self, loader: DataLoader, run: Run, rank: int) -> None:
+        shared = run.config.get("use_distributed_sampler", True)
+        share = (run.processes, rank) if shared else (1, 0)
+        super().__init__(loader.dataset, *share, seed=run.config.seed, drop_last=True)
         assert loader.batch_size is not None
-        self.set_epoch(start.epochs)
-        self.stopped_in, self.done = start.epochs, start.batches * loader.batch_size
+        self.set_epoch(run.start.epochs)
+        self.stopped_in, self.done = run.start.epochs, run.start.batches * loader.batch_size
 
     def __iter__(self) -> Iterator[Any]:
-        indices = list(super().__iter__())
-        return ((self.epoch, index) for index in indices[self.done if self.epoch == self.stopped_in else 0 :])
+        epoch, done = self.epoch, self.done if self.epoch == self.stopped_in else 0
+        return ((epoch, index) for index in islice(super().__iter__(), done, None))
 
 
 class _SeededImages(Dataset):
@@ -104,15 +88,15 @@ class _SeededImages(Dataset):
 
     def __getitem__(self, place: tuple[int, int]) -> Any:
         epoch, index = place
-        seed_all(self.seed, epoch, index, 0, 0)
+        seed_cpu(self.seed, epoch, index, 0, 0)
         return self.images[index]
 
 
 class Seeds(Callback):
-    """Seeds each epoch but this process's first, which :class:`SuiteData` seeds; with ``each_batch`` each batch, too."""
+    """Seeds each epoch but this process's first, which :class:`SuiteData` seeds; of a run saved within epochs each batch, too."""
 
-    def __init__(self, seed: int, start: Start, each_batch: bool) -> None:
-        self.seed, self.first, self.each_batch = seed, start.epochs, each_batch
+    def __init__(self, run: Run) -> None:
+        self.seed, self.first, self.each_batch = run.config.seed, run.start.epochs, run.saved_every is not None
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.current_epoch != self.first:

@@ -77,13 +77,13 @@ def pretrain(run: Run, version: str | None = None, more_callbacks: Sequence[Call
     scoring = score_callbacks(run, model)
     timer = Timer(as_dict(cfg).get("max_time"))
     score = next((callback for callback in scoring if isinstance(callback, LiveScore)), None)
-    keep, finite, every = KeepResults(timer, run, score), StopOnNaN(), run.saved_every
-    callbacks: list[Callback] = [Seeds(cfg.seed, start, each_batch=every is not None), finite, timer, keep, *scoring]
+    keep, finite = KeepResults(timer, run, score), StopOnNaN()
+    callbacks: list[Callback] = [Seeds(run), finite, timer, keep, *scoring]
     if cfg.checkpoint.enabled:
         checkpointer = suite.checkpointer(cfg)
         callbacks += [checkpointer, ContinueCheckpoints(checkpointer, run)]
-    if every is not None:
-        callbacks.append(SaveWithinEpochs(every, run, finite))
+    if run.saved_every is not None:
+        callbacks.append(SaveWithinEpochs(run.saved_every, run, finite))
     if OmegaConf.select(cfg, "auto_umap.enabled", default=False):
         callbacks.append(suite.auto_umap(cfg))
     try:
@@ -158,8 +158,7 @@ def _data(run: Run) -> LightningDataModule:
     if cfg.data.format != "dali":
         train_loader = suite.train_loader(cfg, images)
         _check_batches(run, len(train_loader.dataset))  # type: ignore[arg-type]
-        shared = run.processes if cfg.get("use_distributed_sampler", True) else 1
-        return SuiteData(cfg.seed, train_loader, val_loader, run.start, None if run.saved_every is None else shared)
+        return SuiteData(run, train_loader, val_loader)
     assert images.train is not None
     _check_batches(run, len(images.train))
     module = suite.dali_datamodule(cfg, images.train)

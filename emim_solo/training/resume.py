@@ -45,7 +45,7 @@ def decide(run: Run, version: str | None = None) -> Run:
     opening.check_generation(path, contents)
     stored = opening.stored_arguments(path)
     same_run = version is not None or (path.parent.parent == run.base and not _differences(stored, run))
-    epochs, batches = opening.progress(path, contents)
+    epochs, batches = opening.progress(contents)
     finished = epochs >= run.config.max_epochs or (same_run and _had_ended(contents, run.config))
     if finished and not same_run:
         raise UsageError("resume.finished", f"checkpoint '{path}' has {epochs} epochs already: raise max_epochs")
@@ -138,7 +138,7 @@ def _check_within(path: Path, differing: Sequence[str]) -> None:
 
 
 def _other_processes(stored: Mapping[str, Any], run: Run) -> list[str]:
-    before = len(stored.get("devices") or [0]) * int(stored.get("num_nodes") or 1)
+    before = compare.processes(stored)
     return [] if before == run.processes else [f"processes ({before} there, {run.processes} here)"]
 
 

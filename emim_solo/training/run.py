@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from PIL import Image
 
 from emim_solo.evaluation.protocol import FEWEST_IMAGES, Protocol
-from emim_solo.ground import files
+from emim_solo.ground import compare, files
 from emim_solo.ground.errors import UsageError
 from emim_solo.ground.settings import check, read
 from emim_solo.images.embedded import write_images
@@ -71,7 +71,7 @@ class Run:
     @property
     def processes(self) -> int:
         """How many processes train it together."""
-        return len(self.config.devices) * int(self.config.num_nodes)
+        return compare.processes(self.config)
 
 
 def composed(folder: Path, name: str, overrides: Sequence[str] = ()) -> DictConfig:

@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader
 
 from emim_solo.emim.method import DEFAULTS as EMIM_DEFAULTS
 from emim_solo.emim.method import EMIMMethod, complete_method_kwargs
+from emim_solo.ground import compare
 from emim_solo.ground.errors import UsageError
 from emim_solo.images.folders import RunImages
 from emim_solo.suite.api import IMAGENET_MEAN, IMAGENET_STD, Suite, allow_few_classes, as_dict, open_copy
@@ -126,7 +127,7 @@ class Release102Suite(Suite):
     @staticmethod
     def _batch_scale(cfg: DictConfig) -> float:
         """main scales both learning rates by the global batch size; 1.0.2 leaves that to its caller."""
-        return cfg.optimizer.batch_size * len(cfg.devices) * cfg.num_nodes / 256
+        return cfg.optimizer.batch_size * compare.processes(cfg) / 256
 
     @staticmethod
     def _method_defaults(method: str) -> dict[str, Any]:
