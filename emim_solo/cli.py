@@ -146,6 +146,7 @@ def _leave_out_what_libraries_say() -> None:
         r"`torch\.cuda\.amp\.custom_",
         ".*'pin_memory' argument is set as true but no accelerator",  # solo-learn's loaders set it
         r".*isinstance\(treespec, LeafSpec\)",
+        "Experiment logs directory .* exists and is not empty",  # nothing is deleted: earlier curves were moved
     ):
         warnings.filterwarnings("ignore", message=message)
 

@@ -397,11 +397,12 @@ def test_knn_command_appends_a_row_beside_the_pretrainings(checkpoint, capsys):
     assert "backbone_cosine_k7" in capsys.readouterr().out
 
 
-def test_views_are_in_the_row_and_change_what_it_says(checkpoint, tmp_path, refused):
+def test_views_are_in_the_row_and_change_what_it_says(checkpoint, tmp_path, refused, capsys):
     place = tmp_path / "rows.jsonl"
     for more in ([], ["views=4"]):
         commands.knn_main([str(checkpoint.folder), "-k", "5", "--rows", str(place), *more])
         commands.linear_main([str(checkpoint.folder), "max_epochs=2", "--rows", str(place), *more])
+    assert capsys.readouterr().out.count("averaged over 4 views") == 2
     for plain, of_views in zip(rows.read(place)[:2], rows.read(place)[2:], strict=True):
         assert of_views["settings"] == plain["settings"] | {"views": 4}
         assert of_views["metrics"] != plain["metrics"]

@@ -126,7 +126,8 @@ def _each(
         metrics = evaluate(checkpoint, extract_features(checkpoint, place.parent, views))
         seconds = time.perf_counter() - start
         rows.append(place, evaluation_row(stage, cfg, checkpoint.folder, metrics, seconds, settings, checkpoint.epochs))
-        print(f"{cfg.name} ({checkpoint.path})")
+        of_views = "" if views is None else f", features averaged over {views} views of each image"
+        print(f"{cfg.name} ({checkpoint.path}): accuracies in %{of_views}")
         for name, value in metrics.items():
             print(f"  {name:<28} {value:8.2f}")
         print(f"  row in '{place}'")
