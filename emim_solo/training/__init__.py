@@ -1,1 +1,1 @@
-"""One pretraining run, from its config to its row."""
+"""One pretraining run, from its config to its row of results."""

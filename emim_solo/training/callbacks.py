@@ -1,4 +1,4 @@
-"""What happens to a run while Lightning trains it: NaN, what a checkpoint says, when it is saved, which file is replaced."""
+"""Callbacks of a run: they end it on NaN, add results to checkpoints, and decide when to save and which file to replace."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RESULTS = "results_so_far"  # key in a checkpoint
 
 
 class StopOnNaN(Callback):
-    """Ends a run whose loss is no longer finite, at the logging interval: reading it at every step would make a GPU wait."""
+    """Ends a run on a NaN or infinite loss. Checks at the logging interval: a check at each step would make a GPU wait."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.finite = torch.ones((), dtype=torch.bool, device=pl_module.device)
@@ -39,7 +39,7 @@ class StopOnNaN(Callback):
         self.check(trainer)
 
     def check(self, trainer: Trainer) -> None:
-        """FloatingPointError if a loss since the start was not finite."""
+        """Raise FloatingPointError if any loss since the start was NaN or infinite."""
         if not self.finite:
             raise FloatingPointError(
                 f"the training loss is NaN or infinite in epoch {trainer.current_epoch}, by step {trainer.global_step}: "
@@ -48,14 +48,14 @@ class StopOnNaN(Callback):
 
 
 class KeepResults(Callback):
-    """Writes into each checkpoint what the run's row would say if it ended there: a kill may come before the row."""
+    """Writes the results so far into each checkpoint. They become the row of a run that is killed before it writes its row."""
 
     def __init__(self, timer: Timer, run: Run, score: LiveScore | None = None) -> None:
         self.timer, self.images, self.score = timer, run.images.record, score
         self.metrics_from = run.start.batches
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.metrics_from = 0  # Lightning does not call this in an epoch that a run goes on within
+        self.metrics_from = 0  # Lightning does not call this in an epoch that is resumed in its middle
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint[RESULTS] = self.results(trainer)
@@ -78,7 +78,7 @@ class KeepResults(Callback):
 
 
 class ContinueCheckpoints(Callback):
-    """Has the suite's Checkpointer replace the file of the epoch that a run continues, and save the last epoch at any frequency."""
+    """Makes solo-learn's Checkpointer replace the file of the last whole epoch before a resume, and always save the final epoch."""
 
     def __init__(self, checkpointer: Any, run: Run) -> None:
         self.checkpointer, resumed = checkpointer, run.start.checkpoint
@@ -95,7 +95,7 @@ class ContinueCheckpoints(Callback):
 
 
 class SaveWithinEpochs(Callback):
-    """Saves every n-th step beside the suite's file of the last epoch; the next file, of a step or an epoch, replaces it."""
+    """Saves every n-th step, beside solo-learn's file of the last epoch. The next file, of a step or an epoch, replaces it."""
 
     def __init__(self, every: int, run: Run, finite: StopOnNaN) -> None:
         assert run.folder is not None
@@ -110,12 +110,12 @@ class SaveWithinEpochs(Callback):
             end_batch(*args)
             self._save(trainer)
 
-        # A callback's own hook comes before the method's, in which a momentum network follows the step.
+        # A callback's own hook would run before the method's hook, which updates the momentum network.
         pl_module.on_train_batch_end = end_batch_and_save  # type: ignore[method-assign, assignment]
 
     def _save(self, trainer: Trainer) -> None:
         step = trainer.global_step
-        stepped, self.step = step != self.step, step  # not with gradients that are still added up
+        stepped, self.step = step != self.step, step  # no save between batches whose gradients are accumulated
         if stepped and step % self.every == 0 and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             self.finite.check(trainer)
             path = self.folder / opening.within_epoch(self.name, trainer.current_epoch, step)
@@ -135,7 +135,7 @@ class SaveWithinEpochs(Callback):
 
 
 class OpenedCheckpoint(TorchCheckpointIO):
-    """Gives Lightning the checkpoint that was read when the run was decided, so that it is not read again."""
+    """Gives Lightning the contents of the checkpoint that ``resume.decide`` has read, so that the file is read only once."""
 
     def __init__(self, start: Start) -> None:
         super().__init__()
@@ -145,5 +145,5 @@ class OpenedCheckpoint(TorchCheckpointIO):
         if Path(path) != self.start.checkpoint or not self.start.contents:
             return super().load_checkpoint(path, *args, **kwargs)
         contents = dict(self.start.contents)
-        self.start.contents.clear()  # their memory is free once they are restored
+        self.start.contents.clear()  # so that their memory is freed once Lightning has restored them
         return contents

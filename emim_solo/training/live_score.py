@@ -1,4 +1,4 @@
-"""The score while training: logged every few epochs, for Lightning's own EarlyStopping and ModelCheckpoint to watch."""
+"""The label-free score during training: logged every few epochs, watched by Lightning's EarlyStopping and ModelCheckpoint."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from emim_solo.training.run import Run
 
 MONITOR = "score_view_information"
 BEST = "best"
-_COST = 20  # one scoring takes less than one in twenty of the forwards since the last one
-_FORWARDS_OF_A_CROP = 3  # one forward, and one backward that costs two
+_COST = 20  # a scoring costs less than 1/20 of the training since the last one
+_FORWARDS_OF_A_CROP = 3  # one forward, and a backward that costs as much as two
 
 
 def stopped_early(contents: Mapping[str, Any], cfg: DictConfig) -> bool:
-    """Whether the patience of a run had ended when a checkpoint was written."""
+    """Whether the score's patience had run out when the checkpoint was written."""
     patience = OmegaConf.select(cfg, "score.patience")
     if patience is None:
         return False
@@ -38,21 +38,21 @@ def stopped_early(contents: Mapping[str, Any], cfg: DictConfig) -> bool:
 
 
 def smallest_interval(images: int, views: int, crops: int, trained: float) -> int:
-    """The smallest number of epochs of whose forwards those of one scoring are under 5 %.
+    """The smallest number of epochs such that one scoring costs less than 5 % of their training, counted in forwards.
 
-    ``views`` of each of the ``images`` are scored; ``crops`` of each of the ``trained`` images are trained on in an epoch.
+    A scoring takes ``views`` of each of ``images`` images. An epoch trains on ``crops`` of each of ``trained`` images.
     """
     return int(_COST * images * views // (_FORWARDS_OF_A_CROP * crops * trained)) + 1
 
 
 def is_last_epoch(trainer: Trainer) -> bool:
-    """Whether the epoch that is ending is the last one, by its number, by steps, or since something stopped the run."""
+    """Whether the current epoch is the last one: by its number, by the steps, or because something has stopped the run."""
     epochs = trainer.max_epochs is not None and 0 <= trainer.max_epochs <= trainer.current_epoch + 1
     return epochs or 0 <= trainer.max_steps <= trainer.global_step or trainer.should_stop
 
 
 def score_callbacks(run: Run, model: LightningModule) -> list[Callback]:
-    """What scores a decided run, to come before what saves checkpoints; a UsageError where it has no such features."""
+    """Callbacks that score a run; they must precede those that save it. UsageError if it lacks the protocol's features."""
     cfg, folder = run.config, run.folder
     if run.protocol is None or folder is None:
         return []
@@ -68,10 +68,10 @@ def score_callbacks(run: Run, model: LightningModule) -> list[Callback]:
 
 
 class LiveScore(Callback):
-    """Logs the score at the end of every n-th epoch and of the last one. Training is not changed in a bit.
+    """Logs the score at the end of every n-th epoch and of the last one. Scoring changes no bit of the training.
 
-    Those who watch it are told here: their own turn at the epoch's end comes after the suite's Checkpointer, whose
-    checkpoint would lack what they decided, and in each epoch.
+    It calls the watchers, :class:`StopOnScore` and :class:`KeepBest`, itself. Lightning would call them in every epoch, and only
+    after solo-learn's Checkpointer, so that its checkpoint would lack their latest state.
     """
 
     def __init__(self, cfg: DictConfig, views: ScoredViews, watchers: Sequence[StopOnScore | KeepBest]) -> None:
@@ -83,7 +83,7 @@ class LiveScore(Callback):
 
     @property
     def summary(self) -> dict[str, Any]:
-        """For the row of the run; ``seconds`` are those of all scorings."""
+        """The entry ``score`` of the run's row; ``seconds`` is the time of all scorings."""
         return {
             "of": self.views.which,
             "images": len(self.views.chosen),
@@ -94,7 +94,7 @@ class LiveScore(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         images, views = len(self.views.chosen), self.views.protocol.views
-        trained = self.batch * trainer.num_training_batches  # of one process: one of them scores
+        trained = self.batch * trainer.num_training_batches  # of one process, because only one process scores
         self.every = self.every or smallest_interval(images, views, self.crops, trained)
         if trainer.is_global_zero:
             which = f"{views} views of {images} {self.views.which} images"
@@ -125,24 +125,24 @@ class LiveScore(Callback):
 
 
 class StopOnScore(EarlyStopping):
-    """Lightning's, counting scorings: a NaN, or as many as ``patience`` without a better one, end the run."""
+    """Lightning's EarlyStopping on the score: ends the run at a NaN, or after ``patience`` scorings without a better one."""
 
     def __init__(self, patience: int) -> None:
         super().__init__(MONITOR, mode="max", patience=patience, verbose=True)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Nothing: :class:`LiveScore` says when there is a score."""
+        """Does nothing: :class:`LiveScore` calls ``on_scored`` when there is a score."""
 
     def on_scored(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_epoch_end(trainer, pl_module)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """With the patience of this config, which may be raised to go on."""
+        """Restore the state, but with the patience of this config: a user may raise it to go on."""
         super().load_state_dict(state_dict | {"patience": self.patience})
 
 
 class KeepBest(ModelCheckpoint):
-    """Lightning's, keeping the best-scored one in a folder of its own, which the evaluation opens like that of a run."""
+    """Lightning's ModelCheckpoint: keeps the best-scored checkpoint in ``best/``, which evaluations open like a run's folder."""
 
     def __init__(self, folder: Path, name: str) -> None:
         super().__init__(
@@ -157,7 +157,7 @@ class KeepBest(ModelCheckpoint):
         self.folder = folder
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Nothing: :class:`LiveScore` says when there is a score."""
+        """Does nothing: :class:`LiveScore` calls ``on_scored`` when there is a score."""
 
     def on_scored(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_epoch_end(trainer, pl_module)
@@ -167,7 +167,7 @@ class KeepBest(ModelCheckpoint):
                 shutil.copyfile(arguments, unfinished)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Lightning forgets the best so far in a folder that was moved, and the next one would stand beside it."""
+        """Find the best checkpoint in this folder. If a folder was moved, Lightning forgets the old best and would keep two."""
         assert self.dirpath is not None
         kept = Path(self.dirpath) / Path(state_dict["best_model_path"]).name
         if kept.is_file():
@@ -179,7 +179,7 @@ class KeepBest(ModelCheckpoint):
 
 @contextmanager
 def _undisturbed(model: LightningModule) -> Iterator[None]:
-    """Random states, and which modules train, are afterwards what they were."""
+    """Afterwards the random states and the training mode of each module are as before."""
     training = [module for module in model.modules() if module.training]
     with isolate_rng():
         try:

@@ -1,4 +1,4 @@
-"""Which images a run sees when, and the random numbers that it draws: the same whether or not it was resumed."""
+"""The order of a run's images, and its random numbers. Both are the same in a resumed run and in one that never stopped."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from emim_solo.training.run import Run
 
 
 def seed_all(*entropy: int) -> None:
-    """Seed Python, NumPy and torch, GPUs too, from whole numbers such as a run's seed, an epoch and a process."""
+    """Seed Python, NumPy and torch (CPU and GPUs) from whole numbers, such as a run's seed, an epoch and a process."""
     torch.manual_seed(seed_cpu(*entropy))
 
 
 class SuiteData(LightningDataModule):
-    """The suite's loaders of a run, the training one drawing the same numbers in epoch e whether or not it was resumed."""
+    """solo-learn's loaders for a run. The training loader draws the same random numbers in an epoch if the run was resumed."""
 
     def __init__(self, run: Run, train_loader: DataLoader, val_loader: DataLoader | None) -> None:
         super().__init__()
         self.run, self.train_loader, self.val_loader = run, train_loader, val_loader
 
     def train_dataloader(self) -> DataLoader:
-        # Lightning makes the first epoch's iterator right after this call, before it has restored a checkpoint's
-        # epoch; a later one's after on_train_epoch_start.
+        # Lightning makes the first epoch's iterator right after this call, before it restores the epoch from a checkpoint.
+        # It makes the iterators of later epochs after on_train_epoch_start, where Seeds seeds them.
         assert self.trainer is not None
         rank = self.trainer.global_rank
         seed_all(self.run.config.seed, self.run.start.epochs, rank)
@@ -39,9 +39,9 @@ class SuiteData(LightningDataModule):
 
 
 class RestOfEpoch(DataLoader):
-    """The share of one process in a loader's images, from where the run was stopped.
+    """The images of one process. In the epoch in which the run was stopped, it skips those of the batches already trained on.
 
-    Lightning asks for its state, which is the run's :class:`emim_solo.training.run.Start`.
+    Lightning asks a resumable loader for its state. Here it is empty: :class:`emim_solo.training.run.Start` has the position.
     """
 
     def __init__(self, loader: DataLoader, run: Run, rank: int) -> None:
@@ -62,7 +62,7 @@ class RestOfEpoch(DataLoader):
 
 
 class _EpochOrder(DistributedSampler):
-    """torch's order of an epoch, by its number; in the epoch that a run goes on within, without what was done."""
+    """torch's order of images in an epoch, by the epoch's number; without the images that were trained on before a stop."""
 
     def __init__(self, loader: DataLoader, run: Run, rank: int) -> None:
         shared = run.config.get("use_distributed_sampler", True)
@@ -78,7 +78,7 @@ class _EpochOrder(DistributedSampler):
 
 
 class _SeededImages(Dataset):
-    """Images whose random views depend on the run's seed, the epoch and the image alone, not on what was drawn before."""
+    """Images whose random views depend only on the run's seed, the epoch and the image."""
 
     def __init__(self, images: Any, seed: int) -> None:
         self.images, self.seed = images, seed
@@ -93,7 +93,7 @@ class _SeededImages(Dataset):
 
 
 class Seeds(Callback):
-    """Seeds each epoch but this process's first, which :class:`SuiteData` seeds; of a run saved within epochs each batch, too."""
+    """Seeds each epoch but the first, which :class:`SuiteData` seeds; each batch, too, if the run saves within epochs."""
 
     def __init__(self, run: Run) -> None:
         self.seed, self.first, self.each_batch = run.config.seed, run.start.epochs, run.saved_every is not None

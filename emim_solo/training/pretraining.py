@@ -1,4 +1,4 @@
-"""One pretraining run of any method of the suite: trainer, checkpoints, one row of results."""
+"""Runs one pretraining of any method of solo-learn: trains it, saves checkpoints and appends one row of results."""
 
 from __future__ import annotations
 
@@ -51,15 +51,15 @@ def pretrain(run: Run, version: str | None = None, more_callbacks: Sequence[Call
 
     Args:
         run: from :func:`prepare`.
-        version: the run's folder below ``<checkpoint.dir>/<method>/``. An existing one is continued from its last
-            checkpoint. None takes ``resume_from_checkpoint``, else what ``auto_resume`` finds, else a new number.
-        more_callbacks: of Lightning's kind, called after our own.
+        version: name of the run's folder below ``<checkpoint.dir>/<method>/``. An existing folder is continued from its last
+            checkpoint. None: ``resume_from_checkpoint`` decides, else ``auto_resume``, else the run starts in a new folder.
+        more_callbacks: Lightning callbacks, called after those of this package.
 
     Returns:
-        The row, its metrics being the trainer's last values.
+        The row. Its metrics are the trainer's last values.
 
     Raises:
-        UsageError: images, labels or checkpoint do not fit.
+        UsageError: images, labels, batch size, checkpoint or options of the Trainer do not fit.
         FloatingPointError: the loss became NaN or infinite.
     """
     files.writable_folder(run.base, "checkpoint.dir")
@@ -97,13 +97,13 @@ def pretrain(run: Run, version: str | None = None, more_callbacks: Sequence[Call
     except Stopped as stopped:
         stopped.continues = _what_continues(run)
         raise
-    except (MisconfigurationException, ValueError) as error:  # options that it holds against the data
+    except (MisconfigurationException, ValueError) as error:  # Lightning checks some options only against the data
         if isinstance(error, ValueError) and "`val_check_interval`" not in str(error):
             raise
         raise UsageError("trainer", f"{_LIGHTNING_REFUSES} ({' '.join(str(error).split())})") from error
     finally:
         if (wandb := sys.modules.get("wandb")) is not None:
-            wandb.finish()  # or the next run of this process would be logged as a part of this one
+            wandb.finish()  # otherwise wandb would log the next run of this process into this one
     row = _row(run, epochs=trainer.current_epoch, **keep.results(trainer))
     if trainer.is_global_zero:
         rows.append(run.rows_file, row)
@@ -121,7 +121,7 @@ def _row(run: Run, **fields: Any) -> dict[str, Any]:
 
 
 def _finished(run: Run) -> dict[str, Any]:
-    """The row of a run whose checkpoint has all of its epochs; written here if a kill came before it was."""
+    """The row of a finished run. It is written here if the run was killed before it wrote its row."""
     start, folder = run.start, run.folder
     assert folder is not None
     row = _row(run, epochs=start.epochs, **(start.contents.get(RESULTS) or {"metrics": {}}))
@@ -136,7 +136,7 @@ def _finished(run: Run) -> dict[str, Any]:
 
 
 def _what_continues(run: Run) -> str:
-    """What goes on with a run that was stopped."""
+    """Says how to continue a run that was stopped."""
     assert run.folder is not None
     path = opening.last_checkpoint(run.folder) if run.config.checkpoint.enabled else None
     if path is None:
@@ -146,7 +146,7 @@ def _what_continues(run: Run) -> str:
 
 
 def _data(run: Run) -> LightningDataModule:
-    """Training and validation images, checked. With DALI, too, torchvision loads the validation images."""
+    """Check all images and make the loaders. Validation images are loaded by torchvision, also with DALI."""
     suite, cfg, images = load_suite(), run.config, run.images
     named = {"data.val_path": images.val, "data.train_path": images.train, "held-out images": images.held_out}
     for name, part in named.items():
@@ -167,7 +167,7 @@ def _data(run: Run) -> LightningDataModule:
 
 
 def _check_batches(run: Run, images: int) -> None:
-    """An epoch has a batch at least; Lightning trains on none without a word."""
+    """Refuse fewer images than one batch needs: Lightning would train on no batch and give no error."""
     size = run.config.optimizer.batch_size
     if images < size * run.processes:
         whole = f"a batch of {size} on {run.processes} process(es)"
@@ -175,15 +175,15 @@ def _check_batches(run: Run, images: int) -> None:
 
 
 def _trainer(run: Run, callbacks: list[Callback]) -> Trainer:
-    """Lightning's Trainer with the options that the config has, as in the suite's main_pretrain.py."""
+    """Lightning's Trainer with those of its options that the config has, as in solo-learn's main_pretrain.py."""
     cfg = run.config
-    names = inspect.signature(Trainer.__init__).parameters.keys() - {"max_time"}  # ours is among the callbacks
+    names = inspect.signature(Trainer.__init__).parameters.keys() - {"max_time"}  # the Timer callback has it
     options = {name: value for name, value in as_dict(cfg).items() if name in names}
     strategy = options.get("strategy")
     options["strategy"] = DDPStrategy(find_unused_parameters=False) if strategy == "ddp" else strategy or "auto"
     if not on_gpu(cfg):
-        options["devices"] = len(cfg.devices)  # Lightning counts CPU processes, the suite lists devices
-    # The suite's Checkpointer saves; Lightning's own has to be allowed where it keeps the best.
+        options["devices"] = len(cfg.devices)  # Lightning wants a number of CPU processes, solo-learn a list
+    # KeepBest is a ModelCheckpoint of Lightning and needs this option. solo-learn's Checkpointer does not.
     options["enable_checkpointing"] = any(isinstance(callback, KeepBest) for callback in callbacks)
     options.setdefault("enable_model_summary", logging.getLogger("lightning.pytorch").isEnabledFor(logging.INFO))
     if run.start.checkpoint is not None:
@@ -195,14 +195,14 @@ def _trainer(run: Run, callbacks: list[Callback]) -> Trainer:
 
 
 def _loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
-    """CSV always, in the run's folder; wandb and tensorboard with one flag each."""
+    """CSV in the run's folder, always; wandb and TensorBoard if the config enables them."""
     place: dict[str, Any] = {"name": folder.parent.name, "version": folder.name}
     loggers: list[Logger] = [CSVLogger(str(folder.parent.parent), **place)]
     if OmegaConf.select(cfg, "wandb.enabled", default=False):
         keys = {key: cfg.wandb.get(key) for key in ("project", "entity", "offline", "group")}
         wandb = WandbLogger(name=cfg.name, save_dir=str(folder), **keys)
         with in_one_line("wandb.enabled", "wandb does not start", "wandb login, or wandb.offline=True"):
-            _ = wandb.experiment  # Lightning asks for it when training has begun
+            _ = wandb.experiment  # starts wandb here; Lightning would start it only after training has begun
         loggers.append(wandb)
     if OmegaConf.select(cfg, "tensorboard.enabled", default=False):
         loggers.append(TensorBoardLogger(str(folder.parent.parent), **place))
@@ -211,17 +211,17 @@ def _loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
 
 @rank_zero_only
 def _keep_earlier_curves(folder: Path) -> None:
-    """Lightning's CSVLogger deletes the metrics.csv it finds; a resumed run's earlier curve stays beside it."""
+    """Rename the metrics.csv of a run that is resumed, because Lightning's CSVLogger would delete it."""
     curve = folder / "metrics.csv"
     if curve.is_file():
         curve.rename(folder / f"metrics.{len(list(folder.glob('metrics.*.csv')))}.csv")
 
 
 def reset_peak_memory() -> None:
-    """Peak memory is the process's: without this, a run would be charged with the runs before it."""
+    """Reset the peak memory of this process. Otherwise a run's peak would include the runs before it in the same process."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    with suppress(OSError):  # Linux alone has it; elsewhere the peak stays that of the whole process
+    with suppress(OSError):  # only Linux has this file; elsewhere the peak stays that of the whole process
         Path("/proc/self/clear_refs").write_text("5")

@@ -1,7 +1,7 @@
-"""May this be continued, and from which file? Every rule about going on with a run is here.
+"""May a run be resumed, and from which checkpoint? All rules are here, except those for solo-learn's own scripts.
 
-What a clone's own script asks of EMIM alone is in :meth:`emim_solo.emim.method.EMIMMethod.on_load_checkpoint` and
-:mod:`emim_solo.plugin.auto_resumer`; they compare by :mod:`emim_solo.ground.compare`, as this module does.
+The scripts' rules for EMIM are in :meth:`emim_solo.emim.method.EMIMMethod.on_load_checkpoint` and
+:mod:`emim_solo.plugin.auto_resumer`. They compare configs by :mod:`emim_solo.ground.compare`, as this module does.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from emim_solo.training.run import Run, Start
 
 
 def decide(run: Run, version: str | None = None) -> Run:
-    """The run with its folder and the decision how it starts.
+    """Returns the run with its folder and its start.
 
     Args:
         run: from :func:`emim_solo.training.run.prepare`.
-        version: name of its folder. An existing one is continued from its last checkpoint. None takes
-            ``resume_from_checkpoint``, else what ``auto_resume`` finds, else a new number.
+        version: name of its folder. An existing folder is continued from its last checkpoint. None:
+            ``resume_from_checkpoint`` decides, else ``auto_resume``, else the run starts in a new folder.
 
     Raises:
-        UsageError: the checkpoint is not one that this run may go on from, and why.
+        UsageError: the run may not go on from this checkpoint. The message says why.
     """
     latest = opening.last_whole(run.base / version) if version else _to_resume(run)
     if latest is None:
@@ -59,14 +59,14 @@ def decide(run: Run, version: str | None = None) -> Run:
         _check_within(path, [*_differences(stored, run), *differing, *_other_processes(stored, run)])
     elif differing:
         message = f"checkpoint '{path}' is of other images: {', '.join(differing)}"
-        if version is not None:  # its rows are compared with others
+        if version is not None:  # a run of a benchmark or a search, compared with its other runs
             raise UsageError("images.changed", f"{message}; put them back, or start a new run elsewhere")
         rank_zero_warn(f"{message}; the run goes on with those that are there now")
     return replace(run, folder=_folder(run, version, path), start=Start(path, contents, epochs, batches, finished))
 
 
 def _had_ended(contents: Mapping[str, Any], cfg: DictConfig) -> bool:
-    """Whether a run's score, its steps or its time had ended it when a checkpoint was written."""
+    """Whether the run had already ended when the checkpoint was written: by its score, its steps or its time."""
     timer = Timer(as_dict(cfg).get("max_time"))
     if state := contents.get("callbacks", {}).get(timer.state_key):
         timer.load_state_dict(state)
@@ -76,9 +76,9 @@ def _had_ended(contents: Mapping[str, Any], cfg: DictConfig) -> bool:
 
 
 def _to_resume(run: Run) -> tuple[Path, dict[str, Any]] | None:
-    """What ``resume_from_checkpoint`` names, else, with ``auto_resume``, the latest run of this very config.
+    """The checkpoint that ``resume_from_checkpoint`` names, else, with ``auto_resume``, the last of a run with the same config.
 
-    The suite's AutoResumer looks at the newest run alone and compares a few settings, the seed not among them.
+    solo-learn's AutoResumer is not used: it compares only a few settings, and the seed is not one of them.
     """
     cfg = run.config
     if cfg.resume_from_checkpoint is not None:
@@ -106,16 +106,16 @@ def _to_resume(run: Run) -> tuple[Path, dict[str, Any]] | None:
 
 
 def _differences(stored: Mapping[str, Any], run: Run) -> list[str]:
-    """What a stored config differs in from that of a run, of what changes results."""
+    """The settings that change results and that differ between a stored config and the run's."""
     ours = as_dict(run.config)
     theirs = {key: value for key, value in stored.items() if key in ours or key == "score"}
-    if not (stored.get("score") or {}).get("enabled"):  # then the section is not in ours
+    if not (stored.get("score") or {}).get("enabled"):  # a disabled score is not in a completed config
         theirs.pop("score", None)
     return compare.differences(dict.fromkeys(ours) | theirs, ours, but=compare.NO_RESULT)
 
 
 def _check_schedule(path: Path, stored: Mapping[str, Any], run: Run) -> None:
-    """A resumed run goes on with its checkpoint's optimizer and schedule; what Lightning cannot put into it is refused."""
+    """Lightning restores the checkpoint's optimizer and schedule. Another name is refused, another value only warned of."""
     for section in ("optimizer", "scheduler"):
         for name, before in (stored.get(section) or {}).items():
             key, now = f"{section}.{name}", as_dict(run.config)[section].get(name)
@@ -128,7 +128,7 @@ def _check_schedule(path: Path, stored: Mapping[str, Any], run: Run) -> None:
 
 
 def _check_within(path: Path, differing: Sequence[str]) -> None:
-    """Within an epoch a run goes on as itself alone: other batches would show images twice, or not at all."""
+    """Refuse to resume within an epoch with other settings: other batches would show images twice, or not at all."""
     if differing:
         raise UsageError(
             "resume.within_epoch",
@@ -143,7 +143,7 @@ def _other_processes(stored: Mapping[str, Any], run: Run) -> list[str]:
 
 
 def _check_score(path: Path, stored: Mapping[str, Any], run: Run) -> None:
-    """Scores of one run are of one protocol, or the best of them and the patience would be of unlike numbers."""
+    """Refuse another scoring protocol: best score and patience would compare the scores of two protocols."""
     before, now = (stored.get("score") or {}).get("protocol_hash"), OmegaConf.select(run.config, "score.protocol_hash")
     if before is not None and now is not None and before != now:
         raise UsageError(
@@ -154,7 +154,7 @@ def _check_score(path: Path, stored: Mapping[str, Any], run: Run) -> None:
 
 
 def _check_images(path: Path, stored: Mapping[str, Any], recorded: Mapping[str, Any], run: Run) -> None:
-    """Images that are held out now were not trained on before; a checkpoint of version 0.2 has no record of them."""
+    """Refuse held-out images that the checkpoint was trained on. A checkpoint of version 0.2 has no record of its images."""
     ours = HeldOut.recorded(run.config)
     if ours is not None and stored and (theirs := HeldOut.recorded(OmegaConf.create(dict(stored)))) != ours:
         raise UsageError(
@@ -166,7 +166,7 @@ def _check_images(path: Path, stored: Mapping[str, Any], recorded: Mapping[str, 
 
 
 def _folder(run: Run, version: str | None, resumed: Path | None) -> Path:
-    """The run's folder: the named one, that of the checkpoint where it is of this method's, else a new number."""
+    """The run's folder: the named one, else the checkpoint's if it lies in ``run.base``, else one with a new number."""
     if version is not None:
         return run.base / version
     if resumed is not None and resumed.parent.parent == run.base:

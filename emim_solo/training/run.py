@@ -1,4 +1,4 @@
-"""A pretraining run, decided once before any work: its config, its images, its protocol, and how it starts."""
+"""A pretraining run. Its config, its images, the protocol of its score and its start are decided once, before any work."""
 
 from __future__ import annotations
 
@@ -27,55 +27,55 @@ from emim_solo.suite import load_suite
 from emim_solo.suite.api import device_of, in_one_line, open_copy
 from emim_solo.training import schema
 
-_ONE_CROP = ("wmse", "mae")  # is enough: as in the suite's main_pretrain.py
+_ONE_CROP = ("wmse", "mae")  # one crop is enough for these, as in solo-learn's main_pretrain.py
 _SIDES = {"cifar10": 32, "cifar100": 32, "stl10": 96, "digits": 32, "fashion-mnist": 28, "fashion-mnist-few": 28}
-_HELD_OUT = 10  # of the training images one in ten at most is held out
+_HELD_OUT = 10  # at most one in ten training images is held out for the score
 
 
 @dataclass(frozen=True)
 class Start:
     """How a run starts: afresh, from a checkpoint, or not at all because it is finished."""
 
-    checkpoint: Path | None = None  # that it goes on from, or that has all of its epochs
-    contents: dict[str, Any] = field(default_factory=dict, repr=False)  # of that file, until the trainer restores it
-    epochs: int = 0  # whole ones that are in it
-    batches: int = 0  # of the next epoch that are in it, of each process
+    checkpoint: Path | None = None  # the run goes on from it, or has finished with it
+    contents: dict[str, Any] = field(default_factory=dict, repr=False)  # of that file, until Lightning restores them
+    epochs: int = 0  # whole epochs in the checkpoint
+    batches: int = 0  # batches of the next epoch in the checkpoint, for each process
     finished: bool = False
 
 
 @dataclass(frozen=True)
 class Run:
-    """One pretraining run. Nothing below asks again what is decided here."""
+    """One pretraining run. Code that gets a Run relies on its values and does not check them again."""
 
-    config: DictConfig  # complete and read-only, in solo-learn main's schema; learning rates are of the global batch
+    config: DictConfig  # complete and read-only, in solo-learn main's schema; learning rates are for the global batch
     images: RunImages  # listed once
-    protocol: Protocol | None = None  # of the score while training
-    folder: Path | None = None  # <checkpoint.dir>/<method>/<version>, known to emim_solo.training.resume.decide
+    protocol: Protocol | None = None  # of the score during training; None: no score
+    folder: Path | None = None  # <checkpoint.dir>/<method>/<version>, set by emim_solo.training.resume.decide
     start: Start = Start()
 
     @property
     def base(self) -> Path:
-        """The folder that the folders of its method's runs lie in."""
+        """The folder ``<checkpoint.dir>/<method>``, which holds the folders of the method's runs."""
         return Path(self.config.checkpoint.dir) / self.config.method
 
     @property
     def rows_file(self) -> Path:
-        """Where its row is appended."""
+        """The file to which the run's row is appended."""
         return Path(self.config.checkpoint.dir) / "rows.jsonl"
 
     @property
     def saved_every(self) -> int | None:
-        """Every how many steps it is saved within an epoch; None: at the ends of epochs alone."""
+        """Number of steps between checkpoints within an epoch; None: checkpoints only at the ends of epochs."""
         return OmegaConf.select(self.config, "checkpoint.every_n_steps")  # type: ignore[no-any-return]
 
     @property
     def processes(self) -> int:
-        """How many processes train it together."""
+        """Number of processes that train the run together."""
         return compare.processes(self.config)
 
 
 def composed(folder: Path, name: str, overrides: Sequence[str] = ()) -> DictConfig:
-    """A config as Hydra composes it, else a UsageError. Also inside a Hydra application: there is one Hydra at a time."""
+    """A config as Hydra composes it, else a UsageError. Only one Hydra can be active, so an outer one is set aside meanwhile."""
     instance = GlobalHydra.instance()
     outer = instance.hydra
     instance.clear()
@@ -93,10 +93,10 @@ def prepare(cfg: DictConfig, listings: Listings | None = None) -> Run:
 
     Args:
         cfg: solo-learn main's YAML schema, as composed by Hydra. Not changed.
-        listings: of image folders, of several runs on the same images.
+        listings: image folders that are listed already, shared by several runs on the same images.
 
     Raises:
-        UsageError: what is wrong, what was expected and what to do.
+        UsageError: the config or its images are wrong. The message says what was expected and what to do.
     """
     suite, cfg = load_suite(), open_copy(cfg)
     schema.leave_out_empty_sections(cfg)
@@ -130,7 +130,7 @@ def prepare(cfg: DictConfig, listings: Listings | None = None) -> Run:
 
 
 def _check_values(cfg: DictConfig) -> None:
-    """Every value that is there, by :class:`emim_solo.training.schema.Config`, and that none is missing."""
+    """Check that every value fits :class:`emim_solo.training.schema.Config` and that no required value is missing."""
     with in_one_line("config", "config"):
         values: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
     for key in schema.REFUSED.keys() & values.keys():
@@ -150,7 +150,7 @@ def _check_values(cfg: DictConfig) -> None:
 
 
 def _complete_view(view: DictConfig) -> DictConfig:
-    """An entry of ``augmentations`` with what it leaves out, which the suite asks for: nothing happens by default."""
+    """An entry of ``augmentations`` with all keys that solo-learn asks for. Of those left out, only the random crop is on."""
     whole: dict[Any, Any] = asdict(schema.View(crop_size=view.crop_size, num_crops=view.num_crops))
     parts = ({key: value for key, value in part.items() if value is not None} for part in (whole, view))
     return OmegaConf.merge(*parts)  # type: ignore[return-value]
@@ -185,7 +185,7 @@ def _check_crops(cfg: DictConfig) -> None:
 
 
 def _check_saved_within_epochs(cfg: DictConfig) -> None:
-    """``checkpoint.every_n_steps`` wants an order of images, and a method, that can be taken up within an epoch."""
+    """Refuse ``checkpoint.every_n_steps`` if nothing is saved, or if loader or method cannot resume within an epoch."""
     key = "checkpoint.every_n_steps"
     every = OmegaConf.select(cfg, key)
     if every is None:
@@ -202,10 +202,10 @@ def _check_saved_within_epochs(cfg: DictConfig) -> None:
 
 
 def _complete_score(cfg: DictConfig, section: Any, images: RunImages) -> Protocol | None:
-    """Check the section ``score``, and put it into ``cfg`` where it is enabled.
+    """Check the section ``score``, and put it into ``cfg`` if it is enabled.
 
-    Beside the user's keys it then has ``protocol_hash`` and, without ``data.val_path``, ``held_out``: which training
-    images are not trained on.
+    In ``cfg`` the section also has ``protocol_hash``. Without ``data.val_path`` it has ``held_out``, too: it says which training
+    images are held out of training.
     """
     score = read(schema.Score, section, "score")
     for key in ("patience", "keep_best"):
@@ -237,7 +237,7 @@ def _complete_score(cfg: DictConfig, section: Any, images: RunImages) -> Protoco
 
 
 def _device_list(cfg: DictConfig) -> list[int]:
-    """The devices as a list, which is what the suite counts; Lightning's other spellings are translated."""
+    """The devices as a list, because solo-learn uses its length. Lightning's other forms are translated."""
     devices = cfg.get("devices", 1)
     available = torch.cuda.device_count() if on_gpu(cfg) else 1
     try:
@@ -257,7 +257,7 @@ def _device_list(cfg: DictConfig) -> list[int]:
 
 
 def on_gpu(cfg: DictConfig) -> bool:
-    """Whether a run trains on a GPU; a UsageError where it should, and there is none."""
+    """Whether a run trains on a GPU; UsageError if the config asks for a GPU and there is none."""
     accelerator = cfg.get("accelerator", "auto")
     if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
         raise UsageError(
@@ -267,13 +267,13 @@ def on_gpu(cfg: DictConfig) -> bool:
 
 
 def native_precision(cfg: DictConfig) -> str:
-    """What ``precision: auto`` is here: ``bf16-mixed`` where the run's processor or GPU has bfloat16, else ``32``.
+    """The value of ``precision: auto`` on this machine: ``bf16-mixed`` if the run's CPU or GPU has bfloat16, else ``32``.
 
-    Where it has not, bfloat16 is emulated: on a CPU ten times slower than ``32``.
+    Without such hardware bfloat16 is emulated. On a CPU that is ten times slower than ``32``.
     """
     if on_gpu(cfg):
         native = torch.cuda.get_device_capability() >= (8, 0)
-    else:  # of a torch that cannot say so: 32
+    else:  # also 32 if torch is too old to tell
         capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
         native = any(capabilities.get(unit) for unit in ("avx512_bf16", "amx_bf16"))
     return "bf16-mixed" if native else "32"

@@ -1,7 +1,7 @@
-"""The keys of a pretraining config that are known, with the type and the bounds of each value.
+"""The known keys of a pretraining config, with the type and the bounds of each value.
 
-It is solo-learn main's schema, with the keys of this package. A config may have others, which a method, an optimizer or
-a backbone knows and checks.
+The schema is solo-learn main's, with the keys of this package added. A config may have other keys: the method, optimizer or
+backbone that knows them checks them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from emim_solo.ground.settings import setting
 
 MOST_PROCESSES = 4_096
-_MOST_CROPS, _MOST_PIXELS, _MOST_WORKERS = 1_000, 4_096, 1_024  # more is a typing error, and would end in memory
+_MOST_CROPS, _MOST_PIXELS, _MOST_WORKERS = 1_000, 4_096, 1_024  # more is a typing error and would exhaust memory
 
 _MIXED = ("16-true", "16-mixed", "bf16-true", "bf16-mixed", "32-true", "64-true")
 _PRECISIONS = (
@@ -119,7 +119,7 @@ class CheckpointKeys:
     dir: str = "trained_models"
     frequency: int = setting(1, least=1)
     keep_prev: bool = False
-    every_n_steps: int | None = setting(None, least=1)  # saves within an epoch, too
+    every_n_steps: int | None = setting(None, least=1)  # also saves within an epoch
 
 
 @dataclass(kw_only=True)
@@ -176,13 +176,13 @@ class Performance:
 
 @dataclass(kw_only=True)
 class Score:
-    """The score without labels while a run trains."""
+    """The label-free score during training."""
 
     enabled: bool = False
-    protocol: str = "default"  # of emim-solo score: a shipped one, or a file
-    every_n_epochs: int | None = setting(None, least=1)  # by default as few as cost under 5 % of their forwards
-    patience: int | None = setting(None, least=1)  # scorings without a better one, after which the run ends
-    keep_best: bool = False  # the checkpoint of the best one in the run's folder, under best/
+    protocol: str = "default"  # of emim-solo score: name of a shipped one, or a file
+    every_n_epochs: int | None = setting(None, least=1)  # None: a scoring costs less than 5 % of the training
+    patience: int | None = setting(None, least=1)  # the run ends after so many scorings without a better score
+    keep_best: bool = False  # keeps the best-scored checkpoint, in best/ of the run's folder
 
 
 REFUSED = {
@@ -201,7 +201,7 @@ REFUSED = {
 
 @dataclass(kw_only=True)
 class Config:
-    """All keys of a pretraining config that are known."""
+    """All known keys of a pretraining config."""
 
     name: str = setting()
     method: str = setting()
@@ -227,7 +227,7 @@ class Config:
     score: Score | None = None
     debug_augmentations: bool = False
 
-    # of Lightning's Trainer, which takes them as they are
+    # Options of Lightning's Trainer. They are passed on unchanged.
     accelerator: str = setting("auto", choices=("auto", "cpu", "gpu", "cuda", "mps", "tpu"))
     strategy: str | None = setting(None, choices=("auto", *sorted(StrategyRegistry.available_strategies())))
     precision: str | int | None = setting(None, choices=_PRECISIONS)
@@ -260,7 +260,7 @@ class Config:
 
 
 def missing(values: Mapping[str, Any], kind: type = Config, above: str = "") -> list[str]:
-    """Keys without a default that have no value, those of sections included."""
+    """Keys that have neither a value nor a default, those of sections included."""
     keys = []
     for entry in fields(kind):
         key, value = f"{above}{entry.name}", values.get(entry.name)
@@ -273,7 +273,7 @@ def missing(values: Mapping[str, Any], kind: type = Config, above: str = "") -> 
 
 
 def leave_out_empty_sections(cfg: DictConfig, kind: type = Config) -> None:
-    """``score: null`` and ``optimizer.kwargs: null`` are no sections: their keys are removed. Changes ``cfg``."""
+    """Remove the keys of sections that are null, as in ``score: null`` or ``optimizer.kwargs: null``. Changes ``cfg``."""
     for entry in fields(kind):
         section = _section(kind, entry.name)
         if entry.name in cfg and cfg[entry.name] is None and (section or entry.name.endswith("kwargs")):
@@ -283,5 +283,5 @@ def leave_out_empty_sections(cfg: DictConfig, kind: type = Config) -> None:
 
 
 def _section(kind: type, name: str) -> type | None:
-    """The dataclass of a field that may be a section."""
+    """The dataclass of a field that is a section, else None."""
     return next((cast(type, option) for option in get_args(get_type_hints(kind)[name]) if is_dataclass(option)), None)
