@@ -1,4 +1,4 @@
-"""Networks as torchvision and timm name them: built by their library, without a classifier, from weights in its names."""
+"""Networks of torchvision and timm: built by the library without a classifier, filled with weights in the library's names."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from emim_solo.suite.api import IMAGENET_MEAN, IMAGENET_STD, give_small_image_st
 
 LIBRARIES = ("torchvision", "timm")
 ONNX = "onnx"
-_TIMM_SUFFIXES = {"vit": "_patch16_224", "swin": "_patch4_window7_224"}  # of the suite's names without them
-_AUXILIARY = ("aux1", "aux2", "AuxLogits")  # torchvision's names of classifiers for training alone
-_OF_START = ("weights", "pretrained")  # other weights than those of the file, from the library's server
-_OF_TRAINING = (*_OF_START, "zero_init_residual", "progress")  # say how a network starts, not what it is
+_TIMM_SUFFIXES = {"vit": "_patch16_224", "swin": "_patch4_window7_224"}  # in timm's names, not in solo-learn's
+_AUXILIARY = ("aux1", "aux2", "AuxLogits")  # torchvision's classifiers that only training uses
+_OF_START = ("weights", "pretrained")  # would download other weights than the file's
+_OF_TRAINING = (*_OF_START, "zero_init_residual", "progress")  # change how a network starts, not what it is
 
 
 def first_difference(network: Mapping[str, Tensor], file: Mapping[str, Tensor]) -> str | None:
     """What differs between the weights of a network and those of a file in names and shapes, None if nothing does."""
     ours, theirs = (
-        # A counter that torchvision's older files are without.
+        # Older files of torchvision lack this counter.
         {name: tuple(value.shape) for name, value in weights.items() if not name.endswith("num_batches_tracked")}
         for weights in (network, file)
     )
@@ -42,12 +42,12 @@ def first_difference(network: Mapping[str, Tensor], file: Mapping[str, Tensor]) 
 
 @dataclass(frozen=True)
 class Architecture:
-    """A network that a library (``torchvision``, ``timm``) builds by name; UsageError if it has none."""
+    """A network that a library (``torchvision``, ``timm``) builds by name; UsageError if it has no such network."""
 
     library: str
     name: str
     kwargs: Mapping[str, Any] = field(default_factory=dict)  # of its constructor
-    small_image_stem: bool = False  # the suite's for CIFAR in place of a ResNet's own
+    small_image_stem: bool = False  # solo-learn's stem for CIFAR, instead of the ResNet's own
 
     def __post_init__(self) -> None:
         if self.library == "timm":
@@ -65,14 +65,14 @@ class Architecture:
 
     @property
     def _bare_name(self) -> str:
-        """timm puts the name of weights after a dot."""
+        """The name without the part after the dot, which in timm names pretrained weights."""
         return self.name.partition(".")[0]
 
     def filled(self, weights: Mapping[str, Tensor], place: Path | str) -> nn.Module:
         """The network in evaluation mode: images ``(N, 3, H, W)`` to features ``(N, d)``.
 
-        Of the weights, in the library's names, those of its classifier are left out. UsageError, which names the
-        ``place`` that they are from, if they are of another network or the library cannot build it.
+        The weights have the library's names; those of a classifier are left out. UsageError if the library cannot build the
+        network, or if the weights are of another one; that error names their ``place``.
         """
         network, of_classifiers = self._build()
         of_backbone = {name: value for name, value in weights.items() if name not in of_classifiers}
@@ -80,14 +80,14 @@ class Architecture:
             to_do = "name its network, with its backbone.kwargs and backbone.small_image_stem"
             raise UsageError("backbone.weights", f"'{place}' is not of {self}: {differing}; {to_do}")
         with torch.no_grad():
-            # Names and shapes are the same. load_state_dict may ask for versions of modules, which a file need not have.
+            # Names and shapes are the same. load_state_dict may ask for versions of modules, which a file may lack.
             for name, value in network.state_dict().items():
                 value.copy_(of_backbone.get(name, value))
         return network.eval()
 
     def _build(self) -> tuple[nn.Module, set[str]]:
-        """The network without classifiers, freshly initialised, and the names of the weights that only they have."""
-        # Not timm.create_model: solo-learn puts networks of its own under some of timm's names.
+        """The network without classifiers, freshly initialised, and the names of the classifiers' weights."""
+        # Not timm.create_model: solo-learn registers networks of its own under some of timm's names.
         library = timm.models if self.library == "timm" else torchvision.models
         with in_one_line("backbone.kwargs", f"{self} with {dict(self.kwargs)} gives no features", "take another"):
             network: Any = getattr(library, self._bare_name)(**self.kwargs)
@@ -103,12 +103,12 @@ class Architecture:
         return network, names - set(network.state_dict())
 
     def images(self) -> dict[str, Any]:
-        """Size, mean and std of the images that the library's own weights of this network take."""
+        """Size, mean and std of the images that the library's published weights of this network expect."""
         shown: tuple[Any, ...] = (224, IMAGENET_MEAN, IMAGENET_STD)
         if self.library == "torchvision":
             published: Any = next(iter(torchvision.models.get_model_weights(self.name))).transforms()
             shown = published.crop_size[0], published.mean, published.std
-            if self.name.startswith("vit_"):  # it takes one size, whatever the first of the published weights takes
+            if self.name.startswith("vit_"):  # built for one size, maybe not that of the first published weights
                 shown = self.kwargs.get("image_size", 224), *shown[1:]
         elif pretrained := timm.get_pretrained_cfg(self.name):
             shown = pretrained.input_size[-1], pretrained.mean, pretrained.std
@@ -116,7 +116,7 @@ class Architecture:
         return {"crop_size": self.kwargs.get("img_size", size), "mean": list(mean), "std": list(std)}
 
     def loading(self, file: str) -> list[str]:
-        """Python that loads weights of a file with the library alone: imports, and three lines, four with another stem."""
+        """Lines of Python that load a file's weights with only the library, and compute features."""
         kwargs = "".join(f", {key}={value!r}" for key, value in self.kwargs.items())
         make, parts = f"torchvision.models.{self.name}({kwargs[2:]})", {"fc": "nn.Identity()"}
         if self.library == "timm":
@@ -139,7 +139,7 @@ class Architecture:
 
 
 def _leave_out_classifiers(network: nn.Module) -> None:
-    """Replace the last linear layer of a network of torchvision, and take out those that only training uses."""
+    """Replace the last linear layer of a torchvision network by the identity, and remove classifiers that only training uses."""
     for name in _AUXILIARY:
         if hasattr(network, name):
             setattr(network, name, None)
@@ -151,7 +151,7 @@ def _leave_out_classifiers(network: nn.Module) -> None:
 
 
 class Backbone(LightningModule):
-    """A network whose output is the features, called as the suite's methods are."""
+    """A network that outputs features, called like solo-learn's methods."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -163,7 +163,7 @@ class Backbone(LightningModule):
 
 
 class OnnxNetwork(nn.Module):
-    """A network in ONNX, on the CPU, from a file's content; UsageError if there is no onnxruntime, or it fails."""
+    """A network in ONNX, on the CPU, from a file's content; UsageError if onnxruntime is missing or cannot open it."""
 
     def __init__(self, content: bytes, place: Path | str) -> None:
         super().__init__()
@@ -182,14 +182,14 @@ class OnnxNetwork(nn.Module):
 
 
 def named(suites_name: str, backbone: nn.Module, kwargs: Mapping[str, Any], library: str) -> Architecture:
-    """What a library calls a backbone of the suite, which may compute another thing there; UsageError if nothing."""
+    """The library's network by the name of solo-learn's backbone. It may compute something else. UsageError if there is none."""
     family = suites_name.partition("_")[0]
     kept = {key: value for key, value in kwargs.items() if key not in _OF_TRAINING}
     if suites_name.startswith("resnet"):
         return Architecture(library, suites_name, kept, isinstance(backbone.maxpool, nn.Identity))
-    # Not in every config: it follows the crops.
+    # The config may lack img_size, because it follows the crop size.
     if (size := getattr(getattr(backbone, "patch_embed", None), "img_size", None)) is not None:
         kept["img_size"] = size[0]
-    if family == "vit":  # those of MoCo v3 and MAE have other numbers of heads
+    if family == "vit":  # the ViTs of MoCo v3 and MAE have other numbers of heads than timm's
         kept["num_heads"] = backbone.blocks[0].attn.num_heads  # type: ignore[index, union-attr]
     return Architecture(library, suites_name + _TIMM_SUFFIXES.get(family, ""), kept)

@@ -1,4 +1,4 @@
-"""What is in a checkpoint or a file of weights. Tensors and plain values are read, code never runs."""
+"""Reads checkpoints and files of weights. Only tensors and plain values are read; no code in a file runs."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from torch import Tensor
 from emim_solo.ground.errors import UsageError
 from emim_solo.suite import load_suite
 
-# What main's own Checkpointer saves with SimSiam's schedule, which holds a function and, with it, the optimizer; and the
-# arguments and best accuracy that others' scripts put beside their weights.
+# Objects known beside weights. solo-learn main's Checkpointer saves SimSiam's schedule, which holds a function and the optimizer.
+# Scripts of other projects save their arguments and best accuracy.
 _BESIDE_WEIGHTS = re.compile(
     r"(solo|torch\.optim|numpy)\.[\w.]+|functools\.partial|collections\.defaultdict|builtins\.(getattr|dict)|argparse\.Namespace"
 )
@@ -37,7 +37,7 @@ class DamagedCheckpoint(UsageError):
 
 
 def load(path: Path, *, weights_alone: bool = False) -> dict[str, Any]:
-    """What is in a checkpoint: ``state_dict``, ``epoch`` and, unless ``weights_alone``, objects beside them.
+    """The contents of a checkpoint: ``state_dict``, ``epoch`` and the rest. ``weights_alone`` skips known objects in the rest.
 
     Raises:
         DamagedCheckpoint: it is cut short, altered or no checkpoint.
@@ -50,9 +50,9 @@ def load(path: Path, *, weights_alone: bool = False) -> dict[str, Any]:
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
-    """Weights of a network by name: of the file as it is, or of the backbone in a checkpoint of a method of the suite.
+    """Weights of a network by name: those in the file, or of the backbone if the file is a checkpoint of solo-learn.
 
-    Of several sets of weights one is taken, which is said. UsageError as :func:`load`, or if there are none by name.
+    If a file holds several sets of weights, a warning names the one taken. UsageError as :func:`load`, or if there is none.
     """
     contents = _read(path, weights_alone=True)
     sets = {name: value for name, value in contents.items() if _are_weights(value)}
@@ -64,7 +64,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     if sets:
         others = ", ".join(map(repr, sets))
         warnings.warn(f"'{path}' holds several sets of weights: '{taken}' is taken, not {others}", stacklevel=2)
-    weights = timm.models.clean_state_dict(dict(weights))  # of DataParallel and torch.compile
+    weights = timm.models.clean_state_dict(dict(weights))  # without the prefixes of DataParallel and torch.compile
     if "pytorch-lightning_version" in contents:
         prefixes = tuple(f"{name}." for name in load_suite().backbone_names.values())
         of_backbone = {name.partition(".")[2]: value for name, value in weights.items() if name.startswith(prefixes)}
@@ -81,13 +81,13 @@ def _are_weights(value: Any) -> bool:
 
 
 def _read(path: Path, *, weights_alone: bool) -> dict[str, Any]:
-    """The mapping in a file that torch or safetensors has written, whatever the file is called."""
+    """The mapping in a file that torch or safetensors has written, whatever its name."""
     try:
         with open(path, "rb") as file:
             contents = _parse(file, path, weights_alone=weights_alone)
     except (FileNotFoundError, IsADirectoryError) as error:
         raise UsageError("checkpoint.missing", f"no checkpoint '{path}': expected a .ckpt file") from error
-    except OSError as error:  # of the disk, which says nothing of what is on it
+    except OSError as error:  # an error of the disk says nothing about the file
         reason = error.strerror or error
         raise _unreadable(f"cannot read '{path}' ({reason}): expected a file that you may read") from error
     if not isinstance(contents, Mapping):
@@ -102,7 +102,7 @@ def _unreadable(message: str) -> UsageError:
 def _parse(file: BinaryIO, path: Path, *, weights_alone: bool) -> Any:
     whole = False
     try:
-        if file.read(9)[8:] == b"{":  # safetensors: the length of a header, and the header in JSON
+        if file.read(9)[8:] == b"{":  # safetensors: 8 bytes for the length of the header, then the header in JSON
             from safetensors.torch import load as parse
 
             file.seek(0)
@@ -115,21 +115,21 @@ def _parse(file: BinaryIO, path: Path, *, weights_alone: bool) -> Any:
         with _without_objects(file) if weights_alone and zipped else nullcontext():
             return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # the libraries raise many types on a file that is not whole
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # of the disk; torch seeks before the start
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # of the disk; EINVAL is torch's on a cut file
             raise
         reason = " ".join(str(error).split())
         what = re.search(r"(?:GLOBAL|global:?) (\S+)", reason)
         if isinstance(error, pickle.UnpicklingError) and (whole or what):
             reason = f"'{path}' holds {what[1] if what else 'more than tensors and plain values'}, which could run code"
             raise UsageError("checkpoint.code", f"{reason}: save its tensors alone, without such objects") from error
-        if whole:  # by its checksums: short of memory, or of a kind that torch does not load so
+        if whole:  # the checksums are right: too little memory, or a kind of file that torch does not load this way
             reason = f"torch cannot load '{path}', which is whole ({type(error).__name__}: {reason[:200]})"
             raise _unreadable(f"{reason}: expected what torch.save or safetensors writes") from error
         raise DamagedCheckpoint(path, type(error).__name__) from error
 
 
 class _Inert:
-    """Stands for an object beside the weights: nothing is called, nothing is kept."""
+    """Stands in for an object beside the weights. It calls nothing and keeps nothing."""
 
     def __init__(self, *_: Any) -> None: ...
 
@@ -141,7 +141,7 @@ def _no_items(*_: Any) -> dict[str, Any]:
 
 
 def _without_objects(file: BinaryIO) -> AbstractContextManager[Any]:
-    """Within it torch's safe loading passes over the objects that are known beside weights; others stay refused."""
+    """Within it torch's safe loading puts stand-ins for known objects beside weights. It still refuses all other objects."""
     if not hasattr(torch.serialization, "get_unsafe_globals_in_checkpoint"):  # torch before 2.6 has no stand-ins
         return nullcontext()
     names = torch.serialization.get_unsafe_globals_in_checkpoint(file)

@@ -26,18 +26,18 @@ from emim_solo.suite import as_dict, load_suite
 from emim_solo.suite.api import in_one_line, whole_size
 
 SUFFIXES = {"torchvision": ".pth", "timm": ".pth", "safetensors": ".safetensors", ONNX: ".onnx"}
-"""Of the file by format; where it is .pth, .pt will do."""
-_ONLINE = ("val_loss", "val_acc1", "val_acc5", "val_knn_acc1", "val_knn_acc5")  # of a pretraining, on the backbone
-TOLERANCE, ONNX_TOLERANCE = 1e-6, 1e-4  # of features; of the largest one where that is above 1
+"""The file's suffix for each format. Where it is .pth, .pt is accepted, too."""
+_ONLINE = ("val_loss", "val_acc1", "val_acc5", "val_knn_acc1", "val_knn_acc5")  # pretraining's metrics of the backbone
+TOLERANCE, ONNX_TOLERANCE = 1e-6, 1e-4  # of features, relative to the largest one if that is above 1
 
 
 def export(checkpoint: Checkpoint, to: str, file: Path, licence: str = "other") -> list[str]:
-    """Write the backbone of a run and the card ``<file>.md``, both whole, if what is written gives the run's features.
+    """Write a run's backbone and its model card ``<file>.md``, each whole or not at all, if the export gives the run's features.
 
     Args:
-        checkpoint: of any method of the suite.
-        to: ``torchvision`` or ``timm``: a state dict in the library's names; ``safetensors``: in those of the first of the
-            two that has the network; ``onnx``: the network, for any number of images of the size it was trained at.
+        checkpoint: of any method of solo-learn.
+        to: ``torchvision`` or ``timm``: a state dict in the library's names. ``safetensors``: the same, in the names of the first
+            of the two that has the network. ``onnx``: the network, for any number of images of the size in training.
         file: to write.
         licence: of the weights, as model cards name it.
 
@@ -45,7 +45,7 @@ def export(checkpoint: Checkpoint, to: str, file: Path, licence: str = "other") 
         The lines of Python that load the file.
 
     Raises:
-        UsageError: the format has no such network, and which one has; or there is nothing to export.
+        UsageError: the format does not have the network (the message names one that does), or features are not finite.
     """
     cfg = checkpoint.trained
     files.writable_folder(file.parent, "--output")
@@ -61,7 +61,7 @@ def export(checkpoint: Checkpoint, to: str, file: Path, licence: str = "other") 
     wanted = to if to in LIBRARIES else next(iter(same), "torchvision or timm")
     architecture, network = same.get(wanted, (None, backbone))
     if to == ONNX:
-        architecture = None  # the file holds it
+        architecture = None  # an ONNX file holds it
         loading = ["import onnxruntime", "", f"session = onnxruntime.InferenceSession({json.dumps(file.name)})"]
         loading += ['features = session.run(None, {"images": images})[0]  # NumPy, float32']
     elif architecture is not None:
@@ -72,14 +72,14 @@ def export(checkpoint: Checkpoint, to: str, file: Path, licence: str = "other") 
     content = _to_onnx(network, images, features) if to == ONNX else _to_bytes(network.state_dict(), to)
     card = _card(checkpoint, architecture, loading, features.shape[1], licence)
     with files.whole(file.with_name(f"{file.name}.md")) as unfinished_card, files.whole(file) as unfinished:
-        unfinished_card.write_text(card, encoding="utf-8", errors="replace")  # a folder may have a name that is none
+        unfinished_card.write_text(card, encoding="utf-8", errors="replace")  # a folder's name may be no UTF-8
         unfinished.write_bytes(content)
     return loading
 
 
 @torch.no_grad()
 def _features(network: nn.Module, images: Tensor) -> Tensor:
-    """In double precision, where the order of sums does not show."""
+    """Features in double precision, so that the order of sums does not matter for the comparison."""
     return copy.deepcopy(network).double()(images.double())  # type: ignore[no-any-return]
 
 
@@ -91,7 +91,7 @@ def _in_library(
         architecture = named(cfg.backbone.name, backbone, as_dict(cfg.backbone.kwargs), library)
         network = architecture.filled(backbone.state_dict(), "the run")
         theirs = _features(network, images)
-    except (AssertionError, RuntimeError, UsageError):  # it has none, or another one of that name
+    except (AssertionError, RuntimeError, UsageError):  # the library has none, or another one of this name
         return None
     return (architecture, network) if _close(theirs, features, TOLERANCE) else None
 
@@ -101,7 +101,7 @@ def _close(theirs: Tensor, ours: Tensor, tolerance: float) -> bool:
 
 
 def _to_bytes(weights: dict[str, Tensor], to: str) -> bytes:
-    """A file's content. The libraries' own writing hides what is wrong with a disk, and knows no names but UTF-8."""
+    """The file's content. The libraries' own functions would hide errors of the disk, and accept only paths in UTF-8."""
     if to == "safetensors":
         from safetensors.torch import save
 
@@ -136,13 +136,13 @@ def _to_onnx(network: nn.Module, images: Tensor, features: Tensor) -> bytes:
 def _card(
     checkpoint: Checkpoint, architecture: Architecture | None, loading: Sequence[str], width: int, licence: str
 ) -> str:
-    """A model card as huggingface_hub reads it; what opens the file again is in its front matter."""
+    """A model card as huggingface_hub reads it. Its front matter has what is needed to open the file again."""
     from huggingface_hub import ModelCardData
 
     cfg, suite = checkpoint.trained, load_suite()
     shown = next(part for part in suite.evaluation_transform(cfg).transforms if isinstance(part, Normalize))
     size, mean, std = whole_size(cfg), [*shown.mean], [*shown.std]
-    folder = Path(cfg.data.train_path)  # its own name, not where it lies
+    folder = Path(cfg.data.train_path)  # the card shows its name, not its whole path
     known: dict[str, Any] = {
         **{key: cfg[key] for key in ("name", "method", "seed")},
         "max_epochs": checkpoint.epochs,
@@ -184,7 +184,7 @@ def _card(
 
 
 def _scores(checkpoint: Checkpoint) -> dict[tuple[str, str, str], str]:
-    """What the run's rows last say of this checkpoint's backbone on its own images, by stage, name and of what."""
+    """The newest numbers in the run's rows for this checkpoint's backbone on its own images, by stage, name and of what."""
     cfg, file = as_dict(checkpoint.trained), checkpoint.rows_file
     scores: dict[tuple[str, str, str], str] = {}
     stored = rows.read(file) if file.is_file() else []
@@ -198,7 +198,7 @@ def _scores(checkpoint: Checkpoint) -> dict[tuple[str, str, str], str]:
 
 
 def _of_backbone(row: Mapping[str, Any], name: str, cfg: Mapping[str, Any]) -> str | None:
-    """Features, protocol and images that a number of a row is of; None where it is not of the backbone."""
+    """The features, settings and images that a row's number belongs to; None if it is not of the backbone."""
     stage, settings = row["stage"], compare.leaves(row.get("settings") or {})
     if stage == "score":
         of = f"backbone; protocol {row.get('protocol')}; {row.get('images')} {row.get('of')} images"
@@ -209,9 +209,9 @@ def _of_backbone(row: Mapping[str, Any], name: str, cfg: Mapping[str, Any]) -> s
         settings = compare.leaves(cfg.get("knn_eval") or {}) if "knn" in name else {"classifier": "online"}
     elif stage != "linear" and not name.startswith("backbone_"):
         return None
-    elif name == "logistic_acc1":  # beside the linear evaluation, with settings of its own
+    elif name == "logistic_acc1":  # of these settings only ``views`` applies to the logistic regression
         settings = {key: value for key, value in settings.items() if key == "views"}
-    # Numbers of neighbours and distances of a k-NN are in the names.
+    # The names of k-NN metrics already say the number of neighbours and the distance.
     said = ", ".join(f"{key}={value}" for key, value in settings.items() if key not in ("ks", "distances"))
     training = stage == "diagnostics" or name.startswith("train_")
     return f"backbone; {said or 'default settings'}; {row.get('of', 'training' if training else 'validation')} images"

@@ -1,9 +1,8 @@
-"""Checkpoints as they lie on disk: the one place that opens them.
+"""The one place that opens checkpoints on disk.
 
-A run's folder is ``<checkpoint.dir>/<method>/<version>``, with the suite's ``args.json`` and ``*-ep=<epoch>.ckpt``, whether
-``emim-solo pretrain`` or solo-learn main's own script has written it; ``*-ep=<epoch>-step=<step>.ckpt`` is from within an
-epoch. Beside runs, files of weights are opened: of a network that torchvision or timm has, and what ``emim-solo export``
-has written.
+A run's folder is ``<checkpoint.dir>/<method>/<version>``. It holds solo-learn's ``args.json`` and ``*-ep=<epoch>.ckpt``, written
+by ``emim-solo pretrain`` or by solo-learn main's own script. ``*-ep=<epoch>-step=<step>.ckpt`` was saved within an epoch.
+Files of weights are opened, too: of a network of torchvision or timm, and those that ``emim-solo export`` writes.
 """
 
 from __future__ import annotations
@@ -35,15 +34,15 @@ from emim_solo.suite import as_dict, load_suite
 from emim_solo.suite.api import count_classes, in_one_line
 
 ARGUMENTS = "args.json"
-IMAGES = "emim_solo_images"  # key in a checkpoint, of the record of the images that it was trained on
-CARD = "emim_solo"  # key in a model card's front matter, of what opens the file again
+IMAGES = "emim_solo_images"  # key in a checkpoint: the record of the images that it was trained on
+CARD = "emim_solo"  # key in a model card's front matter: what is needed to open the file again
 EXPECTED = (
     f"expected the folder of a run, <checkpoint.dir>/<method>/<version>, as the pretraining prints it, a .ckpt file in one, a "
     f"file of 'emim-solo export', or weights of a network of a library, {'|'.join(LIBRARIES)}:NETWORK@FILE"
 )
 _OF_LIBRARY = re.compile(rf"({'|'.join(LIBRARIES)}):([^@]+)@(.+)")
 _DATASETS = ("custom", "cifar10", "cifar100", "stl10", "imagenet100", "imagenet")
-_CHANGEABLE: dict[str, tuple[Any, dict[str, Any]]] = {  # for an evaluation: type and bounds of the value
+_CHANGEABLE: dict[str, tuple[Any, dict[str, Any]]] = {  # keys that an evaluation may change: type and bounds
     "data.dataset": (str, {"choices": _DATASETS}),
     "data.train_path": (str, {}),
     "data.val_path": (str | None, {}),
@@ -55,7 +54,7 @@ _CHANGEABLE: dict[str, tuple[Any, dict[str, Any]]] = {  # for an evaluation: typ
     "augmentations.0.mean": (tuple[float, float, float], {}),
     "augmentations.0.std": (tuple[float, float, float], {"above": 0}),
 }
-_OF_NETWORK = ("backbone.kwargs.KEY", "backbone.small_image_stem")  # of LIBRARY:NETWORK@FILE
+_OF_NETWORK = ("backbone.kwargs.KEY", "backbone.small_image_stem")  # may be changed for LIBRARY:NETWORK@FILE
 
 
 @dataclass(frozen=True)
@@ -63,15 +62,15 @@ class Checkpoint:
     """A run that can be evaluated."""
 
     folder: Path  # <checkpoint.dir>/<method>/<version>, with args.json
-    path: Path  # its latest whole .ckpt file
-    cfg: DictConfig  # the completed config it was trained with, its images those that it is evaluated on
-    trained: DictConfig  # that config as it is in args.json; cfg itself where the images are the same
-    recorded: Mapping[str, Any] = field(default_factory=dict)  # the images it was trained on, as it says itself
-    listings: Listings = field(default_factory=Listings)  # of folders, shared with others that were opened with it
+    path: Path  # its .ckpt file: the named one, else the latest whole one
+    cfg: DictConfig  # the completed config of its training, but with the images that it is evaluated on
+    trained: DictConfig  # the config in args.json; the same object as cfg if no image setting was changed
+    recorded: Mapping[str, Any] = field(default_factory=dict)  # its own record of the images it was trained on
+    listings: Listings = field(default_factory=Listings)  # of folders, shared with checkpoints opened together
 
     @cached_property
     def images(self) -> RunImages:
-        """The images that it is evaluated on; UsageError if they cannot be listed, or others are held out than were."""
+        """The images that it is evaluated on; UsageError if they cannot be listed, or if others are held out than in training."""
         images = RunImages.of(self.cfg, self.listings)
         if self.cfg is self.trained:
             check_held_out(self.recorded, images, self.path)
@@ -79,14 +78,14 @@ class Checkpoint:
 
     @property
     def epochs(self) -> int:
-        """How many whole epochs it was trained for."""
+        """Number of whole epochs it was trained for."""
         return (_age(self.path) or (0, 0))[0]
 
     @property
     def rows_file(self) -> Path:
-        """Where its rows stand, that of its pretraining among them."""
+        """The file of its rows. It also has the row of the pretraining."""
         folder = self.folder
-        if (folder.parent / ARGUMENTS).is_file():  # that of the best checkpoint, inside the run's
+        if (folder.parent / ARGUMENTS).is_file():  # this is best/ inside the run's folder
             folder = folder.parent
         return folder.parent.parent / "rows.jsonl"
 
@@ -95,7 +94,7 @@ class Checkpoint:
         stored = load(self.path, weights_alone=True)["state_dict"]
         model = load_suite().build(self.trained)
         fresh = model.state_dict().keys()
-        # main's own script saves queues and memory banks, too, which only training makes: the method's own buffers.
+        # solo-learn main's script also saves buffers that only training makes (queues, memory banks). Their names have no dot.
         weights = {name: value for name, value in stored.items() if name in fresh or "." in name}
         check_fits(self.path, {"state_dict": weights}, self.trained, model)
         model.load_state_dict(weights)
@@ -106,18 +105,18 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class WeightsFile(Checkpoint):
-    """A file, ``folder`` and ``path``, of weights of a network, or of a network in ONNX, without architecture."""
+    """A file of a network's weights, or of a network in ONNX (``architecture`` is None). ``folder`` and ``path`` are the file."""
 
     architecture: Architecture | None = None
 
     @property
     def epochs(self) -> int:
-        """How many epochs it was trained for; 0 where nothing says it."""
+        """Number of epochs it was trained for; 0 if not known."""
         return int(self.cfg.max_epochs)
 
     @property
     def rows_file(self) -> Path:
-        """Beside the file."""
+        """``rows.jsonl`` beside the file."""
         return self.path.with_name("rows.jsonl")
 
     def model(self) -> LightningModule:
@@ -133,7 +132,7 @@ class WeightsFile(Checkpoint):
 
 @torch.no_grad()
 def _check_features(model: LightningModule, cfg: DictConfig) -> None:
-    """Check that a model gives one row of features for an image as those of a config are shown."""
+    """Check that a model gives one row of features for an image of the size and channels that evaluations show."""
     channels = next((part.in_channels for part in model.modules() if isinstance(part, nn.Conv2d)), 3)
     if channels != 3:
         reason = f"{cfg.name} takes images of {channels} channels"
@@ -142,7 +141,7 @@ def _check_features(model: LightningModule, cfg: DictConfig) -> None:
     key, what = "augmentations.0.crop_size", f"{cfg.name} does not take images of {images.shape[-1]} pixels"
     with in_one_line(
         key, what, f"of folders, set {key} to the size that it was trained at"
-    ):  # as a ViT takes one alone
+    ):  # a ViT takes only one size
         features = model(images)["feats"]
     shape = getattr(features, "shape", ())
     if len(shape) != 2:
@@ -156,12 +155,12 @@ def open_checkpoint(place: Path | str, changes: Sequence[str] = (), listings: Li
     Args:
         place: a run's folder, one of its ``.ckpt`` files, a file that ``emim-solo export`` has written, or
             ``torchvision:NETWORK@FILE``, ``timm:NETWORK@FILE``.
-        changes: ``key=value`` each, of the images that it is evaluated on, in the schema of pretraining
-            (``data.train_path``, ``augmentations.0.crop_size``); of a library's network also of ``backbone``.
-        listings: of folders that were listed already.
+        changes: ``key=value`` each, for the images to evaluate on, in the schema of pretraining (``data.train_path``,
+            ``augmentations.0.crop_size``). For a library's network also keys of ``backbone``.
+        listings: folders that are listed already.
 
     Raises:
-        UsageError: none of these, none whole, of a method or generation that solo-learn has not, or no such images.
+        UsageError: no such place, no whole checkpoint, no such images, or the installed solo-learn lacks the method or generation.
     """
     listings = listings or Listings()
     if match := _OF_LIBRARY.fullmatch(str(place)):
@@ -203,7 +202,7 @@ def is_weights(place: Path | str) -> bool:
 
 
 def open_checkpoints(places: Sequence[Path | str], changes: Sequence[str] = ()) -> list[Checkpoint]:
-    """:func:`open_checkpoint` of each, all of them before any work begins."""
+    """:func:`open_checkpoint` for each place. All are opened before any work begins."""
     of_network = [change for change in changes if change.startswith("backbone.")]
     if of_network and not any(_OF_LIBRARY.fullmatch(str(place)) for place in places):
         reason = "of LIBRARY:NETWORK@FILE alone, anything else knows its own network; leave it out"
@@ -215,7 +214,7 @@ def open_checkpoints(places: Sequence[Path | str], changes: Sequence[str] = ()) 
 def _of_weights(
     path: Path, architecture: Architecture | None, known: Mapping[str, Any], changes: Sequence[str], listings: Listings
 ) -> WeightsFile:
-    """Weights of a network, or one in ONNX, with what is known of the run that they are of."""
+    """Open a file of weights, or a network in ONNX. ``known`` is the part of its run's config that is known."""
     if not path.is_file():
         raise UsageError("checkpoint.missing", f"no weights '{path}': {EXPECTED}")
     about = {"name": path.stem, "method": str(architecture), "seed": 0, "max_epochs": 0}
@@ -228,7 +227,7 @@ def _of_weights(
 
 
 def _exported(path: Path, changes: Sequence[str], listings: Listings) -> WeightsFile:
-    """A file with the card that ``emim-solo export`` has put beside it."""
+    """Open a file that ``emim-solo export`` has written, by the model card beside it."""
     from huggingface_hub import ModelCard
 
     card = path.with_name(f"{path.name}.md")
@@ -242,7 +241,7 @@ def _exported(path: Path, changes: Sequence[str], listings: Listings) -> Weights
 
 
 def _on_images(cfg: DictConfig, changes: Sequence[str], listings: Listings) -> DictConfig:
-    """A config with other images; UsageError for keys of something else, or images that are not there."""
+    """A config with other images; UsageError for keys of anything else, or for images that do not exist."""
     cfg = _with_changes(cfg, [change for change in changes if not change.startswith("backbone.")], [*_CHANGEABLE])
     if cfg.data.get("train_path") is None:
         to_do = "Add data.train_path=DIR and, for accuracies, data.val_path=DIR, or data.no_labels=True"
@@ -252,12 +251,12 @@ def _on_images(cfg: DictConfig, changes: Sequence[str], listings: Listings) -> D
         if key in values:
             checked(values[key], kind, key, bounds)
     expand_home(cfg)
-    cfg.data.num_classes = None  # of a dataset that is known by name the names of its classes
+    cfg.data.num_classes = None  # count_classes sets it for custom folders; other datasets name their classes
     return count_classes(cfg, RunImages.of(cfg, listings).listed)
 
 
 def _with_changes(cfg: DictConfig, changes: Sequence[str], keys: Sequence[str]) -> DictConfig:
-    """A config with changes, ``key=value`` each, of some keys; those that end in ``KEY`` stand for all below."""
+    """A config with changes, ``key=value`` each, to the allowed ``keys``. ``KEY`` at the end of one stands for any name."""
     cfg = cfg.copy()
     for change in changes:
         key, _, value = change.partition("=")
@@ -273,24 +272,24 @@ def _with_changes(cfg: DictConfig, changes: Sequence[str], keys: Sequence[str]) 
 
 
 def by_epoch(folder: Path) -> list[tuple[int, Path]]:
-    """The checkpoints of whole epochs in a run's folder with their epochs, from 0, in order; nothing is read."""
+    """The checkpoints of whole epochs in a run's folder, in order, each with its epoch (from 0). No file is opened."""
     return [(epochs - 1, path) for epochs, step, path in _by_age(folder) if step == 0]
 
 
 def within_epoch(name: str, epoch: int, step: int) -> str:
-    """What a checkpoint from within an epoch is called, after that many steps of the run."""
+    """File name of a checkpoint that is saved within an epoch, after ``step`` steps of the run."""
     return f"{name}-ep={epoch}-step={step}.ckpt"
 
 
 def within_epochs(folder: Path) -> list[Path]:
-    """The checkpoints from within an epoch in a run's folder."""
+    """The checkpoints in a run's folder that were saved within an epoch."""
     return [path for _, step, path in _by_age(folder) if step > 0]
 
 
 def progress(contents: Mapping[str, Any]) -> tuple[int, int]:
-    """How many whole epochs, and how many batches of the next one, are in a checkpoint.
+    """Number of whole epochs, and of batches of the next epoch, in a checkpoint.
 
-    An epoch that was ended counts as a whole one, even if the run's last step came within it.
+    An epoch that has ended counts as whole, even if the run's last step cut it short.
     """
     epoch: int = contents["epoch"]
     loop: Mapping[str, Any] | None = (contents.get("loops") or {}).get("fit_loop")
@@ -301,7 +300,7 @@ def progress(contents: Mapping[str, Any]) -> tuple[int, int]:
 
 def _by_age(folder: Path) -> list[tuple[int, int, Path]]:
     """Whole epochs, step within the next one (0: its beginning) and path of each checkpoint in a folder, in order."""
-    names = os.listdir(folder) if folder.is_dir() else []  # glob would pass over a folder that cannot be listed
+    names = os.listdir(folder) if folder.is_dir() else []  # glob raises no error for a folder that cannot be listed
     return sorted((*age, path) for path in map(folder.joinpath, names) if (age := _age(path)) is not None)
 
 
@@ -314,16 +313,16 @@ def _age(path: Path) -> tuple[int, int] | None:
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The latest whole checkpoint in a run's folder; damaged ones that are newer are named in a warning.
+    """The latest whole checkpoint in a run's folder, None if there is none. A warning names newer ones that are damaged.
 
-    DamagedCheckpoint if there are checkpoints and none of them is whole.
+    DamagedCheckpoint if there are checkpoints, but none is whole.
     """
     latest = last_whole(folder, weights_alone=True)
     return None if latest is None else latest[0]
 
 
 def last_whole(folder: Path, *, weights_alone: bool = False) -> tuple[Path, dict[str, Any]] | None:
-    """:func:`last_checkpoint` and what is in it: to know that it is whole it has to be read."""
+    """:func:`last_checkpoint` and its contents. They have to be read to know that the file is whole."""
     damaged: list[DamagedCheckpoint] = []
     for *_, path in _by_age(folder)[::-1]:
         try:
@@ -340,7 +339,7 @@ def last_whole(folder: Path, *, weights_alone: bool = False) -> tuple[Path, dict
 
 
 def check_generation(path: Path, contents: Mapping[str, Any]) -> None:
-    """UsageError for a checkpoint that is, by the name of its backbone, of no method of the installed solo-learn."""
+    """UsageError if a checkpoint has no backbone, or one of the other generation of solo-learn, judged by its name."""
     suite = load_suite()
     parts = {name.partition(".")[0] for name in contents["state_dict"]}
     if suite.backbone_name in parts:
@@ -363,7 +362,7 @@ def check_fits(path: Path, contents: Mapping[str, Any], cfg: DictConfig, model: 
 
 
 def stored_arguments(path: Path) -> dict[str, Any]:
-    """The config beside a checkpoint; empty where there is none, or a kill cut it short, which is said in a warning."""
+    """The config beside a checkpoint. Empty if there is no file, or, with a warning, if the file is damaged."""
     arguments = path.with_name(ARGUMENTS)
     if not arguments.is_file():
         return {}
