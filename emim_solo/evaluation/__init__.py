@@ -1,1 +1,1 @@
-"""Evaluation of a checkpoint: features, k-NN, linear, UMAP, diagnostics. Thin over the suite's own."""
+"""Evaluation of a checkpoint: features, k-NN, linear evaluation, label-free score, UMAP."""

@@ -1,4 +1,4 @@
-"""``emim-solo knn | linear | umap``: evaluate one checkpoint folder or many."""
+"""``emim-solo knn | linear | umap``: evaluates one checkpoint or many."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def evaluation_row(
     settings: Mapping[str, Any],
     epochs: int,
 ) -> dict[str, Any]:
-    """The row of one evaluation of the run that was trained with ``cfg`` for ``epochs`` and lies in ``folder``."""
+    """The row of one evaluation of a run in ``folder``, trained with ``cfg`` for ``epochs`` epochs."""
     return rows.new_row(
         stage,
         config=as_dict(cfg),
@@ -52,9 +52,9 @@ def evaluation_row(
 def folders_parser(
     command: str, description: str, example: str, keys: Mapping[str, str] | None = None, *, rows: bool = True
 ) -> argparse.ArgumentParser:
-    """The parser of a command on checkpoints, that writes ``rows`` or none; :func:`split` comes before it.
+    """The argument parser of a command on checkpoints. It gets the arguments that :func:`split` has left.
 
-    ``keys`` explains each key=value that the command takes, beside those of the images.
+    ``keys`` explains the command's own key=value; those for images are added. ``rows``: whether the command writes rows.
     """
     of_images = {"data.train_path=DIR data.val_path=DIR": "images to evaluate on, instead of the run's own"}
     of_images["augmentations.0.crop_size=N"] = "their size in pixels"
@@ -74,7 +74,7 @@ def folders_parser(
 
 
 def rows_file(checkpoint: Checkpoint, place: Path | None) -> Path:
-    """The file for the rows of a checkpoint, its run's or ``--rows PLACE``; UsageError if its folder takes no files."""
+    """The file for a checkpoint's rows: ``--rows PLACE``, else the run's. UsageError if its folder is not writable."""
     file = checkpoint.rows_file
     if place is not None:
         place = place.expanduser()
@@ -87,10 +87,10 @@ def rows_file(checkpoint: Checkpoint, place: Path | None) -> Path:
 
 
 def split(arguments: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
-    """Arguments of a command by kind: checkpoints and options, its own ``key=value``, those of the images."""
+    """Arguments of a command by kind: checkpoints and options, its own ``key=value``, ``key=value`` for the images."""
     kinds: tuple[list[str], list[str], list[str]] = ([], [], [])
     for argument in arguments:
-        # A checkpoint may have a = in its name.
+        # A checkpoint's name may contain a =.
         is_setting = re.match(r"[\w.]+=", argument) and not Path(argument).exists()
         of_images = is_setting and argument.startswith(("data.", "augmentations.", "backbone."))
         kinds[2 if of_images else 1 if is_setting else 0].append(argument)
@@ -98,7 +98,7 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
 
 
 def views_of(of_command: Sequence[str]) -> tuple[int | None, list[str]]:
-    """``views=K`` among the settings of a command (None: images as they are), and the others."""
+    """The K of ``views=K`` among a command's settings (None: features of the whole images), and the other settings."""
     others = [setting for setting in of_command if not setting.startswith("views=")]
     views = from_dotlist([setting for setting in of_command if setting not in others]).get("views")
     checked(views, int | None, "views", VIEWS)
@@ -113,7 +113,7 @@ def _each(
     settings: Mapping[str, Any],
     views: int | None,
 ) -> None:
-    """Evaluate checkpoints one after the other; the row of each stands beside that of its pretraining."""
+    """Evaluate checkpoints one by one. Each row goes to the run's own file, or to ``--rows``."""
     settings = {**settings, "views": views} if views is not None else settings
     checkpoints = open_checkpoints(options.folders, changes)
     places = [rows_file(checkpoint, options.rows) for checkpoint in checkpoints]
@@ -210,11 +210,11 @@ def umap_main(arguments: Sequence[str]) -> None:
 
 
 def distinct_names(checkpoints: Sequence[Checkpoint]) -> list[str]:
-    """Names of the runs; where they repeat, with as many of their folders as tell them apart."""
+    """Names of the runs. If some are equal, these get as many of their last folders as make all names distinct."""
     places = [checkpoint.folder.resolve().parts for checkpoint in checkpoints]
     if len(set(places)) < len(places):
         raise UsageError("checkpoint.twice", "the same checkpoint is named twice: give each folder once")
-    names = [files.as_name(str(checkpoint.cfg.name)) for checkpoint in checkpoints]  # the suite's own may be paths
+    names = [files.as_name(str(checkpoint.cfg.name)) for checkpoint in checkpoints]  # solo-learn's names may be paths
     for depth in range(1, max(map(len, places)) + 1):
         distinct = [
             name if names.count(name) == 1 else "-".join([name, *place[-depth:]])

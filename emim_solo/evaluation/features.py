@@ -1,4 +1,4 @@
-"""Features of a checkpoint: the frozen backbone's and the projector's, in evaluation mode, of every image."""
+"""Features of every image from a checkpoint: of the frozen backbone and of the projector, in evaluation mode."""
 
 from __future__ import annotations
 
@@ -25,54 +25,54 @@ from emim_solo.suite import load_suite
 from emim_solo.suite.api import device_of, in_one_line
 
 IN_MEMORY = 2**29
-"""Bytes of one matrix of features in float32 up to which it is kept and used whole. A larger one lies in a file, in
-float16 where that is fine enough, and is used piece by piece."""
+"""A matrix of features of at most so many bytes in float32 stays in memory. A larger one goes to a file, in float16 if that is
+precise enough, and is used piece by piece."""
 
 _PIECE = 2**28  # bytes, in float32
-_ROUNDING = 0.01  # of a feature's standard deviation: what float16 may add to it
+_ROUNDING = 0.01  # largest error of float16, as a share of a feature's standard deviation
 
 
 @dataclass(frozen=True)
 class Split:
-    """Features of one split, row i being image i of its dataset; in float32, or float16 if large (:func:`pieces`)."""
+    """Features of one split; row i is image i of its dataset. In float32, or float16 if large: read them by :func:`pieces`."""
 
     backbone: Tensor  # (N, d)
-    projector: Tensor | None  # (N, p), or None where the method has no projector to call on single images
-    labels: Tensor  # (N,); -1 throughout where the images have none
+    projector: Tensor | None  # (N, p); None if the method has no projector for single images
+    labels: Tensor  # (N,); all -1 if the images have no labels
 
     def parts(self) -> dict[str, Tensor]:
-        """Features by name, as far as there are any."""
+        """The matrices that exist, by name."""
         return {part: matrix for part in PARTS if (matrix := getattr(self, part)) is not None}
 
 
 @dataclass(frozen=True)
 class Features:
-    """Features of a run's training and, if any, validation images; ``classes`` are names by label, if any."""
+    """Features of a run's training images and, if any, validation images. ``classes`` are the names by label; empty without labels."""
 
     train: Split
     val: Split | None
     classes: list[str]
 
     def to_judge(self) -> Split:
-        """The validation images, whose labels accuracies are made of; UsageError if there are none."""
+        """The validation split, on which accuracies are computed; UsageError if there is none, or no labels."""
         if self.val is None or not self.classes:
             raise UsageError("data.val_path", "accuracies need labels: expected data.val_path with class folders")
         return self.val
 
     def save(self, path: Path) -> None:
-        """Write to a file that is either whole or absent."""
+        """Write the features to a file, whole or not at all."""
         path.parent.mkdir(parents=True, exist_ok=True)
         val = None if self.val is None else vars(self.val)
-        # To an open file: given a path, torch says nothing of a full disk but the position where it failed.
+        # To an open file: with a path, torch reports a full disk only by the position where it failed.
         with whole(path) as unfinished, open(unfinished, "wb") as file:
             try:
                 torch.save({"train": vars(self.train), "val": val, "classes": self.classes}, file)
-            except RuntimeError as error:  # torch says where in the file it was, and why only in what came before
+            except RuntimeError as error:  # the reason is only in the error's context
                 raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
 
     @staticmethod
     def load(path: Path) -> Features:
-        """What :meth:`save` has written, mapped into memory: read from disk as it is used; UsageError if damaged."""
+        """Open a file of :meth:`save`, mapped into memory: it is read from disk when used. UsageError if it is damaged."""
         with in_one_line("features.damaged", f"features '{path}' are damaged", "remove the file"):
             content = torch.load(str(path), map_location="cpu", weights_only=True, mmap=True)
             val = None if content["val"] is None else Split(**content["val"])
@@ -86,19 +86,19 @@ def is_whole(matrix: Tensor) -> bool:
 
 
 def pieces(matrix: Tensor) -> Iterator[Tensor]:
-    """The rows of a matrix in order, in float32: all at once up to :data:`IN_MEMORY` bytes, some 256 MB at a time beyond."""
+    """The rows of a matrix in order, in float32: all at once up to :data:`IN_MEMORY` bytes, else about 256 MB at a time."""
     rows = len(matrix) if is_whole(matrix) else _PIECE // (4 * matrix.shape[1])
     for piece in matrix.split(max(1, rows)):
         yield piece.float()
 
 
 def all_finite(*matrices: Tensor) -> bool:
-    """Whether there is neither NaN nor infinity in any of the matrices."""
+    """Whether no matrix has NaN or infinite values."""
     return all(bool(torch.isfinite(piece).all()) for matrix in matrices for piece in pieces(matrix))
 
 
 class _Rows:
-    """Batches of features that become one matrix; many go to a file without a name, which goes with the matrix."""
+    """Collects batches of features into one matrix. A large one is in a nameless file, which is deleted with the matrix."""
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
@@ -107,7 +107,7 @@ class _Rows:
         self.file: Any = None
         self.dtype = torch.float16
         self.mean: Any = 0.0  # of each feature over the rows that are written
-        self.squares: Any = 0.0  # sum of squared distances from it
+        self.squares: Any = 0.0  # sum of squared distances from the mean
 
     def append(self, batch: Tensor) -> None:
         self.batches.append(batch.float().cpu())
@@ -126,18 +126,18 @@ class _Rows:
         self.batches.clear()
 
     def _widen(self) -> None:
-        """Go on in float32, in another file that begins with what was written in float16."""
+        """Go on in float32: copy the rows that are written in float16 into a new file."""
         written = pieces(self.matrix()) if self.written else []
         self.dtype, self.file = torch.float32, tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115 - as above
         for piece in written:
             self._put(piece)
 
     def _put(self, batch: Tensor) -> None:
-        # Not through the mapping: writing there to a full disk ends the process without a word.
+        # Not through the memory map: on a full disk that would end the process without an error.
         self.file.write(batch.to(self.dtype).contiguous().numpy())
 
     def _fits_half(self, batch: Tensor) -> bool:
-        """Whether float16 changes each feature of a batch by little of its spread over the images up to now."""
+        """Whether the error of float16 in a batch is small for each feature, compared with its spread over the images so far."""
         exact = batch.double()
         share = len(batch) / (self.written + len(batch))
         between = exact.mean(dim=0) - self.mean
@@ -160,18 +160,18 @@ class _Rows:
 def extract(
     model: LightningModule, loader: Iterable[Any], title: str | None, *, folder: Path | None = None, views: int = 1
 ) -> Split:
-    """Features of every image of a loader of images and labels, in its order, on the CPU; OSError for a full disk.
+    """Features of every image of a loader of images and labels, in its order, on the CPU. OSError if the disk is full.
 
-    The model is left in evaluation mode. ``title`` is that of the progress bar, None for none. Features of more than
-    :data:`IN_MEMORY` go on the disk of ``folder``, if there is one. With ``views`` the loader gives so many images of one
-    label after each other, whose features are averaged.
+    The model stays in evaluation mode afterwards. ``title`` is the title of the progress bar; None: no bar. Features of more than
+    :data:`IN_MEMORY` bytes go to the disk of ``folder``, if given. The loader gives ``views`` views of an image after each other;
+    their features are averaged.
     """
     model.eval()
     named = [*model.named_parameters(), *model.named_buffers()]
     floating = {name: tensor for name, tensor in named if tensor.is_floating_point()}
     show: Any = model
     if any(tensor.dtype != torch.float32 for tensor in floating.values()):
-        # A run in precision=bf16-true: in float32 it has the features that its checkpoint will have.
+        # A run in precision=bf16-true. Its checkpoint will be evaluated in float32, so its features are computed in float32 here, too.
         show = partial(functional_call, model, {name: tensor.float() for name, tensor in floating.items()})
     backbone, projector = _Rows(folder), _Rows(folder)
     labels: list[Tensor] = []
@@ -185,13 +185,13 @@ def extract(
 
 
 def extract_features(checkpoint: Checkpoint, folder: Path | None = None, views: int | None = None) -> Features:
-    """Features of all images of a run, as the suite shows them in evaluation; large ones go on the disk of ``folder``.
+    """Features of all images of a run, with solo-learn's transform for evaluation. Large ones go to the disk of ``folder``.
 
-    With ``views`` they are, of training and validation images, the mean of the features of so many random views of each
-    image, drawn as the run's first augmentation says: EMP-SSL's evaluation (arXiv 2304.03977, bag of features).
+    With ``views`` an image's features are the mean over so many random views of it, drawn by the run's first augmentation, for
+    training and validation images alike. This is EMP-SSL's evaluation (arXiv 2304.03977, bag of features).
 
-    UsageError for other classes in validation than in training, or ``views`` of weights without an augmentation; OSError
-    for a full disk.
+    UsageError if training and validation have different classes, or for ``views`` of weights without an augmentation. OSError if
+    the disk is full.
     """
     cfg, folder, images = checkpoint.cfg, folder or checkpoint.rows_file.parent, checkpoint.images
     if views is not None and "rrc" not in cfg.augmentations[0]:
@@ -212,7 +212,7 @@ def extract_features(checkpoint: Checkpoint, folder: Path | None = None, views: 
 
 
 def class_names(dataset: Any, number: int) -> list[str]:
-    """Names of the classes by label: the dataset's own where it has them."""
+    """Names of the classes by label: the dataset's own if it has them, else numbers."""
     while not hasattr(dataset, "classes") and hasattr(dataset, "dataset"):
         dataset = dataset.dataset
     names: Sequence[Any] = getattr(dataset, "classes", range(number))

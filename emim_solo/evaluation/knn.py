@@ -1,8 +1,8 @@
-"""k-NN accuracy of frozen features, equal to the suite's WeightedKNNClassifier.
+"""k-NN accuracy of frozen features, equal to that of solo-learn's WeightedKNNClassifier.
 
-That one wants all features in one float32 matrix and finds the neighbours anew for every k. Here similarities are
-computed once for all ks, a piece of the training features at a time: features that are one piece have its results to
-the last bit.
+solo-learn's class needs all features in one float32 matrix and searches the neighbours again for every k. Here similarities are
+computed once for all ks, for one piece of the training features at a time. With a single piece the results are equal to the
+last bit.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ KS = (1, 5, 20, 200)
 DISTANCES = ("cosine", "euclidean")
 TEMPERATURE = 0.07
 
-_SIMILARITIES = 5_000_000  # at a time, as the suite's max_distance_matrix_size
-_EPSILON = 1e-5  # the suite's, added to Euclidean distances
+_SIMILARITIES = 5_000_000  # at a time, as solo-learn's max_distance_matrix_size
+_EPSILON = 1e-5  # solo-learn's, added to Euclidean distances
 _VOTES = 2**24  # images x neighbours x classes at a time
 
 
 @dataclass(frozen=True)
 class KnnSettings:
-    """Of the k-NN evaluation: numbers of neighbours, distances, and the temperature of cosine."""
+    """Settings of the k-NN evaluation: numbers of neighbours, distances, and the temperature for cosine similarity."""
 
     ks: list[int] = setting(list(KS), least=1, empty=False)
     distances: list[str] = setting(list(DISTANCES), choices=DISTANCES, empty=False)
@@ -49,14 +49,14 @@ def knn_accuracies(
     temperature: float = TEMPERATURE,
     device: torch.device | str = "cpu",
 ) -> dict[int, float]:
-    """Top-1 accuracies by k, in percent, of weighted k-NN as the suite has it; NaN for features that are not finite.
+    """Top-1 accuracies of solo-learn's weighted k-NN by k, in percent; NaN if features are not finite.
 
-    Neighbours of ``(M, d)`` features ``val`` are looked up on a device in ``(N, d)`` features ``train``; where k
-    exceeds N, all of them vote. Votes are weighted by ``exp(similarity / temperature)`` (cosine) or the inverse
-    distance (euclidean). UsageError for an unknown distance, k < 1, or training classes without a validation image.
+    The neighbours of ``(M, d)`` features ``val`` are searched on a device among ``(N, d)`` features ``train``. If k exceeds N, all N
+    vote. A vote has the weight ``exp(similarity / temperature)`` (cosine) or the inverse distance (euclidean). UsageError for an
+    unknown distance, k < 1, or training classes without a validation image.
     """
     read(KnnSettings, {"ks": list(ks), "distances": [distance], "temperature": temperature}, "knn")
-    classes, trained = len(val_labels.unique()), train_labels.unique()  # the suite counts so, and would index past them
+    classes, trained = len(val_labels.unique()), train_labels.unique()  # as in solo-learn, which would index past them
     if not set(trained.tolist()) <= set(range(classes)):
         reason = f"training images have {len(trained)} classes, validation images {classes}"
         raise UsageError("data.val_path", f"{reason}: expected validation images of every class")
@@ -76,7 +76,7 @@ def knn_accuracies(
 def _nearest(
     train: Tensor, val: Tensor, ks: Sequence[int], distance: str, device: torch.device
 ) -> dict[int, tuple[Tensor, Tensor]]:
-    """By k, which settles ties: similarities to the k nearest training images and their positions, ``(M, k)``."""
+    """For each k, as ``topk`` breaks ties differently: similarities to the k nearest training images and their positions, ``(M, k)``."""
     best: dict[int, tuple[Tensor, Tensor]] = {}
     start = 0
     for piece in pieces(train):
@@ -107,7 +107,7 @@ def _prepared(features: Tensor, distance: str, device: torch.device) -> Tensor:
 def knn(
     features: Features, *, ks: Sequence[int] = KS, distances: Sequence[str] = DISTANCES, **settings: Any
 ) -> dict[str, float]:
-    """:func:`knn_accuracies` by ``<part>_<distance>_k<k>``, and how many validation images the rarest class has."""
+    """:func:`knn_accuracies` by ``<part>_<distance>_k<k>``, and ``fewest_val_images``, the number in the smallest class."""
     train, val = features.train, features.to_judge()
     metrics: dict[str, float] = {}
     for part, matrix in val.parts().items():

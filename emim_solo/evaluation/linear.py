@@ -1,4 +1,4 @@
-"""Linear evaluation of frozen features, computed once: the suite's LinearModel, and a logistic regression."""
+"""Linear evaluation of frozen features, which are computed once: solo-learn's LinearModel, and a logistic regression."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LOGISTIC_ITERATIONS = 300
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """As solo-learn's ``optimizer``; what is None is solo-learn's own default."""
+    """As solo-learn's ``optimizer``. None means solo-learn's default."""
 
     name: str = "sgd"
     batch_size: int = setting(256, least=1, most=2**31 - 1)
@@ -38,7 +38,7 @@ class OptimizerSettings:
 
 @dataclass(frozen=True)
 class SchedulerSettings:
-    """As solo-learn's ``scheduler``; what is None is solo-learn's own default."""
+    """As solo-learn's ``scheduler``. None means solo-learn's default."""
 
     name: str = "step"
     lr_decay_steps: list[int] | None = setting([60, 80], least=1)
@@ -50,11 +50,11 @@ class SchedulerSettings:
 
 @dataclass(frozen=True)
 class LinearSettings:
-    """Of linear evaluation, in solo-learn's schema.
+    """Settings of linear evaluation, in solo-learn's schema.
 
-    As solo-learn's scripts/linear/imagenet-100/vicreg.yaml, with a weight decay, without which 1,437 images are learnt
-    by heart: it brings the digits' accuracy from 2.2 to 0.6 points under the logistic regression's. Features are
-    standardised: after a ReLU their mean is several times their spread, which is ill-conditioned. ``standardise:
+    The defaults are those of solo-learn's scripts/linear/imagenet-100/vicreg.yaml, with two changes. First, a weight decay. Without
+    it the digits' 1,437 images are overfitted: their accuracy is 2.2 points below the logistic regression's, with it 0.6. Second,
+    features are standardised: after a ReLU their mean is several times their spread, which is ill-conditioned. ``standardise:
     False`` is solo-learn's protocol.
     """
 
@@ -65,9 +65,9 @@ class LinearSettings:
 
 
 def complete_settings(changes: Any) -> dict[str, Any]:
-    """Changes of :class:`LinearSettings`, a config or a mapping, completed and checked before features are computed.
+    """Complete and check changes of :class:`LinearSettings` (a config or a mapping) before features are computed.
 
-    UsageError for an unknown key, or a value that the suite's LinearModel cannot take.
+    UsageError for an unknown key, or a value that solo-learn's LinearModel cannot take.
     """
     settings = OmegaConf.create(_without_none(asdict(read(LinearSettings, {} if changes is None else changes))))
     load_suite().check_values(settings, linear=True)
@@ -83,7 +83,7 @@ def _without_none(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class _Known(nn.Module):
-    """Stands where the suite expects a backbone: its features are computed already, and only standardised here."""
+    """Stands in for the backbone that solo-learn expects. It only standardises features that are already computed."""
 
     mean: Tensor
     scale: Tensor
@@ -100,7 +100,7 @@ class _Known(nn.Module):
 
 
 def _moments(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each column, joined over the pieces."""
+    """Mean and standard deviation of each column, combined from those of the pieces."""
     of_pieces = [
         (torch.tensor(len(piece) / len(matrix)), *torch.std_mean(piece, dim=0, correction=0))
         for piece in pieces(matrix)
@@ -113,18 +113,18 @@ def _moments(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _batches(split: Split, size: int, generator: torch.Generator | None = None) -> DataLoader:
-    """Batches of features and labels, shuffled with a generator; each is one read of many rows, not many reads of one."""
+    """Batches of features and labels, shuffled if there is a generator. A batch is one read of many rows, which is faster."""
     images = TensorDataset(split.backbone, split.labels)
     order = SequentialSampler(images) if generator is None else RandomSampler(images, generator=generator)
     return DataLoader(images, batch_size=None, sampler=BatchSampler(order, size, drop_last=False), generator=generator)
 
 
 def linear(features: Features, cfg: DictConfig, settings: Any = None, *, seed: int = 0) -> dict[str, float]:
-    """Train the suite's LinearModel on the features of the backbone, with changes of :class:`LinearSettings`.
+    """Train solo-learn's LinearModel on the features of the backbone. ``settings`` are changes of :class:`LinearSettings`.
 
-    ``cfg`` is the completed one of the pretraining; the seed is of the classifier's start and the order of the images.
-    Gives ``acc1`` and ``acc5`` on the validation images, in percent, after the last epoch, and ``train_acc1`` in it;
-    NaN for features that are not finite.
+    ``cfg`` is the completed config of the pretraining. The seed determines the classifier's first weights and the order of images.
+    Returns, in percent, ``acc1`` and ``acc5`` on the validation images after the last epoch, and ``train_acc1`` in this epoch. All
+    are NaN if features are not finite.
     """
     train, val = features.train, features.to_judge()
     if not all_finite(train.backbone, val.backbone):
@@ -138,7 +138,7 @@ def linear(features: Features, cfg: DictConfig, settings: Any = None, *, seed: i
     trainer = quiet_trainer(
         max_epochs=complete.max_epochs,
         accelerator="gpu" if device_of(cfg).type == "cuda" else "cpu",
-        # Thousands of bars of a fraction of a second: worth watching, not keeping in a log file.
+        # Many bars of a fraction of a second each: of use on a terminal, not in a log file.
         enable_progress_bar=bool(cfg.get("enable_progress_bar", True)) and sys.stdout.isatty(),
         num_sanity_val_steps=0,
         check_val_every_n_epoch=complete.max_epochs,
@@ -153,7 +153,7 @@ def linear(features: Features, cfg: DictConfig, settings: Any = None, *, seed: i
 
 
 def quiet_trainer(**kwargs: Any) -> Trainer:
-    """A Trainer on one device that leaves no files and no lines behind: it is a step of something larger."""
+    """A Trainer on one device that writes no files and prints no lines, because it is one step of a larger command."""
     lines = logging.getLogger("lightning.pytorch")
     level = lines.level
     lines.setLevel(logging.ERROR)
@@ -164,13 +164,13 @@ def quiet_trainer(**kwargs: Any) -> Trainer:
 
 
 def _linear_config(cfg: DictConfig, settings: Mapping[str, Any]) -> DictConfig:
-    """The schema of linear evaluation, filled from the pretraining's config and complete settings."""
+    """A config in the schema of linear evaluation, from the pretraining's config and complete settings."""
     keys = ("dataset", "train_path", "val_path", "num_workers", "no_labels", "num_classes")
     base = {
         "name": f"{cfg.name}-linear",
         "pretrain_method": cfg.method,
-        "pretrained_feature_extractor": "features.ckpt",  # asked for by the schema, not read: the features are known
-        "backbone": {"name": "resnet18"},  # neither
+        "pretrained_feature_extractor": "features.ckpt",  # the schema needs it, but nothing reads it
+        "backbone": {"name": "resnet18"},  # the same
         "data": {key: cfg.data[key] for key in keys if key in cfg.data} | {"format": "image_folder"},
         "devices": [0],
         "performance": {"disable_channel_last": True},  # features have no channels
@@ -180,11 +180,11 @@ def _linear_config(cfg: DictConfig, settings: Mapping[str, Any]) -> DictConfig:
 
 
 def logistic(features: Features, *, device: torch.device | str = "cpu") -> dict[str, float]:
-    """Multinomial logistic regression (L2, C = 1) on standardised features of the backbone, scikit-learn's in float64.
+    """Multinomial logistic regression (L2, C = 1) on standardised features of the backbone, by scikit-learn in float64.
 
-    Features of more than :data:`emim_solo.evaluation.features.IN_MEMORY` would be several times their size there: of
-    those the same function is minimised by L-BFGS, too, in float32 piece by piece on ``device``, to the same tolerance.
-    Gives ``backbone_acc1``: top-1 accuracy on the validation images, in percent; NaN for features that are not finite.
+    Features of more than :data:`emim_solo.evaluation.features.IN_MEMORY` bytes would need several times their memory there. For
+    them L-BFGS minimises the same function to the same tolerance in float32, piece by piece on ``device``. Returns
+    ``backbone_acc1``, the top-1 accuracy on the validation images in percent; NaN if features are not finite.
     """
     train, val = features.train, features.to_judge()
     if not all_finite(train.backbone, val.backbone):
@@ -200,7 +200,7 @@ def _regress_whole(train: Split, val: Split) -> float:
     from sklearn.preprocessing import StandardScaler
 
     classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=LOGISTIC_ITERATIONS))
-    with warnings.catch_warnings():  # collapsed features converge slowly, to nothing of use
+    with warnings.catch_warnings():  # collapsed features converge slowly, and their accuracy says nothing
         warnings.simplefilter("ignore", ConvergenceWarning)
         classifier.fit(train.backbone.double().numpy(), train.labels.numpy())
     return float(classifier.score(val.backbone.double().numpy(), val.labels.numpy()))

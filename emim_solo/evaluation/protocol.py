@@ -1,4 +1,4 @@
-"""The protocol of a score: which images, views and features, the same for all that are compared."""
+"""The protocol of a score: its images, views and features. All checkpoints that are compared share one protocol."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from emim_solo.ground.errors import UsageError
 from emim_solo.ground.settings import from_dotlist, read, setting
 
 FEWEST_IMAGES = 4
-SEEDS: dict[str, Any] = {"least": 0, "most": 2**32 - 1}  # that every library takes
+SEEDS: dict[str, Any] = {"least": 0, "most": 2**32 - 1}  # the range that every library takes
 PARTS = ("backbone", "projector")
-VIEWS: dict[str, Any] = {"least": 2, "most": 100_000}  # of each image, whose features are averaged
+VIEWS: dict[str, Any] = {"least": 2, "most": 100_000}  # bounds for views of an image whose features are averaged
 
 
 @dataclass(frozen=True)
 class Crop:
-    """A crop of a random size, of the share ``crop_min_scale`` to ``crop_max_scale`` of the image."""
+    """A random crop; its share of the image's area is between ``crop_min_scale`` and ``crop_max_scale``."""
 
     enabled: bool
     crop_min_scale: float = setting(above=0, most=1)
@@ -35,7 +35,7 @@ class Crop:
 
 @dataclass(frozen=True)
 class ColorJitter:
-    """Random brightness, contrast, saturation and hue, each up to this much."""
+    """Random changes of brightness, contrast, saturation and hue, each at most of this size."""
 
     prob: float = setting(least=0, most=1)
     brightness: float = setting(least=0)
@@ -46,14 +46,14 @@ class ColorJitter:
 
 @dataclass(frozen=True)
 class Sometimes:
-    """An operation that is done to a share of the views."""
+    """An operation on some of the views, chosen with probability ``prob``."""
 
     prob: float = setting(least=0, most=1)
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """An entry of ``augmentations`` less what follows the run's images: crop size, mean, std."""
+    """An entry of ``augmentations`` without crop size, mean and std: these are the run's own."""
 
     rrc: Crop
     color_jitter: ColorJitter
@@ -66,30 +66,30 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class Protocol:
-    """How representations are scored: the same for all that are compared, whatever they were trained with."""
+    """How representations are scored. It is the same for all that are compared and does not depend on their training."""
 
     augmentation: Augmentation
     images: int = setting(least=FEWEST_IMAGES, most=2**31)  # at most
     views: int = setting(least=2, most=1000)  # of each image
     features: str = setting(choices=PARTS)
-    noise_variance: float = setting(above=0)  # e of the informations
-    delta: float = setting(above=0)  # of LiDAR
-    splits: int = setting(least=1, most=1000)  # of the images into halves, for the intervals
-    seed: int = setting(**SEEDS)  # of the images, views, nulls and splits
+    noise_variance: float = setting(above=0)  # of the Gaussian noise in the informations
+    delta: float = setting(above=0)  # LiDAR's delta
+    splits: int = setting(least=1, most=1000)  # of the images into random halves, for the intervals
+    seed: int = setting(**SEEDS)  # for the choice of images, the views, nulls and splits
 
     @property
     def hash(self) -> str:
-        """Twelve digits that tell protocols apart."""
+        """Twelve hex digits that identify the protocol."""
         return compare.config_hash(asdict(self))
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Those of :func:`emim_solo.emim.measures.scores`."""
+        """The keyword arguments of :func:`emim_solo.emim.measures.scores`."""
         return {"noise_variance": self.noise_variance, "delta": self.delta, "seed": self.seed}
 
     @staticmethod
     def of(values: Any) -> Protocol:
-        """A protocol from its values by name; UsageError for an unknown or missing key, or a value that is none."""
+        """A protocol from its values by name; UsageError for an unknown or missing key, or a wrong value."""
         return read(Protocol, values, "protocol")
 
     @staticmethod

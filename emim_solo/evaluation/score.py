@@ -1,4 +1,4 @@
-"""``emim-solo score``: checkpoints ranked without labels, all of them by one protocol."""
+"""``emim-solo score``: ranks checkpoints without labels, all by one protocol."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ _COLUMNS["view_information"] += " (nats)"
 
 
 class ScoredViews:
-    """A protocol's views of a run's validation images, else of those held out of training, else of training images.
+    """A protocol's views of a run's validation images. Without these: of its held-out images, else of its training images.
 
-    ``which`` of the three is ``validation``, ``held-out`` or ``training``, ``chosen`` positions in their dataset.
-    UsageError for too few images, or an augmentation that this generation does not have.
+    ``which`` is ``validation``, ``held-out`` or ``training``; ``chosen`` are the images' positions in their dataset. UsageError for
+    too few images, or for an augmentation that the installed solo-learn lacks.
     """
 
     def __init__(self, cfg: DictConfig, protocol: Protocol, images: RunImages) -> None:
@@ -65,19 +65,19 @@ class ScoredViews:
         self._loader = view_loader(cfg, dataset, protocol.views, protocol.seed, self.chosen)
 
     def parts(self, model: LightningModule, title: str | None = None) -> dict[str, Tensor]:
-        """Features ``(N, q, d)`` of backbone and projector by name, as far as the method has them, float32, on the CPU.
+        """Features ``(N, q, d)`` of the backbone and, if the method has one, the projector, by name; float32, on the CPU.
 
-        ``title`` is that of the progress bar, None for none. The model is left in evaluation mode.
+        ``title`` is the title of the progress bar; None: no bar. The model stays in evaluation mode afterwards.
         """
         found = extract(model, self._loader, title).parts()
         return {part: features.unflatten(0, (-1, self.protocol.views)) for part, features in found.items()}
 
     def features(self, model: LightningModule) -> Tensor:
-        """The part that the protocol scores, see :meth:`parts`; UsageError if the method has none."""
+        """Those of :meth:`parts` that the protocol scores; UsageError if the method lacks them."""
         return _scored(self.parts(model), self.protocol, self.cfg)
 
     def check_features(self, model: LightningModule) -> None:
-        """Raise what :meth:`features` would, before work is done; the model is left in evaluation mode."""
+        """Raise the UsageError of :meth:`features` before any work. The model stays in evaluation mode afterwards."""
         size = whole_size(self.cfg)
         found = extract(model, [(torch.zeros(2, 3, size, size), torch.zeros(2))], None)
         _scored(found.parts(), self.protocol, self.cfg)
@@ -91,14 +91,14 @@ def _scored(parts: Mapping[str, Tensor], protocol: Protocol, cfg: DictConfig) ->
 
 @dataclass(frozen=True)
 class SeenViews:
-    """A protocol's views as a trained model sees them: features ``(N, q, d)`` by part, ``of`` which images."""
+    """Features ``(N, q, d)`` of a protocol's views by part of the model; ``of`` says which images (see :class:`ScoredViews`)."""
 
     parts: Mapping[str, Tensor]
     of: str
 
 
 def see(checkpoint: Checkpoint, protocol: Protocol) -> SeenViews:
-    """Show a protocol's views to a checkpoint's model; UsageError as :class:`ScoredViews`, or if it does not fit."""
+    """Compute a checkpoint's features of a protocol's views. UsageError as :class:`ScoredViews`, or if its weights do not fit."""
     cfg = checkpoint.cfg
     views = ScoredViews(cfg, protocol, checkpoint.images)
     return SeenViews(views.parts(checkpoint.model().to(device_of(cfg)), f"{cfg.name}: views"), views.which)
@@ -113,12 +113,12 @@ def score_checkpoint(
     seen: SeenViews | None = None,
     folder: Path | None = None,
 ) -> dict[str, Any]:
-    """Score one checkpoint of any method of the suite: a row of stage ``score``.
+    """Score one checkpoint of any method of solo-learn. Returns a row of stage ``score``.
 
-    Its metrics are :func:`emim_solo.emim.measures.scores`, ``<name>_half_width`` of their 95 % intervals and, with
-    labels and ``neighbours``, ``knn_acc1``: 20-NN accuracy (cosine) on features of the images as they are, or averaged
-    over ``neighbour_views`` of each, large ones on the disk of ``folder``. ``seen`` is :func:`see` of checkpoint and
-    protocol, where that is known. UsageError as there, or without such features.
+    Its metrics are :func:`emim_solo.emim.measures.scores` and ``<name>_half_width``, half the width of each 95 % interval. With
+    labels and ``neighbours`` there is ``knn_acc1``, too: the 20-NN accuracy (cosine) on features of the whole images, or on their
+    mean over ``neighbour_views`` views. Large features go to the disk of ``folder``. ``seen`` is the result of :func:`see`, if
+    known. UsageError as :func:`see`, or if the method lacks the protocol's features.
     """
     start, cfg = time.perf_counter(), checkpoint.cfg
     seen = seen or see(checkpoint, protocol)
@@ -131,7 +131,7 @@ def score_checkpoint(
             images = extract_features(checkpoint, folder, neighbour_views)
             accuracies = knn(images, ks=[NEIGHBOURS], distances=["cosine"], device=device_of(cfg))
             metrics["knn_acc1"] = accuracies[f"{protocol.features}_cosine_k{NEIGHBOURS}"]
-        except UsageError as error:  # a score needs no labels, so wrong ones must not stop it
+        except UsageError as error:  # a score needs no labels, so wrong labels must not stop it
             warnings.warn(f"{cfg.name}: no {NEIGHBOURS}-NN beside the score: {error}", stacklevel=2)
     seconds = time.perf_counter() - start
     row = evaluation_row("score", cfg, checkpoint.folder, metrics, seconds, asdict(protocol), checkpoint.epochs)
@@ -199,12 +199,12 @@ Views are drawn by one protocol for all checkpoints. Prints each score with half
 
 
 def _without_nan(metrics: Mapping[str, float]) -> dict[str, float | None]:
-    """JSON has no NaN."""
+    """NaN becomes None, because JSON has no NaN."""
     return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
 
 
 def _check_earlier(file: Path, protocol: Protocol) -> None:
-    """Rows of one file are of one protocol, so that whoever compares them compares like with like."""
+    """Refuse to add rows to a file with rows of another protocol: scores of two protocols cannot be compared."""
     earlier = [row["settings"] for row in rows.read(file) if row["stage"] == "score"] if file.is_file() else []
     ours = asdict(protocol)
     if earlier and ours not in earlier:
@@ -213,7 +213,7 @@ def _check_earlier(file: Path, protocol: Protocol) -> None:
 
 
 def _each_epoch(run: Checkpoint) -> Iterator[Checkpoint]:
-    if run.folder == run.path:  # weights of no run
+    if run.folder == run.path:  # a file of weights, not a run
         yield run
     for _, path in checkpoints.by_epoch(run.folder):
         try:
@@ -242,9 +242,9 @@ def _cell(metrics: Mapping[str, float], key: str) -> str:
 
 
 def draw_curves(scored: Sequence[tuple[str, Mapping[str, Any]]], stem: Path) -> None:
-    """Draw ``stem``.png and .pdf: a view's information by epoch, 20-NN below where there are labels, a line a run.
+    """Draw ``stem``.png and .pdf: a view's information by epoch and, with labels, the 20-NN accuracy below; one line per run.
 
-    ``scored`` are names of runs and their rows of stage ``score``, in order of the epochs.
+    ``scored`` are pairs of a run's name and a row of stage ``score``, in the order of epochs.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -253,7 +253,7 @@ def draw_curves(scored: Sequence[tuple[str, Mapping[str, Any]]], stem: Path) -> 
     from emim_solo.results.palette import PALETTE
 
     keys = [key for key in ("view_information", "knn_acc1") if any(key in row["metrics"] for _, row in scored)]
-    with matplotlib.rc_context({"text.parse_math": False}):  # a name with a $ in it is a name
+    with matplotlib.rc_context({"text.parse_math": False}):  # a $ in a name starts no formula
         figure = Figure(figsize=(5.2, 2.6 * len(keys) + 0.4), layout="constrained")
         panels = figure.subplots(len(keys), sharex=True, squeeze=False)[:, 0]
         for axes, key in zip(panels, keys, strict=True):

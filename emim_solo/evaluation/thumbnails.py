@@ -1,4 +1,4 @@
-"""Small pictures of a dataset's images, all in one file."""
+"""Small pictures of a dataset's images, all in one file (a sprite sheet)."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ QUALITY, SIDE = 70, 32  # pixels
 
 
 def thumbnail(image: Image.Image) -> Image.Image:
-    """The middle square of an image, :data:`SIDE` pixels wide: the ``transform`` of the dataset of a sheet."""
+    """The middle square of an image, :data:`SIDE` pixels wide: the ``transform`` of the dataset for a sprite sheet."""
     return ImageOps.fit(image.convert("RGB"), (SIDE, SIDE), Image.Resampling.LANCZOS)
 
 
 def write_sprite_sheet(thumbnails: Any, indices: Sequence[int], path: Path) -> int:
-    """Write :func:`thumbnail` of images of a dataset, row by row, into one WebP file; returns the number in a row."""
+    """Write images of a dataset of :func:`thumbnail` into one WebP file, row by row; returns the number of columns."""
     columns = max(1, math.ceil(math.sqrt(len(indices))))
     sheet = Image.new("RGB", (columns * SIDE, math.ceil(len(indices) / columns) * SIDE), "white")
     for position, index in enumerate(indices):

@@ -1,7 +1,7 @@
 """UMAP pictures of features: one aligned layout (AlignedUMAP: McInnes, umap-learn) for all methods.
 
-In it an image keeps its place from panel to panel as far as the methods agree on its neighbours, so that a difference
-between panels is one between methods, not the rotation or reflection that two separate layouts always differ by.
+An image has about the same place in all panels if the methods agree on its neighbours. So a difference between panels is a
+difference between methods. Separate layouts would always differ by a rotation or reflection, too.
 """
 
 from __future__ import annotations
@@ -44,27 +44,27 @@ _LEGEND_SIZE = 6  # points
 
 @dataclass(frozen=True)
 class Panel:
-    """One method's share of a layout, NaN throughout where the features were not finite."""
+    """One method's part of a layout. All values are NaN if the features were not finite."""
 
     coordinates: NDArray[np.float32]  # (N, 2)
-    trustworthiness: float  # how far neighbours in the picture are neighbours in the features, 0 to 1
-    silhouette: float  # how far classes are apart in the picture, -1 to 1; NaN for a single class and without labels
+    trustworthiness: float  # are neighbours in the picture neighbours in the features? 0 to 1
+    silhouette: float  # are classes apart in the picture? -1 to 1; NaN for a single class or without labels
 
     @property
     def is_finite(self) -> bool:
-        """Whether there is anything to draw."""
+        """Whether there are coordinates to draw."""
         return bool(np.isfinite(self.coordinates).all())
 
 
 def subset(size: int, limit: int, seed: int) -> NDArray[np.intp]:
-    """Positions, in order, of at most ``limit`` out of ``size`` images, drawn with the seed."""
+    """Sorted positions of at most ``limit`` out of ``size`` images, drawn with the seed."""
     return np.sort(np.random.default_rng(seed).permutation(size)[:limit])
 
 
 def aligned_layout(features: Mapping[str, Tensor], labels: Tensor, *, seed: int) -> dict[str, Panel]:
-    """Lay out ``(N, d)`` features by method, row i being image i in each, so that images keep their place.
+    """Lay out ``(N, d)`` features by method so that images keep their place. Row i is image i in each method.
 
-    ``labels`` ``(N,)`` are for the silhouette alone. The same seed gives the same coordinates. UsageError for too few.
+    ``labels`` ``(N,)`` only serve the silhouette. The same seed gives the same coordinates. UsageError for too few images.
     """
     images = len(labels)
     if images < _FEWEST_IMAGES:
@@ -74,7 +74,7 @@ def aligned_layout(features: Mapping[str, Tensor], labels: Tensor, *, seed: int)
     settings: dict[str, Any] = {"n_neighbors": min(NEIGHBOURS, images - 1), "random_state": seed}
     layouts: list[Any] = []
     with warnings.catch_warnings(), ExitStack() as stack:
-        # Numba sets the threads of the whole process: what torch trains in it later would be rounded otherwise.
+        # Numba changes the number of threads of the whole process, which would change the rounding of later training in torch.
         stack.callback(torch.set_num_threads, torch.get_num_threads())
         import umap
 
@@ -84,7 +84,7 @@ def aligned_layout(features: Mapping[str, Tensor], labels: Tensor, *, seed: int)
             layouts = [umap.UMAP(**settings).fit_transform(*finite.values())]
         elif finite:
             identity = [{i: i for i in range(images)}] * (len(finite) - 1)
-            # random_state seeds the neighbour search and the start, transform_seed the optimisation.
+            # random_state seeds the neighbour search and the initial layout, transform_seed the optimisation.
             model = umap.AlignedUMAP(**settings, transform_seed=seed)
             layouts = list(model.fit(list(finite.values()), relations=identity).embeddings_)
     by_name = dict(zip(finite, layouts, strict=True))
@@ -98,7 +98,7 @@ def _panel(features: NDArray[Any], layout: NDArray[Any] | None, labels: NDArray[
     if layout is None:
         return Panel(np.full((len(features), 2), math.nan, dtype=np.float32), math.nan, math.nan)
     coordinates = np.asarray(layout, dtype=np.float32)
-    # scikit-learn wants fewer neighbours than half the images, and between 2 and N - 1 classes.
+    # scikit-learn needs fewer neighbours than half the images, and 2 to N - 1 classes.
     neighbours = min(NEIGHBOURS, (len(features) - 1) // 2)
     has_classes = 2 <= len(np.unique(labels)) < len(labels)
     return Panel(
@@ -108,12 +108,12 @@ def _panel(features: NDArray[Any], layout: NDArray[Any] | None, labels: NDArray[
     )
 
 
-@matplotlib.rc_context({"text.parse_math": False})  # a name with a $ in it is a name
+@matplotlib.rc_context({"text.parse_math": False})  # a $ in a name starts no formula
 def draw(panels: Mapping[str, Panel], labels: Tensor, class_names: Sequence[str], stem: Path, title: str = "") -> None:
     """Draw panels side by side as ``stem``.png and ``stem``.pdf.
 
-    Classes are named in their middle, more than twenty in a legend below the panels. More than a hundred repeat colours
-    and shapes: no legend could tell them apart. Without class names all images have one colour.
+    Up to twenty classes are named in their middle, more of them in a legend below the panels. More than a hundred share colours
+    and shapes, so they have no legend. Without class names all images have one colour.
     """
     targets = labels.cpu().numpy()
     columns = min(len(panels), 3)
@@ -157,7 +157,7 @@ def _short(name: str) -> str:
 
 
 def _square(points: NDArray[Any]) -> dict[str, tuple[float, float]]:
-    """Limits of a square with a small margin around points: one for all panels, so that places can be compared."""
+    """Limits of a square around points, with a small margin. All panels share it, so that places can be compared."""
     middle, half = (points.max(axis=0) + points.min(axis=0)) / 2, np.ptp(points, axis=0).max() * 0.53
     return {key: (float(at - half), float(at + half)) for key, at in zip(("xlim", "ylim"), middle, strict=True)}
 
@@ -178,7 +178,7 @@ def _draw_panel(
         colour, marker = styles[label]
         axes.scatter(*points.T, color=colour, marker=marker, **look)
         if len(class_names) <= _LABELLED_CLASSES:
-            # At the image closest to the median: the median itself may lie between two clusters.
+            # At the image closest to the median, because the median itself may lie between two clusters.
             middle = points[np.linalg.norm(points - np.median(points, axis=0), axis=1).argmin()]
             text = axes.text(*middle, name, fontsize=9.5, ha="center", va="center")
             text.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
@@ -196,9 +196,9 @@ def write_layout(
     stem: Path,
     **about: Any,
 ) -> None:
-    """Write coordinates as ``stem``.csv, a line for each method and image, and for the report with ``about`` as .json.
+    """Write coordinates to ``stem``.csv, a line for each method and image, and to .json with ``about``, for the report.
 
-    ``indices`` are those of the images in their dataset; without labels these are -1 and there are no class names.
+    ``indices`` are those of the images in their dataset. Without labels, ``labels`` are -1 and ``class_names`` is empty.
     """
     targets = labels.tolist()
     with whole(beside(stem, ".csv")) as unfinished, open(unfinished, "w", newline="", encoding="utf-8") as file:
@@ -225,7 +225,7 @@ def _or_none(value: float) -> float | None:
 
 
 def check_installed() -> None:
-    """Raises UsageError where umap-learn, an extra, is missing."""
+    """Raise UsageError if umap-learn, an optional dependency, is missing."""
     if importlib.util.find_spec("umap") is None:
         raise UsageError("umap", "UMAP pictures need umap-learn: pip install 'emim-solo[umap]'")
 
@@ -240,12 +240,12 @@ def make_pictures(
     limit: int,
     run_seed: int | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Pictures of several methods' features of the same images in aligned layouts, with coordinates and thumbnails.
+    """Draw several methods' features of the same images in aligned layouts, and write coordinates and thumbnails.
 
-    ``cfg`` and ``images`` are those of one of the runs, ``run_seed`` is the seed that all were trained with, if it is
-    one, ``seed`` that of the layouts and of the choice of ``limit`` images at most. The folder gets
-    ``<split>.{png,pdf,csv,json,webp}`` for val, if there are validation images, and train. Gives by method
-    ``<split>_trustworthiness`` and, of classes, ``<split>_silhouette``; UsageError if the images differ.
+    ``cfg`` and ``images`` are those of one of the runs. ``run_seed`` is the seed of the training, if all runs have the same. ``seed``
+    is for the layouts and for the choice of at most ``limit`` images. The folder gets ``<split>.{png,pdf,csv,json,webp}`` for the
+    splits val (if there are validation images) and train. Returns for each method ``<split>_trustworthiness`` and, with classes,
+    ``<split>_silhouette``. UsageError if the runs have different images.
     """
     check_installed()
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Random views of images, each image's own by its seed: whatever the workers, the batches or the model."""
+"""Random views of images. An image's views depend only on its seed, not on workers, batches or the model."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from emim_solo.suite import load_suite
 
 
 def seed_cpu(*entropy: int) -> int:
-    """Seed Python, NumPy and torch on the CPU from whole numbers; gives the seed that they are given."""
+    """Seed Python, NumPy and torch on the CPU from whole numbers; returns the seed that they get."""
     state = int(np.random.SeedSequence(entropy).generate_state(1)[0])
     random.seed(state)
     np.random.seed(state)
-    torch.default_generator.manual_seed(state)  # torch.manual_seed would change a GPU's, too
+    torch.default_generator.manual_seed(state)  # torch.manual_seed would seed GPUs, too
     return state
 
 
@@ -51,7 +51,7 @@ def _several(transform: Any, number: int, image: Any) -> Tensor:
 
 
 def view_datasets(cfg: DictConfig, view: DictConfig, number: int, images: RunImages) -> tuple[Dataset, Dataset | None]:
-    """Training and, if any, validation images of a run, each shown as ``number`` views by an entry of ``augmentations``."""
+    """A run's training images and, if any, validation images, each as ``number`` views by ``view``, an entry of ``augmentations``."""
     suite = load_suite()
     return suite.evaluation_datasets(cfg, images, partial(_several, suite.view_transform(cfg, view), number))
 
@@ -59,11 +59,11 @@ def view_datasets(cfg: DictConfig, view: DictConfig, number: int, images: RunIma
 def view_loader(
     cfg: DictConfig, dataset: Any, number: int, seed: int, chosen: Sequence[int] | None = None
 ) -> DataLoader:
-    """All views of an image after each other, of the images of :func:`view_datasets` in order, or of those ``chosen``."""
+    """A loader of a :func:`view_datasets`: all images in order, or those ``chosen``, with all views of an image after each other."""
     return DataLoader(
         _Views(dataset, range(len(dataset)) if chosen is None else chosen, seed),
         batch_size=max(1, cfg.optimizer.batch_size // number),
         num_workers=cfg.data.num_workers,
         collate_fn=_joined,
-        generator=torch.Generator(),  # a loader draws its workers' seed, from the one that trains if it has no own
+        generator=torch.Generator(),  # the workers' seed comes from it, not from the generator that training uses
     )
