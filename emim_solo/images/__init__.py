@@ -1,1 +1,1 @@
-"""Image folders: which files are images, which are held out, images that anyone can have."""
+"""Image folders: which files are images, which images are held out of training, and freely available images."""

@@ -1,4 +1,4 @@
-"""Real images that anyone can have, written as image folders: ``emim-solo images NAME DIR``."""
+"""Freely available real images, written as image folders: ``emim-solo images NAME DIR``."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from emim_solo.ground.errors import UsageError
 
 DIGITS_SIDE = 32
 FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")
-"""Of Debian's package dataset-fashion-mnist."""
-_FEW_TRAINING, _FEW_VALIDATION = 600, 200  # of each class, in fashion-mnist-few
+"""From Debian's package dataset-fashion-mnist."""
+_FEW_TRAINING, _FEW_VALIDATION = 600, 200  # images of each class in fashion-mnist-few
 
 Written = Iterator[tuple[str, str, int, Image.Image]]  # split, class, number of the image, image
 
 
 def _digits() -> Written:
-    """1,797 scans of 8x8 (E. Alpaydin and C. Kaynak, 1998) at 32x32; the same 20 % for validation, stratified."""
+    """1,797 scans of 8x8 pixels (E. Alpaydin and C. Kaynak, 1998), resized to 32x32. A fixed, stratified 20 % are for validation."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -39,14 +39,14 @@ def _digits() -> Written:
 
 
 def _fashion_mnist(*, few: bool = False) -> Written:
-    """70,000 articles of 28x28 (H. Xiao, K. Rasul, R. Vollgraf, 2017), the 10,000 test images for validation."""
+    """70,000 images of 28x28 pixels (H. Xiao, K. Rasul, R. Vollgraf, 2017). The 10,000 test images are for validation."""
     from torchvision.datasets import FashionMNIST
 
     with tempfile.TemporaryDirectory() as folder:
         raw = Path(folder) / "FashionMNIST" / "raw"
         raw.mkdir(parents=True)
         for name, _ in FashionMNIST.resources:
-            if (FASHION_FOLDER / name).is_file():  # torchvision takes what is there; Debian's .gz have other checksums
+            if (FASHION_FOLDER / name).is_file():  # unpacked, as Debian's .gz fail torchvision's checksums
                 with gzip.open(FASHION_FOLDER / name) as packed, open(raw / Path(name).stem, "wb") as file:
                     shutil.copyfileobj(packed, file)
         try:
@@ -74,11 +74,11 @@ DATASETS: dict[str, Callable[[], Written]] = {
 def write_images(name: str, folder: str | os.PathLike[str]) -> Path:
     """Write one of :data:`DATASETS` as RGB PNG in ``train/<class>/`` and ``val/<class>/``; returns the folder.
 
-    ``digits`` are scikit-learn's, 1,437 and 360 images, ``fashion-mnist`` 60,000 and 10,000, ``fashion-mnist-few`` the
-    first 600 and 200 of each class. What is there is left alone.
+    Training and validation images: ``digits`` (scikit-learn's) has 1,437 and 360, ``fashion-mnist`` 60,000 and 10,000,
+    ``fashion-mnist-few`` the first 600 and 200 of each class. Folders that exist are not changed.
 
     Raises:
-        UsageError: an unknown name, something else in the way, no room, or no download. Nothing is left behind.
+        UsageError: an unknown name, another file in the way, a full disk, or no download. No partial folder is left.
     """
     if name not in DATASETS:
         raise UsageError("images.name", f"no images '{name}': there are {', '.join(DATASETS)}")
@@ -92,18 +92,18 @@ def write_images(name: str, folder: str | os.PathLike[str]) -> Path:
         text = f"'{blocking[0]}' is in the way of the {name}: move it away, or name another folder"
         raise UsageError("images.folder", text)
     try:
-        # Written where they will be and renamed: a kill leaves no half-written folder that looks whole.
+        # Written to a temporary folder on the same disk and renamed, so that after a kill no partial folder looks complete.
         with tempfile.TemporaryDirectory(prefix=".", suffix=".unfinished", dir=above) as unfinished:
             for split, label, number, image in DATASETS[name]():
                 path = Path(unfinished) / split / label / f"{number:04d}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 image.convert("RGB").save(path)
             folder.mkdir(parents=True, exist_ok=True)
-            for target in targets:  # "train" is last: where it is, all is
+            for target in targets:  # "train" is last, so if it exists, "val" exists, too
                 try:
                     (Path(unfinished) / target.name).rename(target)
                 except OSError:
-                    if not target.is_dir():  # else another process was faster
+                    if not target.is_dir():  # if it is a folder, another process was faster
                         raise
     except OSError as error:
         text = f"cannot write the {name} to '{folder}' ({error.strerror or error}): make room, or name another folder"

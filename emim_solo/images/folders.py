@@ -1,4 +1,4 @@
-"""Folders of images: what in them is an image, and its pixels. Loaders are the suite's."""
+"""Folders of images: lists the images in them and decodes their pixels. The loaders are solo-learn's."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from PIL import Image, ImageOps
 from emim_solo.ground.errors import UsageError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-"""Torchvision's, which is not imported here: torch takes seconds to load."""
+"""Those of torchvision, which is not imported here because loading torch takes seconds."""
 _FOLDER_DATASETS = ("custom", "imagenet", "imagenet100")
-# Left by macOS, Synology and Windows beside what people put there.
+# Made by macOS, Synology, Windows and Linux beside the user's files.
 _SYSTEM_FOLDERS = ("__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found")
 _PATHS = ("data.train_path", "data.val_path", "checkpoint.dir", "auto_umap.dir", "resume_from_checkpoint", "dir")
-# Decoding every image first takes seconds up to here; a larger folder's broken image is named when it is read.
+# Up to so many images, decoding all before training takes seconds. In a larger folder a broken image is found when it is read.
 _LARGEST_DECODED = 20_000
 _EXPECTED = "expected one folder of images for each class in it, or images in it with data.no_labels=True"
 _BITS_PER_SAMPLE, _SAMPLE_FORMAT = 258, 339  # TIFF tags
-_UNSIGNED, _UNDEFINED = 1, 4  # values of the latter
+_UNSIGNED, _UNDEFINED = 1, 4  # values of _SAMPLE_FORMAT
 
 
 @dataclass(frozen=True)
 class Images:
-    """The images of a folder, as they were listed once.
+    """The images of a folder, listed once.
 
     Attributes:
-        folder: that was listed.
-        paths: of the image files, class by class where folders are classes.
-        labels: of each image, the position of its class; -1 throughout without labels.
-        classes: names of the class folders, sorted; none without labels.
-        folders: the class folders as they are on disk: a name of theirs may be no UTF-8.
+        folder: the listed folder.
+        paths: of the image files; class by class, if folders are classes.
+        labels: for each image the position of its class; all -1 without labels.
+        classes: sorted names of the class folders; empty without labels.
+        folders: names of the class folders as on disk, which may be no UTF-8.
     """
 
     folder: str
@@ -52,18 +52,18 @@ class Images:
         return len(self.paths)
 
     def at(self, positions: Sequence[int]) -> Images:
-        """Those at some positions, of the same classes."""
+        """The images at some positions, with the same classes."""
         paths = [self.paths[place] for place in positions]
         return replace(self, paths=paths, labels=[self.labels[place] for place in positions])
 
     @cached_property
     def digest(self) -> str:
-        """Twelve hex digits of the images' names below the folder and their sizes in bytes; no image is opened."""
+        """Twelve hex digits: a hash of the images' paths below the folder and their sizes in bytes. No image is opened."""
         digest = hashlib.sha256()
         for path in self.paths:
             try:
                 size = os.stat(path).st_size
-            except OSError as error:  # a link to nowhere, a file that was removed meanwhile
+            except OSError as error:  # a broken link, or a file removed meanwhile
                 raise _unreadable(path, error) from error
             name = path[len(self.folder) :].lstrip(os.sep)
             digest.update(f"{name}\0{size}\n".encode(errors="surrogateescape"))
@@ -71,13 +71,13 @@ class Images:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What a row and a checkpoint say of them."""
+        """What rows and checkpoints store about the images."""
         return {"images": len(self), "classes": len(self.classes), "digest": self.digest}
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """How many training images, ``of`` all there are, a run is not trained on but scored on: chosen by a seed."""
+    """Held-out images: so many of the ``of`` training images are scored and not trained on. The seed chooses them."""
 
     images: int
     of: int
@@ -85,12 +85,12 @@ class HeldOut:
 
     @staticmethod
     def recorded(cfg: DictConfig) -> HeldOut | None:
-        """Those of a completed config; None where all training images are trained on."""
+        """Those in a completed config; None if all training images are trained on."""
         recorded = OmegaConf.select(cfg, "score.held_out")
         return None if recorded is None else HeldOut(**recorded)
 
     def positions(self, listed: int) -> list[int]:
-        """Which they are among all listed, sorted; a UsageError where there was another number of images."""
+        """Their sorted positions among all listed images. UsageError if the number of listed images has changed."""
         if listed != self.of:
             text = f"data.train_path has {listed} images, and had {self.of} when {self.images} of them were held out"
             todo = "which ones is no longer known; put the folder back as it was, or start a new run"
@@ -100,12 +100,12 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class RunImages:
-    """Which images a run is of, each folder listed once.
+    """The images of a run; each folder is listed once.
 
     Attributes:
-        listed: all in ``data.train_path``; None where the config's images are no files in folders.
-        val: those in ``data.val_path``; None where there are none, or no files in folders.
-        held: positions in ``listed`` of the images that are not trained on.
+        listed: all images in ``data.train_path``; None if the config's images are no files in folders.
+        val: the images in ``data.val_path``; None if there are none, or if they are no files in folders.
+        held: positions in ``listed`` of the held-out images, which are not trained on.
     """
 
     listed: Images | None = None
@@ -114,14 +114,14 @@ class RunImages:
 
     @cached_property
     def train(self) -> Images | None:
-        """Those that are trained on."""
+        """The images that are trained on."""
         if self.listed is None or not self.held:
             return self.listed
         return self.listed.at(sorted({*range(len(self.listed))} - {*self.held}))
 
     @cached_property
     def held_out(self) -> Images | None:
-        """Those that are not, for the score."""
+        """The images that are held out of training, for the score; None if there are none."""
         return self.listed.at(self.held) if self.listed is not None and self.held else None
 
     @cached_property
@@ -131,7 +131,7 @@ class RunImages:
         return {name: part.record for name, part in parts.items() if part is not None}
 
     def check_classes(self) -> None:
-        """Labels are folder names in order: both splits must have the same, else a UsageError names the differing."""
+        """UsageError if the class folders of both splits differ, because a label is the position of its folder's name."""
         if self.listed is not None and self.val is not None and self.listed.classes != self.val.classes:
             differing = ", ".join(sorted({*self.listed.classes} ^ {*self.val.classes}))
             text = f"train and val folders have different classes: {differing} is in one only; make them the same"
@@ -139,9 +139,9 @@ class RunImages:
 
     @staticmethod
     def of(cfg: DictConfig, listings: Listings | None = None) -> RunImages:
-        """List the folders that a config names, each once; errors are those of :func:`find_images`."""
+        """List the folders that a config names, each once. Errors as in :func:`find_images`."""
         if cfg.data.dataset not in _FOLDER_DATASETS or cfg.data.get("format") == "h5":
-            return RunImages()  # a dataset that is downloaded or packed
+            return RunImages()  # a dataset that is downloaded, or in an HDF5 file
         listings, labelled = listings or Listings(), not cfg.data.get("no_labels", False)
         listed = listings.of(cfg.data.train_path, labelled=labelled, name="data.train_path")
         val = None
@@ -154,13 +154,13 @@ class RunImages:
 
 
 class Listings:
-    """Folders listed so far, so that several runs on the same images list them once."""
+    """Keeps the folders that are listed, so that several runs on the same images list each folder once."""
 
     def __init__(self) -> None:
         self.known: dict[tuple[str, bool], Images] = {}
 
     def of(self, folder: str | os.PathLike[str], *, labelled: bool, name: str) -> Images:
-        """The images of a folder; ``name`` is what an error calls it."""
+        """The images of a folder. Errors call the folder ``name``."""
         key = (os.path.abspath(folder), labelled)
         if key not in self.known:
             self.known[key] = find_images(folder, labelled=labelled, name=name)
@@ -168,7 +168,7 @@ class Listings:
 
 
 def check_held_out(recorded: Mapping[str, Any], images: RunImages, checkpoint: Path) -> None:
-    """Refuse held-out images that are not, by name, those of a checkpoint's record; version 0.2 recorded none."""
+    """Refuse held-out images whose digest differs from a checkpoint's record. Checkpoints of version 0.2 have no record."""
     before, now = recorded.get("held_out"), images.held_out
     if before is not None and now is not None and before["digest"] != now.digest:
         text = f"data.train_path '{now.folder}' was changed since '{checkpoint}' was trained"
@@ -177,7 +177,7 @@ def check_held_out(recorded: Mapping[str, Any], images: RunImages, checkpoint: P
 
 
 def differing_images(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """What two records of images differ in; a part that only one of them has is not compared."""
+    """Differences between two records of images. A part that only one record has is not compared."""
     words = {"images": "images", "classes": "classes", "digest": "names or sizes of images"}
     said = []
     for part in sorted(there.keys() & here.keys()):
@@ -189,18 +189,18 @@ def differing_images(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[
 
 
 def find_images(folder: str | os.PathLike[str], *, labelled: bool, name: str = "images") -> Images:
-    """The images below a folder, as loaders, DALI, checks and counts all have them.
+    """The images below a folder. Loaders, DALI, checks and counts all use this list.
 
-    An image is a file at any depth with a suffix of torchvision's. What lies beside images is passed over and counted
-    in one line: other files, hidden ones (``.DS_Store``, ``._x.jpg``), hidden folders and those that systems make.
+    An image is a file at any depth with a suffix that torchvision reads. Everything else is skipped, and one line on stdout counts
+    it: other files, hidden files (``.DS_Store``, ``._x.jpg``), hidden folders and those that systems make.
 
     Args:
         folder: holds images, or class folders of images.
-        labelled: whether the folders in it are classes. If not, all images below it are one heap.
+        labelled: whether the folders in it are classes. If not, all images below it are one list without classes.
         name: key of the config that names the folder, for errors.
 
     Raises:
-        UsageError: a folder cannot be listed, there are no class folders or no images, or a class has none.
+        UsageError: a folder cannot be listed, there are no class folders or no images, or a class has no image.
     """
     passed_over: Counter[str] = Counter()
     by_class: dict[str, list[str]] = {} if labelled else {"": []}
@@ -240,15 +240,15 @@ def find_images(folder: str | os.PathLike[str], *, labelled: bool, name: str = "
 
 
 def _walk(folder: str | os.PathLike[str]) -> Iterator[tuple[str, list[str], list[str]]]:
-    """``os.walk`` through links, each real folder once; a folder that cannot be listed is an OSError."""
+    """``os.walk`` that follows links, visits each real folder once, and raises OSError if a folder cannot be listed."""
 
-    def refuse(error: OSError) -> None:  # os.walk would go on without the folder
+    def refuse(error: OSError) -> None:  # otherwise os.walk would skip the folder
         raise error
 
     seen: set[str] = set()
     for place, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
         real = os.path.realpath(place)
-        if real in seen:  # a link back up would bring every image again
+        if real in seen:  # a link to a parent folder would list all images again
             folders.clear()
             continue
         seen.add(real)
@@ -256,7 +256,7 @@ def _walk(folder: str | os.PathLike[str]) -> Iterator[tuple[str, list[str], list
 
 
 def _is_systems(name: str) -> bool:
-    """Whether a file or folder was put there by a system or a tool, not by the one who gathered the images."""
+    """Whether a file or folder was made by an operating system or a tool, not by the user."""
     return name.startswith(".") or name.lower() in _SYSTEM_FOLDERS
 
 
@@ -269,12 +269,12 @@ def _say_once(line: str) -> None:
 
 
 def _readable(name: str) -> str:
-    """A name from an old archive may be no UTF-8, which can be opened and not be written."""
+    """A name that can be printed. Names from old archives may be no UTF-8: such a file opens, but its name cannot be printed."""
     return os.fsencode(name).decode(errors="replace")
 
 
 def expand_home(cfg: DictConfig) -> None:
-    """Replace a leading ``~`` in every path of a config, which no shell expands after a ``=``. Changes ``cfg``."""
+    """Expand a leading ``~`` in every path of a config, because a shell does not expand it after ``=``. Changes ``cfg``."""
     for key in _PATHS:
         if isinstance(path := OmegaConf.select(cfg, key), str):
             OmegaConf.update(cfg, key, os.path.expanduser(path))
@@ -282,7 +282,7 @@ def expand_home(cfg: DictConfig) -> None:
 
 @cache
 def _compare_with_imagenet100(folder: str, classes: frozenset[str]) -> None:
-    """Warn where the classes are not those of the published list: others have drawn a hundred of their own."""
+    """Warn if the classes are not those of the published list: other choices of 100 classes are in use."""
     text = Path(__file__).with_name("imagenet100.txt").read_text()
     published = {line for line in text.splitlines() if not line.startswith("#")}
     differing = []
@@ -300,7 +300,7 @@ def _compare_with_imagenet100(folder: str, classes: frozenset[str]) -> None:
 
 
 def why_no_accuracy(data: Mapping[str, Any]) -> str | None:
-    """Why accuracies of a run would say nothing, or None where they would; ``data`` is of its completed config."""
+    """Why a run's accuracies would mean nothing, or None if they mean something. ``data`` is from its completed config."""
     if data.get("no_labels"):
         return "images without labels"
     if data.get("val_path") is None:
@@ -309,7 +309,7 @@ def why_no_accuracy(data: Mapping[str, Any]) -> str | None:
 
 
 def check_images(paths: Sequence[str], name: str) -> None:
-    """Decode images once, so that a broken one is named before training; in a large folder, when it is read."""
+    """Decode all images, so that a broken one is found before training. A large folder is not decoded."""
     if len(paths) > _LARGEST_DECODED:
         return
     deep = brightest = 0
@@ -323,13 +323,13 @@ def check_images(paths: Sequence[str], name: str) -> None:
 
 
 def load_rgb(path: str, prefix: str = "") -> Image.Image:
-    """Decode one image to 8-bit RGB: upright by its EXIF orientation, without alpha, the first of several pages.
+    """Decode one image to 8-bit RGB: upright by its EXIF orientation, without alpha, the first page if there are several.
 
-    Up to 16 bits are scaled to 8 by the range of their type.
+    Values of 9 to 16 bits are scaled to 8 bits by the range of their type.
 
     Raises:
-        UsageError: the file is not an image, cut short, larger than Pillow opens, or of signed, 32-bit or floating
-            values, which have no range to be scaled by; it is named.
+        UsageError: the file is no image, is cut short, is larger than Pillow opens, or has signed, 32-bit or floating values,
+            whose range is not known. The message names the file.
     """
     return _read(path, prefix)[0]
 
@@ -343,10 +343,10 @@ def _read(path: str, prefix: str) -> tuple[Image.Image, bool]:
             image = ImageOps.exif_transpose(opened)
             if full is not None:
                 image = Image.fromarray(np.rint(np.asarray(image) * (255 / full)).astype(np.uint8))
-            elif "transparency" in image.info:  # straight to RGB, Pillow warns of each palette
+            elif "transparency" in image.info:  # because Pillow warns when it converts such a palette to RGB
                 image = image.convert("RGBA")
             return image if image.mode == "RGB" else image.convert("RGB"), full is not None
-    except Exception as error:  # Pillow's plugins raise whatever their parsers run into
+    except Exception as error:  # Pillow's plugins raise errors of many types
         raise _unreadable(path, error, prefix) from error
 
 
@@ -356,10 +356,10 @@ def _unreadable(path: str, error: Exception, prefix: str = "") -> UsageError:
 
 
 def _full_scale(image: Image.Image) -> int | None:
-    """The largest value of an image of more than 8 bits; None where Pillow makes 8 of them itself."""
+    """The largest possible value of an image of more than 8 bits; None if Pillow itself converts the image to 8 bits."""
     tags: Any = getattr(image, "tag_v2", {})
     signed_or_float = set(np.ravel(tags.get(_SAMPLE_FORMAT, _UNSIGNED))) - {_UNSIGNED, _UNDEFINED}
-    # 16-bit PNG and PGM may be of mode I, too, filled to 16 bits.
+    # 16-bit PNG and PGM may have mode I, too. Pillow scales them to 16 bits.
     if image.mode == "F" or signed_or_float or (image.mode == "I" and image.format not in ("PNG", "PPM")):
         raise ValueError(f"mode {image.mode}: signed, 32-bit or floating values, whose range is not known")
     if not image.mode.startswith("I"):
