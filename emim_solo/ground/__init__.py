@@ -1,1 +1,1 @@
-"""What everything stands on: errors, files, shipped configs, signals."""
+"""What all other modules use: errors, files, settings, shipped configs, signals."""

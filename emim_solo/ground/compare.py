@@ -1,4 +1,4 @@
-"""Configs compared: what a run is known by, and what two runs differ in."""
+"""Compares configs: the hash that identifies a run, and the settings in which two runs differ."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-# What a run is called and where it lies does not change what it computes.
+# The name of a run, its folders and loggers do not change what it computes.
 NOT_HASHED = (
     "name",
     "checkpoint",
@@ -29,12 +29,12 @@ NO_RESULT = (
     "profiler",
     "max_time",
 )
-"""Keys that change no result, or none that is not said elsewhere: a run may go on with others. They are in
-:func:`config_hash`, by which rows of earlier versions are known."""
+"""A run may be resumed with other values of these keys: they change no result, or their effect is recorded elsewhere.
+:func:`config_hash` includes them, because it has to stay the same for rows of earlier versions."""
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
-    """First 12 hex digits of the SHA-256 of a run's config, less the names and places in it."""
+    """First 12 hex digits of the SHA-256 of a run's config, without the keys :data:`NOT_HASHED`."""
     text = json.dumps(_computed(config), sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -42,24 +42,24 @@ def config_hash(config: Mapping[str, Any]) -> str:
 def _computed(config: Mapping[str, Any]) -> dict[str, Any]:
     computed = {key: value for key, value in config.items() if key not in NOT_HASHED}
     if (config.get("checkpoint") or {}).get("every_n_steps"):
-        computed["random numbers"] = "of each image and batch"  # no longer of each epoch, whatever the number of steps
+        computed["random numbers"] = "of each image and batch"  # the number of steps itself changes no result
     return computed
 
 
 def processes(config: Mapping[str, Any]) -> int:
-    """How many processes train a run together, by its complete config."""
+    """Number of processes that train a run together, from its complete config."""
     return len(config.get("devices") or [0]) * int(config.get("num_nodes") or 1)
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any], *, but: Sequence[str] = ()) -> list[str]:
-    """What two configs differ in, less names, places and the keys ``but``: ``seed (1 there, 2 here)``, sorted."""
+    """Sorted differences, as ``seed (1 there, 2 here)``, without :data:`NOT_HASHED` and the keys ``but``."""
     one, two = leaves(_computed(there)), leaves(_computed(here))
     values = {key: (one.get(key, "absent"), two.get(key, "absent")) for key in sorted(one.keys() | two.keys())}
     return [f"{key} ({a} there, {b} here)" for key, (a, b) in values.items() if key not in but and a != b]
 
 
 def leaves(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a config by their dotted keys; a list is one value, unless it holds mappings."""
+    """The values of a config by dotted keys. A list counts as one value, unless it holds mappings."""
     values: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, list | tuple) and any(isinstance(entry, Mapping) for entry in value):

@@ -1,4 +1,4 @@
-"""The shipped configs, in ``scripts/`` of a checkout or ``emim_solo/scripts``: finds, lists and copies them."""
+"""Finds, lists and copies the shipped configs, in ``scripts/`` of a checkout or ``emim_solo/scripts`` of an installation."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def root() -> Path:
 
 
 def find(name: str | os.PathLike[str]) -> Path:
-    """The folder that ``--config-path`` means: the user's own, else the shipped one, ``scripts/`` before it or not."""
+    """The folder for ``--config-path``: the user's own, else the shipped one of this name, with or without ``scripts/`` before it."""
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder.resolve()
@@ -42,17 +42,17 @@ def files() -> Iterator[Path]:
 
 
 def folders() -> list[str]:
-    """What may be given to :func:`find`: folders with whole configs."""
+    """Names for :func:`find`: the shipped folders that have whole configs."""
     return sorted({path.parent.as_posix() for path in files() if _is_whole(path)})
 
 
 def names(folder: str | os.PathLike[str]) -> list[str]:
-    """The whole configs of a folder, what ``--config-name`` may be; UsageError where there is no such folder."""
+    """The whole configs of a folder, for ``--config-name``; UsageError if there is no such folder."""
     return sorted(path.name for path in find(folder).iterdir() if _is_whole(path))
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether a file is a config of its own, not a part of others, a protocol or a search."""
+    """Whether a file is a complete config, not a part of another one, a protocol or a search."""
     parts = ("augmentations", "score", "tune")
     return path.suffix == ".yaml" and not path.name.startswith("_") and path.parent.name not in parts
 
@@ -72,7 +72,7 @@ def _stems(folder: str) -> list[str]:
 
 
 def file_or_shipped(name: str, folder: str, kind: str) -> Path:
-    """A YAML file of the user's own, else the one of that name in a shipped folder; ``kind`` names it in an error."""
+    """The user's YAML file, else the shipped one of this name in ``folder``. ``kind`` says in errors what it is."""
     for path in (Path(name).expanduser(), root() / folder / f"{name}.yaml"):
         if path.is_file():
             return path
@@ -81,7 +81,7 @@ def file_or_shipped(name: str, folder: str, kind: str) -> Path:
 
 
 def copy(target: str | os.PathLike[str], *, force: bool = False) -> list[Path]:
-    """Copy every shipped file; where one is there already nothing is written without ``force``. Returns the copies."""
+    """Copy every shipped file; returns the copies. If one exists already, UsageError without ``force``, and nothing is written."""
     folder = Path(target).expanduser()
     if folder.exists() and not folder.is_dir():
         raise UsageError("--copy", f"'{folder}' is a file: expected a folder to copy the configs into")
@@ -96,7 +96,7 @@ def copy(target: str | os.PathLike[str], *, force: bool = False) -> list[Path]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """``emim-solo configs``: list them, print where one folder is, or copy all with ``--copy DIR``."""
+    """``emim-solo configs``: list the configs, print the path of one folder, or copy all with ``--copy DIR``."""
     text, example = (
         "List the shipped configs, or copy them to change them.",
         "example: emim-solo configs --copy emim-scripts",

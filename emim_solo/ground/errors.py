@@ -1,28 +1,28 @@
-"""The one error that a user can cause and mend."""
+"""The error that a user can cause and correct."""
 
 from __future__ import annotations
 
 try:
     from hydra.errors import CompactHydraException
-except ModuleNotFoundError:  # where the loss and the score alone are installed
+except ModuleNotFoundError:  # Hydra is missing if only the loss and the score are installed
 
     class CompactHydraException(Exception):  # type: ignore[no-redef]
         pass
 
 
 class UsageError(CompactHydraException, ValueError):
-    """Something given from outside is wrong: a config value, a folder, a checkpoint, an installation.
+    """An input is wrong: a config value, a folder, a checkpoint, an installation.
 
     The message says in one line what was wrong, what was expected and what to do. The command line prints it and exits
-    with status 2; Hydra prints exceptions of its compact kind without traceback, in a clone's main_pretrain.py too.
+    with status 2. The base class is Hydra's, so that Hydra prints no traceback, also in solo-learn's main_pretrain.py.
 
     Attributes:
         key: what is wrong, for programs: the key of a config (``optimizer.lr``), or a kind (``checkpoint.damaged``).
     """
 
     def __init__(self, key: str, message: str | None = None) -> None:
-        # A DataLoader raises the error of its worker again, with the worker's whole traceback for its only argument.
+        # A DataLoader raises a worker's error again, with the worker's whole traceback as its only argument.
         text = key if message is None else message
         lines = text.rpartition(f"{__name__}.{type(self).__name__}: ")[2].strip().splitlines()
-        super().__init__("\\n".join(lines))  # a value in it may have lines
+        super().__init__("\\n".join(lines))  # a value in the message may have several lines
         self.key = "" if message is None else key

@@ -1,4 +1,4 @@
-"""Files of ours: written beside and renamed, so that they are whole or absent; named where they cannot be read."""
+"""Reads and writes files. Each is written to a temporary name and renamed, so that it is whole or absent. Errors name the file."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _LONGEST_NAME = 120
 
 @contextmanager
 def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A path beside ``path`` to write to; it takes the place of ``path`` when the block ends, and not if it fails."""
+    """A temporary path to write to. It is renamed to ``path`` when the block ends, and deleted if the block fails."""
     path = Path(path)
-    # The suffix stays at the end: savefig and Image.save choose the format by it.
+    # The suffix stays at the end, because savefig and Image.save choose the format by it.
     unfinished = path.with_name(f".{path.stem}.{os.getpid()}.unfinished{path.suffix}")
     try:
         yield unfinished
@@ -42,19 +42,19 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 def beside(stem: Path, suffix: str) -> Path:
-    """``Path.with_suffix`` would take what follows the dot of ``emim-0.5-val`` for a suffix."""
+    """Append a suffix to a path. ``Path.with_suffix`` would replace the ``.5-val`` of ``emim-0.5-val``."""
     return stem.with_name(f"{stem.name}{suffix}")
 
 
 def write_figure(stem: Path, figure: Any) -> None:
-    """Write a figure of matplotlib as ``stem``.png and ``stem``.pdf, each whole or not at all."""
+    """Write a matplotlib figure to ``stem``.png and ``stem``.pdf, each whole or not at all."""
     for suffix in PICTURES:
         with whole(beside(stem, suffix)) as unfinished:
             figure.savefig(unfinished, dpi=200)
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
-    """A text file in UTF-8, with or without a byte order mark; UsageError where it is in another encoding."""
+    """A text file in UTF-8, with or without a byte order mark; UsageError if it has another encoding."""
     try:
         return Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -63,7 +63,7 @@ def read_text(path: str | os.PathLike[str]) -> str:
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The object in a JSON file; UsageError where it holds something else, or is damaged."""
+    """The object in a JSON file; UsageError if the file is damaged or holds something else."""
     try:
         content = json.loads(read_text(path))
         if not isinstance(content, dict):
@@ -75,7 +75,7 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def writable_folder(path: str | os.PathLike[str], key: str, needed: int = 0) -> Path:
-    """Make a folder, and try that it takes files and ``needed`` bytes, before work is done whose results go there."""
+    """Make a folder and check, before any work, that it is writable and that its disk has ``needed`` bytes left."""
     folder = Path(path)
     probe = folder / f".{os.getpid()}.unfinished"
     try:
@@ -92,7 +92,7 @@ def writable_folder(path: str | os.PathLike[str], key: str, needed: int = 0) -> 
 
 
 def check_name(key: str, name: Any) -> None:
-    """Refuse a name, of a run or of a method, that would lead to another folder or to none."""
+    """Refuse a name of a run or method that would, as a file name, lead to another folder or be invalid."""
     text = name if isinstance(name, str) else ""
     wrong = re.search(_IN_NO_NAME, text)
     if wrong or not text.strip() or text != text.strip() or text[0] in ".-" or len(text.encode()) > _LONGEST_NAME:
@@ -102,12 +102,12 @@ def check_name(key: str, name: Any) -> None:
 
 
 def as_name(text: str) -> str:
-    """A text with everything replaced that a file name cannot hold."""
+    """A text in which ``-`` replaces each character that a file name cannot have."""
     return re.sub(_IN_NO_NAME, "-", text)
 
 
 def explain(error: OSError) -> str | None:
-    """One line about a disk, a folder or a download that failed under us, or None for an error of our own."""
+    """One line for the user about a disk, a folder or a download that failed; None for any other error."""
     if isinstance(error, URLError):
         return f"cannot download what is not there yet ({error.reason}): put it into the folder that the config names, or connect"
     if not isinstance(error, _OF_PATHS) and error.errno not in _OF_DISKS:

@@ -1,4 +1,4 @@
-"""Import paths of version 0.2 still lead to their modules: ``emim_solo.objective`` is ``emim_solo.emim.objective``."""
+"""Keeps the import paths of version 0.2: ``emim_solo.objective`` is ``emim_solo.emim.objective``."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MOVED = {
 
 
 class OldPaths(MetaPathFinder, Loader):
-    """Gives the module of the new path under the old one, when it is asked for: there is one module by either name."""
+    """An import hook that gives the module of the new path for the old path, so that both names are one module."""
 
     def find_spec(self, fullname: str, *where: Any) -> ModuleSpec | None:
         package, _, name = fullname.partition(".")
@@ -39,4 +39,4 @@ class OldPaths(MetaPathFinder, Loader):
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        module.__spec__ = self.spec  # the import system has just set that of the old path
+        module.__spec__ = self.spec  # because the import system has just set the spec of the old path

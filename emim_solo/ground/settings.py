@@ -1,6 +1,6 @@
-"""Settings as dataclasses: read from a mapping, with one line where a key or a value is wrong.
+"""Settings as dataclasses, read from a mapping. A wrong key or value gives an error of one line.
 
-OmegaConf's structured configs take "7" for a number and 3 for a bool; here a value has to be of its field's type.
+OmegaConf's structured configs accept "7" as a number and 3 as a bool. Here a value must have the type of its field.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def setting(
     choices: Sequence[Any] = (),
     empty: bool = True,
 ) -> Any:
-    """A field of settings, with the bounds of its value, or of each value in a list, and whether that may be empty."""
+    """A dataclass field with bounds for its value, or for each value of a list. ``empty``: whether the list may be empty."""
     bounds = {"least": least, "above": above, "most": most, "choices": tuple(choices), "empty": empty}
     if isinstance(default, list | dict):
         return dataclasses.field(default_factory=default.copy, metadata=bounds)
@@ -50,7 +50,7 @@ def setting(
 
 
 def read(kind: type[Kind], given: Any, key: str = "") -> Kind:
-    """The settings of a dataclass from a mapping or config, with its defaults; ``key`` is theirs, for errors."""
+    """Settings of the dataclass ``kind`` from a mapping or config, with defaults. ``key`` is their place in the config, for errors."""
     if isinstance(given, DictConfig | ListConfig):
         try:
             given = OmegaConf.to_container(given, resolve=True, throw_on_missing=True)
@@ -70,7 +70,7 @@ def read(kind: type[Kind], given: Any, key: str = "") -> Kind:
 
 
 def check(kind: type, given: Any, key: str = "") -> None:
-    """As :func:`read`, of a config that may have other keys and lack some; a dataclass in a list has to be whole."""
+    """As :func:`read`, but a config may have other keys and lack some. Each dataclass in a list must be complete."""
     _values(kind, given, key, check)
 
 
@@ -91,7 +91,7 @@ def _place(key: str, name: Any) -> str:
 
 
 def from_dotlist(changes: Sequence[str], base: Any = None) -> Any:
-    """``key=value`` each, values in YAML, over a mapping or config; UsageError where one cannot be read."""
+    """``key=value`` each, the value in YAML, merged into a mapping or config; UsageError if one cannot be read."""
     merged: Any = OmegaConf.create({} if base is None else base)
     for change in changes:
         try:
@@ -106,7 +106,7 @@ def from_dotlist(changes: Sequence[str], base: Any = None) -> Any:
 def checked(
     value: Any, hint: Any, key: str, bounds: Mapping[str, Any], nested: Callable[..., Any] | None = None
 ) -> Any:
-    """A value, if it is of a type and within the bounds of :func:`setting`; ``nested`` takes dataclasses inside."""
+    """The value if it has the type and the bounds of :func:`setting`, else UsageError. ``nested`` handles inner dataclasses."""
     if isinstance(value, int) and abs(value) >= 2**63:
         raise UsageError(key, f"{key}={value}: expected a number of at most 64 bits")
     if isinstance(value, list | tuple) and not value and not bounds.get("empty", True):

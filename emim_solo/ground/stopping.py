@@ -1,4 +1,4 @@
-"""SIGTERM, Ctrl-C and a closed terminal end a command as they end any program, with a line that says what goes on."""
+"""Ends a command on SIGTERM, Ctrl-C or a closed terminal with the usual status, and a line that says how to continue."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP
 
 
 class Stopped(BaseException):
-    """The process was told to stop. Not an Exception: nothing that handles errors should go on after it.
+    """The process was told to stop. It is no Exception, because code that handles errors must not go on after it.
 
-    What was stopped says in ``continues`` what goes on from there.
+    The code that was stopped puts into ``continues`` how to continue.
     """
 
     def __init__(self, signum: int) -> None:
@@ -24,7 +24,7 @@ class Stopped(BaseException):
 
     @property
     def status(self) -> int:
-        """Exit status that a shell gives to a program killed by this signal."""
+        """The exit status that a shell reports for a program killed by this signal."""
         return 128 + self.signum
 
     def __str__(self) -> str:
@@ -33,9 +33,9 @@ class Stopped(BaseException):
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Raises :class:`Stopped` where a signal comes in, once; a second one ends the process on the spot.
+    """Within it, the first signal raises :class:`Stopped`, and a second one ends the process at once.
 
-    Lightning calls the handler that it finds after its own, which alone would end the process with status 0.
+    Lightning calls this handler after its own. Lightning's handler alone would end the process with status 0.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -44,7 +44,7 @@ def stoppable() -> Iterator[None]:
     received: list[int] = []
 
     def stop(signum: int, frame: FrameType | None) -> None:
-        if os.getpid() != owner:  # a worker of a loader, forked with this handler
+        if os.getpid() != owner:  # in a loader's worker, which was forked with this handler
             signal.signal(signum, signal.SIG_DFL)
             os.kill(os.getpid(), signum)
         elif received:
@@ -53,14 +53,14 @@ def stoppable() -> Iterator[None]:
             received.append(signum)
             raise Stopped(signum)
 
-    defaults = (signal.SIG_DFL, signal.default_int_handler)  # what is ignored, as under nohup, stays ignored
+    defaults = (signal.SIG_DFL, signal.default_int_handler)  # a signal that is ignored, as under nohup, stays ignored
     before = {signum: handler for signum in _SIGNALS if (handler := signal.getsignal(signum)) in defaults}
     for signum in before:
         signal.signal(signum, stop)
     try:
         yield
     except SystemExit as error:
-        if received:  # the first exception was lost in a destructor, and Lightning has ended the run
+        if received:  # the Stopped was lost in a destructor, and Lightning has ended the run
             raise Stopped(received[0]) from error
         raise
     finally:
