@@ -1,1 +1,1 @@
-"""How solo-learn comes to know EMIM."""
+"""Registers EMIM with solo-learn."""

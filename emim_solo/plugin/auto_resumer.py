@@ -1,8 +1,8 @@
-"""Which checkpoints solo-learn main's AutoResumer may offer to a run of EMIM.
+"""Restricts the checkpoints from which solo-learn main's AutoResumer may resume a run of EMIM.
 
-main_pretrain.py and main_linear.py of a clone continue the newest checkpoint that agrees in a dozen settings; neither
-the seed nor ``method_kwargs`` is among them. The second job of a sweep over those would be the first one, continued.
-Here all settings must agree that change a result. A run of another method is the suite's affair and stays as it is.
+solo-learn's main_pretrain.py and main_linear.py resume from the newest checkpoint that agrees in a dozen settings. The seed and
+``method_kwargs`` are not among these, so the second job of a sweep over them would resume the first one. Here all settings that
+change a result must agree. Runs of other methods are resumed as in solo-learn.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from emim_solo.suite.api import as_dict
 
 
 def compare_all_settings_of_emim() -> None:
-    """Have AutoResumer compare every setting of a run of EMIM. Safe to call again; imports nothing of the suite."""
+    """Make AutoResumer compare every setting of a run of EMIM. May be called again; does not import solo-learn."""
     resumer = getattr(sys.modules.get("solo.utils.auto_resumer"), "AutoResumer", None)
     if resumer is None or hasattr(resumer.find_checkpoint, "__wrapped__"):
         return
@@ -32,7 +32,7 @@ def compare_all_settings_of_emim() -> None:
 
     @functools.wraps(suites_find_checkpoint)
     def find_checkpoint(self: Any, cfg: Any) -> Any:
-        # 1.0.2's takes a Namespace, and its caller compares what it gets with the whole config
+        # 1.0.2 passes a Namespace, and keeps its own rule
         if not isinstance(cfg, DictConfig) or "emim" not in (cfg.get("method"), cfg.get("pretrain_method")):
             return suites_find_checkpoint(self, cfg)
         here = as_dict(OmegaConf.create(json.loads(json.dumps(as_dict(cfg), default=str))))
@@ -43,16 +43,16 @@ def compare_all_settings_of_emim() -> None:
             try:
                 there = as_dict(OmegaConf.create(json.loads(arguments.read_text())))
                 checkpoint, wandb_run_id = suites_find_checkpoint(in_one_folder, cfg)
-            except (OSError, ValueError, OmegaConfBaseException):  # cut short, or another job is writing it
+            except (OSError, ValueError, OmegaConfBaseException):  # the file is damaged, or another job is writing it
                 continue
-            if checkpoint is not None:  # the suite takes any of a folder's, with keep_prev they are many
+            if checkpoint is not None:  # solo-learn takes any file of a folder; keep_prev keeps many
                 newest = max(arguments.parent.glob("*.ckpt"), key=os.path.getctime)
                 differing = compare.differences(there, here, but=compare.NO_RESULT)
                 candidates.append((os.path.getctime(newest), newest, wandb_run_id, differing))
         candidates.sort(reverse=True, key=lambda candidate: candidate[0])
         for _, checkpoint, wandb_run_id, differing in candidates:
             if not differing:
-                from emim_solo.checkpoints.opening import last_checkpoint  # which needs all of the suite
+                from emim_solo.checkpoints.opening import last_checkpoint  # imports all of solo-learn
 
                 return last_checkpoint(checkpoint.parent) or checkpoint, wandb_run_id
         if candidates:

@@ -1,8 +1,8 @@
-"""Puts EMIM, and methods of other packages, into solo-learn's METHODS: at once where it is loaded, else when it gets loaded.
+"""Adds EMIM, and the methods of other packages, to solo-learn's METHODS: at once if solo-learn is loaded, else when it is.
 
 Another package names its methods in the entry-point group ``emim_solo.methods``, as docs/add-a-method.md shows.
-Loading solo-learn takes many seconds, so an import hook waits for ``solo``. No file of it changes, only the dict in
-memory, in place: the suite's scripts hold it by name.
+Loading solo-learn takes many seconds, so an import hook waits for ``solo``. No file of solo-learn changes. The dict METHODS is
+changed in place, because solo-learn's scripts import it by name.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _SUITES = ("emim_solo.suite.main", "emim_solo.suite.release_102")
 
 
 def register() -> None:
-    """Have ``solo.methods.METHODS["emim"]`` from now on. Safe to call again, and before ``solo`` is imported.
+    """Make ``solo.methods.METHODS["emim"]`` available. May be called again, and before ``solo`` is imported.
 
     Raises:
-        UsageError: solo-learn is loaded, in a version that is not supported. Of one that is loaded later it is a warning.
+        UsageError: a version of solo-learn that is not supported is loaded. If it is loaded later, there is only a warning.
     """
     if not any(isinstance(finder, _SoloFinder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _SoloFinder())
@@ -34,7 +34,7 @@ def register() -> None:
 
 
 def _adapt_scripts() -> None:
-    """Change what main_pretrain.py of a clone uses beside METHODS, as far as it is loaded."""
+    """Change, in modules that are loaded, what solo-learn's main_pretrain.py uses beside METHODS."""
     from emim_solo.plugin import auto_resumer
     from emim_solo.suite import dali
 
@@ -43,7 +43,7 @@ def _adapt_scripts() -> None:
 
 
 class _SoloFinder(MetaPathFinder):
-    """Finds ``solo`` as the other finders do, and registers EMIM when it is loaded: to ask for a spec is not to load it."""
+    """Finds ``solo`` by the other finders. EMIM is registered only when ``solo`` is loaded, not when its spec is asked for."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -58,12 +58,12 @@ class _SoloFinder(MetaPathFinder):
         execute = spec.loader.exec_module
 
         def register_and_execute(module: ModuleType) -> None:
-            # First: 1.0.2 cannot be imported at all before load_suite has put back what has moved since 2021.
+            # First, because 1.0.2 can be imported only after load_suite has restored names that libraries have moved since 2021.
             _add_methods_unless_unsupported()
             execute(module)
             _adapt_scripts()
 
-        # Patched, not wrapped: inspect and importlib.resources ask a loader for more than this one function.
+        # Patched, not wrapped, because inspect and importlib.resources use other functions of the loader, too.
         spec.loader.exec_module = register_and_execute  # type: ignore[method-assign]
         return spec
 
@@ -72,7 +72,7 @@ def _add_methods_unless_unsupported() -> None:
     from emim_solo.ground.errors import UsageError
     from emim_solo.suite import load_suite
 
-    if any(module in sys.modules for module in _SUITES):  # load_suite is what imports `solo`, and adds the methods then
+    if any(module in sys.modules for module in _SUITES):  # load_suite is importing `solo` and will add them
         return
     try:
         load_suite().methods()
@@ -81,5 +81,5 @@ def _add_methods_unless_unsupported() -> None:
 
 
 def _is_solo_learn(spec: ModuleSpec) -> bool:
-    """Whether a spec is solo-learn's: other packages are called ``solo`` too."""
+    """Whether a spec is solo-learn's, because other packages are called ``solo``, too."""
     return any((Path(folder) / "methods" / "base.py").is_file() for folder in spec.submodule_search_locations or ())
