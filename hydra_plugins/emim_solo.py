@@ -1,4 +1,4 @@
-"""Hydra loads this in every Hydra app, so it must stay light: it imports neither torch nor solo-learn."""
+"""A plugin of Hydra. Every Hydra app loads it, so it must load fast: it imports neither torch nor solo-learn."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 
 
 class EMIMSearchPath(SearchPathPlugin):
-    """Registers EMIM with an unmodified solo-learn: of Hydra's plugins this kind is asked before every app's job.
+    """Registers EMIM with an unmodified solo-learn, because Hydra calls a plugin of this kind before each app's job.
 
-    The search path itself stays as it is. Shipped configs on it would be groups of every other Hydra app as well.
+    The search path itself is not changed. Shipped configs on it would be config groups of every other Hydra app, too.
     """
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
