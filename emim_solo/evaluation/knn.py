@@ -56,7 +56,7 @@ def knn_accuracies(
     unknown distance, k < 1, or training classes without a validation image.
     """
     read(KnnSettings, {"ks": list(ks), "distances": [distance], "temperature": temperature}, "knn")
-    classes, trained = len(val_labels.unique()), train_labels.unique()  # as in solo-learn, which would index past them
+    classes, trained = len(val_labels.unique()), train_labels.unique()  # as in solo-learn, which fails on other labels
     if not set(trained.tolist()) <= set(range(classes)):
         reason = f"training images have {len(trained)} classes, validation images {classes}"
         raise UsageError("data.val_path", f"{reason}: expected validation images of every class")

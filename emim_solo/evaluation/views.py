@@ -59,7 +59,7 @@ def view_datasets(cfg: DictConfig, view: DictConfig, number: int, images: RunIma
 def view_loader(
     cfg: DictConfig, dataset: Any, number: int, seed: int, chosen: Sequence[int] | None = None
 ) -> DataLoader:
-    """A loader of a :func:`view_datasets`: all images in order, or those ``chosen``, with all views of an image after each other."""
+    """Loads a dataset of :func:`view_datasets`, in order or as ``chosen``. The ``number`` views of an image follow each other."""
     return DataLoader(
         _Views(dataset, range(len(dataset)) if chosen is None else chosen, seed),
         batch_size=max(1, cfg.optimizer.batch_size // number),

@@ -167,7 +167,7 @@ class KeepBest(ModelCheckpoint):
                 shutil.copyfile(arguments, unfinished)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Find the best checkpoint in this folder. If a folder was moved, Lightning forgets the old best and would keep two."""
+        """Find the best checkpoint in this folder. If the folder was moved, Lightning forgets the old best and would keep two."""
         assert self.dirpath is not None
         kept = Path(self.dirpath) / Path(state_dict["best_model_path"]).name
         if kept.is_file():

@@ -20,7 +20,7 @@ def seed_all(*entropy: int) -> None:
 
 
 class SuiteData(LightningDataModule):
-    """solo-learn's loaders for a run. The training loader draws the same random numbers in an epoch if the run was resumed."""
+    """solo-learn's loaders for a run. In an epoch the training loader draws the same random numbers, resumed or not."""
 
     def __init__(self, run: Run, train_loader: DataLoader, val_loader: DataLoader | None) -> None:
         super().__init__()
