@@ -1,7 +1,7 @@
 """``python -m emim_solo SCRIPT args...`` runs a script with EMIM registered; ``python -m emim_solo COMMAND`` is ``emim-solo``.
 
-It is for scripts of solo-learn that do not start Hydra (main_knn.py, main_umap.py). Start a script that uses DDP with
-``torchrun -m emim_solo SCRIPT args...``: Lightning's launcher would start the other processes without EMIM.
+The first form is for solo-learn's scripts that never start Hydra (main_knn.py, main_umap.py). For DDP, start a script
+with ``torchrun -m emim_solo SCRIPT args...``: Lightning's launcher would start the other processes without EMIM.
 """
 
 from __future__ import annotations

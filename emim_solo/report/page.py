@@ -197,7 +197,7 @@ def _umap(folder: Path) -> dict[str, Any] | None:
 
 
 def class_colours() -> list[tuple[str, str]]:
-    """Colour of each class on the light and the dark ground; the latter is lightened to the least contrast."""
+    """Colour of each class on the light and the dark ground; the latter is lightened to a contrast of at least 3."""
     return [(colour, _lightened(colour)) for colour in PALETTE]
 
 

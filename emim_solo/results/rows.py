@@ -35,7 +35,7 @@ def versions() -> dict[str, str]:
 
 
 def new_row(stage: str, *, config: Mapping[str, Any], suite: Mapping[str, str], **fields: Any) -> dict[str, Any]:
-    """A row with the config, suite and library versions that produced it.
+    """A row that records the config hash and the versions that produced it.
 
     Args:
         stage: ``pretrain``, ``knn``, ``logistic``, ``linear``, ``diagnostics``, ``umap``, ``score`` or ``tune``.
@@ -130,7 +130,7 @@ def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 def of_checkpoint(
     rows: Iterable[dict[str, Any]], folder: Path, config_hash: str, epochs: int | None = None
 ) -> list[dict[str, Any]]:
-    """The rows of one run's checkpoint on its own images, oldest first; ``epochs`` keeps only rows of that epoch count.
+    """The rows of one run's checkpoint on the run's own images, oldest first; with ``epochs``, only rows after so many.
 
     Only the last two names of ``folder`` (``<method>/<version>``) count, since ``checkpoint.dir`` may have moved.
     """

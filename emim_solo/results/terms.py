@@ -29,7 +29,7 @@ _SIZES = ("num_crops", "crop_size")
 
 
 def terms(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The leaves of a config below :data:`TERMS`, and the number of devices."""
+    """The leaves of a config below :data:`TERMS`, and the number of devices if the config lists them."""
     values = {key: value for key, value in leaves(config).items() if any(_below(key, term) for term in TERMS)}
     if isinstance(config.get("devices"), list | tuple):
         values["devices"] = len(config["devices"])
