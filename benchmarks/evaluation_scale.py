@@ -42,14 +42,14 @@ from emim_solo.evaluation.features import Features, Split, extract, extract_feat
 from emim_solo.evaluation.knn import knn
 
 IMAGES, WIDTH, CLASSES = 1_281_167, 2048, 1000
-VAL_IMAGES = 1000  # one of each class; the 50,000 of ImageNet take fifty times as long for neighbours
+VAL_IMAGES = 1000  # one per class; for the 50,000 of ImageNet, k-NN takes fifty times as long
 LARGE = 2**28  # bytes
 STAGES = ("extraction", "knn", "linear_epoch", "logistic_pass")
 HEAD = f"{'stage':<16}{'CPU s':>10}{'per million':>13}{'anonymous MiB':>15}{'resident MiB':>14}"
 
 
 class Known(LightningModule):
-    """Its images are their own features: what remains of an extraction is ours."""
+    """Returns images as features, so that an extraction has only the cost of this package."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class Known(LightningModule):
 
 
 def batches(count: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Of the classes in turn."""
+    """Features and labels; the classes take turns."""
     centres = torch.randn(CLASSES, WIDTH, generator=torch.Generator().manual_seed(0))
     generator = torch.Generator().manual_seed(seed)
     for labels in (torch.arange(count) % CLASSES).split(512):
@@ -69,7 +69,7 @@ def batches(count: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def status(key: str) -> float:
-    """A line of this process's memory in MiB (Linux)."""
+    """A memory entry of this process in MiB, from /proc/self/status (Linux)."""
     found = re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found
     return int(found[1]) / 1024
@@ -77,7 +77,7 @@ def status(key: str) -> float:
 
 @contextmanager
 def measured(into: dict[str, Any], stage: str) -> Iterator[None]:
-    """Notes the processor's seconds and the peaks of memory of a stage."""
+    """Record CPU seconds, clock seconds and peak memory of a stage."""
     peaks, stop = {"anonymous_mib": 0.0, "resident_mib": 0.0}, threading.Event()
 
     def watch() -> None:
@@ -112,7 +112,7 @@ def one_fraction(parts: int, folder: str) -> dict[str, Any]:
     with measured(found, "linear_epoch"):
         data = {"dataset": "imagenet", "train_path": folder, "val_path": folder, "num_workers": 0}
         cfg = {"name": "synthetic", "method": "emim", "backbone": {"name": "resnet50"}, "data": data}
-        for label in range(CLASSES):  # the suite counts folders
+        for label in range(CLASSES):  # solo-learn counts the class folders
             (Path(folder) / str(label)).mkdir(exist_ok=True)
         quiet = OmegaConf.create({**cfg, "accelerator": "cpu", "enable_progress_bar": False})
         found["accuracies"] |= classifiers.linear(features, quiet, {"max_epochs": 1})
@@ -133,8 +133,8 @@ def one_fraction(parts: int, folder: str) -> dict[str, Any]:
 
 
 def of_all_images(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """A line through the fractions, where there are two and more, at 1.28 million; seconds of k-NN for 50,000 as well."""
-    first, last = rows[0], rows[-1]  # by their number of images
+    """Extrapolate a line through first and last fraction to 1.28 million images; k-NN also to 50,000 queries."""
+    first, last = rows[0], rows[-1]  # rows are sorted by their number of images
 
     def line(value: Callable[[dict[str, Any]], float]) -> float:
         slope = (value(last) - value(first)) / (last["images"] - first["images"])
@@ -149,7 +149,7 @@ def of_all_images(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def differences(folder: Path) -> dict[str, dict[str, float]]:
-    """Accuracies of a run whole and in pieces, and how many points the second are above the first."""
+    """Accuracies of a run, evaluated whole and in pieces."""
     checkpoint = open_checkpoint(folder)
     cfg = checkpoint.cfg
     cfg.enable_progress_bar = False

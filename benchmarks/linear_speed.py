@@ -25,7 +25,7 @@ from typing import Any
 FORWARD, CLASSIFIER = (
     2 * 4.1e9,
     6 * 2048 * 1000,
-)  # operations an image: ResNet-50 (4.1 GMACs), and its linear classifier
+)  # operations per image: ResNet-50 (4.1 GMACs), and its linear classifier
 
 
 class Clock:

@@ -49,7 +49,7 @@ CLASSES = 2
 
 
 def write_jpegs(folder: Path, images: int) -> Path:
-    """JPEGs of ImageNet's usual size, cut at random from the two photographs that scikit-learn carries."""
+    """Write JPEGs of ImageNet's usual size: random crops of the two photographs in scikit-learn."""
     generator = np.random.default_rng(0)
     photographs = load_sample_images().images
     for index in range(images):
@@ -80,7 +80,7 @@ def dali_loader(cfg: DictConfig, images: Images) -> Iterable[Any]:
 
 
 def epoch(loader: Iterable[Any]) -> float:
-    """Images per second of one epoch; views are counted once."""
+    """Images per second of one epoch. The views of an image count once."""
     images, started = 0, time.perf_counter()
     for _, views, _ in loader:
         images += len(views[0])
@@ -92,7 +92,7 @@ def epoch(loader: Iterable[Any]) -> float:
 # -- crops of small images ------------------------------------------------------------------------------------------
 
 BATCH = 64
-BATCHES = 4  # of a round
+BATCHES = 4  # per round
 
 
 def patches(folder: Path, crops: int) -> Run:
@@ -105,7 +105,7 @@ def patches(folder: Path, crops: int) -> Run:
 
 
 def by_v2(view: DictConfig) -> v2.Transform:
-    """The suite's pipeline in torchvision's transforms of tensors: other interpolation and blur, the same chances."""
+    """Solo-learn's pipeline in torchvision's tensor transforms: same probabilities, other interpolation and blur."""
     jitter = view.color_jitter
     return v2.Compose(
         [
@@ -140,7 +140,7 @@ def by_kornia(view: DictConfig) -> Any:
 
 
 def loaders_of_patches(run: Run) -> dict[str, Iterable[Any]]:
-    """What makes the batches of views of a run, by name, in this process."""
+    """Functions by name that yield batches of a run's views in this process."""
     suite, (view, *_), images = load_suite(), run.config.augmentations, run.images.train
     assert images is not None
     tensors = v2.PILToTensor()
@@ -173,18 +173,18 @@ def crops_per_second(batches: Iterable[Any]) -> float:
 
 
 def compare_crops(folder: Path, numbers: list[int], rounds: int) -> None:
-    cost._now = time.process_time  # as the crops
+    cost._now = time.process_time  # CPU time, as for the crops
     for crops in numbers:
         run = patches(folder, crops)
         loaders = loaders_of_patches(run)
         rates: dict[str, list[float]] = {name: [] for name in loaders}
-        for _ in range(rounds + 1):  # the first is not counted
+        for _ in range(rounds + 1):  # the first round is a warm-up
             for name, loader in loaders.items():
                 rates[name].append(crops_per_second(loader()))
         median = {name: statistics.median(values[1:]) for name, values in rates.items()}
         size, precision = run.config.augmentations[0].crop_size, run.config.precision
         print(f"{crops} crops of {size} pixels: " + ", ".join(f"{name} {rate:.0f}/s" for name, rate in median.items()))
-        shipped, steps = forwards.FEWEST, {2: [], crops + 1: []}  # from how many views on they go at once
+        shipped, steps = forwards.FEWEST, {2: [], crops + 1: []}  # from so many views on, one forward takes all
         for _ in range(rounds):
             for forwards.FEWEST, seconds in steps.items():
                 seconds.append(cost.measure(run).metrics["step_seconds"])

@@ -52,7 +52,7 @@ def emp_ssl(*views: Tensor) -> Tensor:
 
 
 def lejepa(*views: Tensor) -> Tensor:
-    z, large = torch.stack(views), min(2, len(views) - 1)  # it asks for a small view
+    z, large = torch.stack(views), min(2, len(views) - 1)  # lightly requires a small view
     return LEJEPA(local_proj=z[large:], global_proj=z[:large])
 
 
@@ -62,7 +62,7 @@ def mmcr(*views: Tensor) -> Tensor:
 
 
 def mmcr_by_values(*views: Tensor) -> Tensor:
-    """MMCR without its term of weight 0.005 and without the singular vectors that lightly computes beside the values."""
+    """MMCR from singular values only: no term of weight 0.005, and none of the singular vectors that lightly computes."""
     return -torch.linalg.matrix_norm(normalize(torch.stack(views), dim=-1).mean(0), ord="nuc")
 
 
@@ -77,12 +77,12 @@ MANY_VIEWS: dict[str, Loss] = {
 
 
 def losses(views: int, samples: int) -> dict[str, Loss]:
-    """Those of K views where samples are few, as such a loss is used; the others are for two."""
+    """The losses to compare: losses of K views for at most 100 samples, losses of two views for two views."""
     found: dict[str, Loss] = {OURS: emim_loss_func}
     if samples <= 100:
         found |= MANY_VIEWS
     if views == 2:
-        load_suite()  # makes solo-learn 1.0.2 importable on today's torch
+        load_suite()  # makes solo-learn 1.0.2 importable with a current torch
         from solo.losses import barlow_loss_func, vicreg_loss_func
 
         suite = {"barlow (suite)": barlow_loss_func, "vicreg (suite)": vicreg_loss_func}
@@ -91,7 +91,7 @@ def losses(views: int, samples: int) -> dict[str, Loss]:
 
 
 def embeddings(size: Size, device: str) -> list[Tensor]:
-    """Correlated views, leaves that ask for gradients."""
+    """Correlated views as leaf tensors with gradients."""
     torch.manual_seed(0)
     views, *shape = size
     source = torch.randn(shape, device=device)
@@ -99,7 +99,7 @@ def embeddings(size: Size, device: str) -> list[Tensor]:
 
 
 def seconds(loss: Loss, views: list[Tensor], calls: int = 1) -> float:
-    """Of one forward and backward pass, the mean over `calls`."""
+    """Seconds of one forward and backward pass, mean over `calls`."""
 
     def step() -> None:
         for view in views:
@@ -122,12 +122,12 @@ def seconds(loss: Loss, views: list[Tensor], calls: int = 1) -> float:
 
 def median_seconds(all_losses: dict[str, Loss], size: Size, device: str, rounds: int) -> dict[str, Any]:
     views = embeddings(size, device)
-    # The first call warms up; a short one is repeated until the clock can tell.
+    # The first call is a warm-up. Short calls are repeated to about 0.05 s for a precise time.
     calls = {name: max(1, int(0.05 / seconds(loss, views))) for name, loss in all_losses.items()}
     times: dict[str, list[float]] = {name: [] for name in all_losses}
     names = list(all_losses)
     for turn in range(rounds * len(names)):
-        first = turn % len(names)  # each is at each place
+        first = turn % len(names)  # each loss has each position once
         for name in names[first:] + names[:first]:
             times[name].append(seconds(all_losses[name], views, calls[name]))
     return {name: {"seconds": statistics.median(t), "all_seconds": t} for name, t in times.items()}
@@ -137,7 +137,7 @@ def peak_mib(loss: Loss, size: Size, device: str) -> float:
     """Memory in MiB that one forward and backward pass needs beyond its inputs."""
     if device == "cuda":
         return added_mib(loss, size, device)
-    # A fork's high-water mark starts at what it has, not at the peak of the imports.
+    # A fork's peak starts at its current memory, not at the peak during the imports.
     with multiprocessing.get_context("fork").Pool(1) as pool:
         return pool.apply(added_mib, (loss, size, device))
 
@@ -162,9 +162,9 @@ def parse_size(text: str) -> Size:
 
 
 def section(device: str, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Prints a device's table and yields its rows."""
+    """Print the table of a device and yield its rows."""
     all_losses = {size: losses(*size[:2]) for size in args.sizes}
-    # Memory first: threads that a timing has started do not survive a fork.
+    # Memory first: threads that the timing starts do not survive a fork.
     peaks = {size: {name: peak_mib(f, size, device) for name, f in all_losses[size].items()} for size in args.sizes}
     on_cpu = f"{platform.processor() or platform.machine()}, {args.threads} thread(s)"
     processor = torch.cuda.get_device_name() if device == "cuda" else on_cpu

@@ -28,7 +28,7 @@ OURS = "emim, emim-solo pretrain"
 
 
 def timed_fits() -> list[dict[str, float]]:
-    """From now on every Trainer notes here what its steps take."""
+    """Patch Trainer: each training appends its seconds per step to the returned list."""
     from lightning.pytorch import Callback, Trainer
 
     notes: list[dict[str, float]] = []
@@ -36,7 +36,7 @@ def timed_fits() -> list[dict[str, float]]:
     class Steps(Callback):
         def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int) -> None:
             now = time.process_time(), time.perf_counter()
-            if index == 0:  # the first one warms up
+            if index == 0:  # the first step is a warm-up
                 self.begin = now
             elif index == trainer.num_training_batches - 1:
                 cpu, clock = ((end - begin) / index for begin, end in zip(self.begin, now, strict=True))
@@ -47,7 +47,7 @@ def timed_fits() -> list[dict[str, float]]:
     def init(self: Any, *args: Any, callbacks: Any = None, **kwargs: Any) -> None:
         original(self, *args, callbacks=[*(callbacks or []), Steps()], **kwargs)
 
-    # main_pretrain.py asks for the signature, to pick its arguments
+    # main_pretrain.py reads the signature to select its arguments
     init.__wrapped__ = original  # type: ignore[attr-defined]
     Trainer.__init__ = init  # type: ignore[method-assign]
     return notes
@@ -91,7 +91,7 @@ def main() -> None:
         write_images("digits", Path("datasets/digits"))
         for repeat in range(args.repeats):
             names = list(found)[:: 1 if repeat % 2 else -1]
-            first = repeat // 2 % len(names)  # each is at each place
+            first = repeat // 2 % len(names)  # the positions rotate
             for name in names[first:] + names[:first]:
                 train(name)
                 found[name].append(notes.pop())

@@ -1,6 +1,6 @@
 """EMIM: explicit mutual information maximisation, a self-supervised learning method for solo-learn.
 
-Importing this package imports neither torch nor solo-learn: the names below are loaded when they are first used.
+Importing this package imports neither torch nor solo-learn. The names below are loaded at their first use.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """``python -m emim_solo SCRIPT args...`` runs a script with EMIM registered; ``python -m emim_solo COMMAND`` is ``emim-solo``.
 
-For the suite's scripts that never start Hydra (main_knn.py, main_umap.py). One that starts DDP should be started with
-``torchrun -m emim_solo SCRIPT args...``: Lightning's launcher would start its further processes from the script alone.
+The first form is for solo-learn's scripts that never start Hydra (main_knn.py, main_umap.py). For DDP, start a script
+with ``torchrun -m emim_solo SCRIPT args...``: Lightning's launcher would start the other processes without EMIM.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from emim_solo.plugin.registration import register
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run a script, or a command of the package; exits with status 2 where there is no such script."""
+    """Run a script, or a command of the package. Exits with status 2 if there is no such script."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", *cli.COMMANDS):
         cli.main(arguments)

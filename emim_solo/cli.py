@@ -46,7 +46,7 @@ CHECKPOINT is the folder of a run, as pretrain prints it.
 'emim-solo COMMAND --help' says more about a command. --verbose shows what Lightning and other libraries print, too.
 Tab completion in bash and zsh: eval "$(emim-solo -sc install=bash)"; in fish: emim-solo -sc install=fish | source"""
 
-_HELP = {  # of the commands that have no parser of their own; the others say it themselves
+_HELP = {  # of the commands without a parser of their own
     "pretrain": """usage: emim-solo pretrain --config-path DIR --config-name NAME [key=value ...]
 
 Train one method of solo-learn without labels. Checkpoints go to trained_models/METHOD/NUMBER, and one row of results
@@ -85,7 +85,7 @@ example: emim-solo images digits datasets/digits""",
 
 @contextlib.contextmanager
 def _silent_if_the_reader_leaves() -> Iterator[None]:
-    """``emim-solo configs | head -1`` ends as other programs do there: without a word, with the status of SIGPIPE."""
+    """If the reader of a pipe leaves, as in ``emim-solo configs | head -1``, exit silently with SIGPIPE's status."""
     try:
         try:
             yield
@@ -94,7 +94,7 @@ def _silent_if_the_reader_leaves() -> Iterator[None]:
     except BrokenPipeError:
         pipes = select.poll()
         pipes.register(sys.stdout, 0)
-        if not pipes.poll(0):  # nothing wrong with this one: it was a pipe to a worker
+        if not pipes.poll(0):  # standard output is fine: the broken pipe led to a worker
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
         raise SystemExit(128 + signal.SIGPIPE) from None
@@ -102,7 +102,7 @@ def _silent_if_the_reader_leaves() -> Iterator[None]:
 
 @_silent_if_the_reader_leaves()
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run one command; exits with status 2 and one line on standard error if the user can mend what is wrong."""
+    """Run one command. For an error that the user can correct, exit with status 2 and one line on standard error."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
@@ -120,9 +120,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     if command not in COMMANDS:
         _exit(f"unknown command '{command}': expected one of {', '.join(COMMANDS)}")
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a folder of the user's may have a name that is no UTF-8
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a user's folder name may not be UTF-8
         sys.stdout.reconfigure(errors="backslashreplace")
-    if not sys.stdout.isatty():  # a log file keeps every state of Lightning's bars: one in a thousand will do
+    if not sys.stdout.isatty():  # a log file keeps every state of a progress bar: write one in a thousand
         os.environ.setdefault("TQDM_MINITERS", "1000")
     try:
         with stoppable(), _one_line():
@@ -135,25 +135,25 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _names_a_config(word: str) -> bool:
-    return word.partition("=")[0] in ("--config-name", "-cn", "--config-path", "-cp")  # Hydra then shows the config
+    return word.partition("=")[0] in ("--config-name", "-cn", "--config-path", "-cp")  # then Hydra shows the config
 
 
 def _leave_out_what_libraries_say() -> None:
-    """Advertisements, tables of modules, and warnings that a user can do nothing about."""
+    """Hide advertisements, tables of modules, and warnings that a user cannot act on."""
     logging.disable(logging.INFO)
     for message in (
         "pkg_resources is deprecated",  # torchmetrics 0.11, which solo-learn needs
         r"`torch\.cuda\.amp\.custom_",
         ".*'pin_memory' argument is set as true but no accelerator",  # solo-learn's loaders set it
         r".*isinstance\(treespec, LeafSpec\)",
-        "Experiment logs directory .* exists and is not empty",  # nothing is deleted: earlier curves were moved
+        "Experiment logs directory .* exists and is not empty",  # nothing is deleted: earlier curves are renamed
     ):
         warnings.filterwarnings("ignore", message=message)
 
 
 @contextlib.contextmanager
 def _one_line() -> Iterator[None]:
-    """What a user can mend is one line; a fault of ours keeps its traceback."""
+    """An error that the user can correct prints one line; any other keeps its traceback."""
     try:
         yield
     except (UsageError, FloatingPointError) as error:
@@ -174,12 +174,12 @@ def _exit(message: str) -> None:
 
 
 def _complete(arguments: list[str]) -> None:
-    """``emim-solo -sc install=bash``, and the question that the function so installed asks at each tab."""
+    """``emim-solo -sc install=bash``, and the query that the installed shell function sends at each tab."""
     query = next((argument for argument in arguments if argument.startswith("query=")), None)
     if query is None:
         hydra_run("", lambda cfg: None, [argument for argument in arguments if argument not in COMMANDS])
         return
-    composed = {"pretrain": _pretrain, "benchmark": _benchmark, "tune": _pretrain}  # the keys of a search are a run's
+    composed = {"pretrain": _pretrain, "benchmark": _benchmark, "tune": _pretrain}  # a search has the keys of a run
     completion.answer(query, os.environ.get("COMP_LINE", ""), COMMANDS, composed)
 
 
@@ -188,8 +188,8 @@ def hydra_run(
 ) -> None:
     """Compose a config from command-line arguments with Hydra and run ``task`` on it.
 
-    ``--config-path`` may name a folder relative to the working directory or a shipped one (``pretrain/digits``);
-    ``folder`` is the one where it is not given.
+    ``--config-path`` names a folder relative to the working directory or a shipped one (``pretrain/digits``);
+    without it, ``folder`` is used.
     """
     import hydra
 
@@ -197,13 +197,13 @@ def hydra_run(
 
     parser = argparse.ArgumentParser(prog=f"emim-solo {command}", add_help=False, allow_abbrev=False)
     parser.add_argument("--config-path", "-cp", default=folder)
-    parser.add_argument("--cfg", "-c")  # Hydra's, which would be taken for the start of -cp
+    parser.add_argument("--cfg", "-c")  # Hydra's flag, which argparse would read as the start of -cp
     options, arguments = parser.parse_known_args(arguments)
     for position, argument in enumerate(arguments):
         key, _, value = argument.partition("=")
         if "=" in value and not key.startswith("-") and not re.search(r"""["'\[\](){},$]""", value):
-            arguments[position] = f'{key}="{value}"'  # Hydra wants the suite's names of checkpoints quoted
-    if {"-h", "--help"}.intersection(arguments):  # the overrides in one piece: Hydra's parser takes no other
+            arguments[position] = f'{key}="{value}"'  # Hydra needs quotes around the checkpoint names of solo-learn
+    if {"-h", "--help"}.intersection(arguments):  # Hydra's parser takes overrides only in one block
         overrides = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
         flags = [argument for argument in arguments if argument not in overrides]
         arguments = [*flags, *overrides, f"hydra.help.app_name='emim-solo {command}'"]
@@ -215,8 +215,8 @@ def hydra_run(
     original = sys.argv
 
     def run(cfg: DictConfig) -> None:
-        sys.argv = original  # Lightning starts the other processes of a DDP run with this very command
-        with _one_line():  # inside: Hydra would add its own lines
+        sys.argv = original  # Lightning starts the other processes of a DDP run with this command
+        with _one_line():  # inside Hydra, which would add its own lines to an error
             task(cfg)
 
     sys.argv = ["emim-solo", *arguments]
@@ -265,7 +265,7 @@ def _images(arguments: Sequence[str]) -> None:
 
 
 _CONTINUES = dict.fromkeys(("benchmark", "tune"), "the same command goes on where it was")
-COMMANDS = {  # by names, which are imported when they are used: torch takes seconds to load
+COMMANDS = {  # names, imported at first use: torch takes seconds to load
     "pretrain": "cli:_pretrain",
     "benchmark": "cli:_benchmark",
     "tune": "tuning.command:tune_main",

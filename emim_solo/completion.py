@@ -1,7 +1,7 @@
-"""Tab completion of ``emim-solo``: commands, folders and configs by us, keys and groups by Hydra.
+"""Tab completion of ``emim-solo``. This module completes commands, folders and configs; Hydra, keys and groups.
 
-``eval "$(emim-solo -sc install=bash)"`` gives a shell Hydra's function. It asks ``emim-solo -sc query=bash`` with the
-line typed so far in ``COMP_LINE``, and Hydra then knows neither our commands nor the config that is named in the line.
+``eval "$(emim-solo -sc install=bash)"`` installs Hydra's shell function, which calls ``emim-solo -sc query=bash`` with
+the typed line in ``COMP_LINE``. Hydra itself knows neither the commands nor the config that the line names.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from emim_solo.ground.errors import UsageError
 
 FLAGS = ("-sc", "--shell-completion")
 _PATH, _NAME = ("--config-path", "-cp"), ("--config-name", "-cn")
-_PARSER = argparse.ArgumentParser(add_help=False, allow_abbrev=False)  # of what Hydra must know to find the config
+_PARSER = argparse.ArgumentParser(add_help=False, allow_abbrev=False)  # the flags by which Hydra finds the config
 _PARSER.add_argument(*_PATH)
 _PARSER.add_argument(*_NAME)
 _SWITCHES = ("--cfg", "--config-name", "--config-path", "--help", "--multirun", "--resolve")
@@ -32,10 +32,10 @@ def answer(
         query: ``query=SHELL``, for Hydra.
         line: as typed, up to the cursor.
         commands: every command of ``emim-solo``.
-        composed: by name those whose configs Hydra composes.
+        composed: by name, the commands whose configs Hydra composes.
     """
     *before, current = [*line.split()[1:], ""] if line.endswith(" ") else line.split()[1:] or [""]
-    # What is wrong in a line is said when it is run, not while it is typed.
+    # Errors in a line are reported when it is run, not while it is typed.
     with contextlib.redirect_stderr(io.StringIO()), contextlib.suppress(UsageError, SystemExit):
         if not before:
             print(*(name for name in commands if name.startswith(current)), sep="\n")

@@ -1,4 +1,4 @@
-"""Losses that were tried for EMIM, all made of second moments: see docs/research.md for what became of them."""
+"""Candidate losses for EMIM, all from second moments. docs/research.md has their results."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from emim_solo.emim.objective import emim_loss_func
 
-DIRECTIONS = 16  # random ones a step, of the Gaussian marginals
+DIRECTIONS = 16  # random directions per step, for the Gaussian marginals
 
 
 def standardised(z: Tensor, scale: str = "features") -> Tensor:
@@ -29,9 +29,9 @@ def family(
     power: float = 1.0,
     sphere: bool = False,
     first_only: bool = False,
-    scale: str = "features",  # what has variance 1: each of the "features", or their mean, "total"
+    scale: str = "features",  # scaled to variance 1: each of the "features", or their mean, "total"
 ) -> Tensor:
-    """(-H(Z) + weight H(Z|Z')) / d of K >= 2 exchangeable views, each N x d."""
+    """(-H(Z) + weight H(Z|Z')) / d for K >= 2 exchangeable views, each N x d."""
     z = torch.stack([standardised(view.float(), scale) for view in embeddings])
     if sphere:
         z = torch.nn.functional.normalize(z, dim=-1) * math.sqrt(z.shape[-1])
@@ -45,7 +45,7 @@ def family(
         h = -x.pow(2).sum() / 4
     elif marginal == "renyi":
         h = -d / 4 * torch.log(((c + e * eye) / (1 + e)).pow(2).sum() / d)
-    elif marginal == "views":  # the series of each view's own moments, not of the pooled ones
+    elif marginal == "views":  # the series with the moments of each view instead of the pooled ones
         own_moments = torch.einsum("kni,knj->kij", z, z) / samples
         h = -((own_moments - eye) / (1 + e)).pow(2).sum() / (4 * views)
     elif marginal == "unbiased":  # the series with tr C^2 from pairs of different images only, a U-statistic
@@ -90,7 +90,7 @@ def family(
 
 
 def emim(*z: Tensor, l2_normalise: bool = False, **kwargs: Any) -> Tensor:
-    """The package's loss. It had an option l2_normalise for a while: `sphere` above is that, not centred again."""
+    """The package's loss. `l2_normalise`, which some recipes have, is `sphere` of :func:`family`, without centring again."""
     if l2_normalise:
         return family(*z, sphere=True, **kwargs)
     if kwargs.get("gaussian_weight"):
@@ -100,10 +100,10 @@ def emim(*z: Tensor, l2_normalise: bool = False, **kwargs: Any) -> Tensor:
 
 
 def shrunk(*embeddings: Tensor, noise_variance: float = 0.1) -> Tensor:
-    """Log det at weight 1 with the isotropic residual, C shrunk towards the identity: for more dimensions than pooled views.
+    """Log det at weight 1 with the isotropic residual. C is shrunk towards the identity, for d above the pooled samples.
 
     The share of the identity is the oracle approximating shrinkage of Y. Chen et al., "Shrinkage Algorithms for MMSE
-    Covariance Estimation", IEEE Trans. Signal Processing 58, 2010, from tr C and tr C^2.
+    Covariance Estimation", IEEE Trans. Signal Processing 58, 2010. It is computed from tr C and tr C^2.
     """
     z = torch.stack([standardised(view.float()) for view in embeddings])
     d, pooled = z.shape[-1], z.flatten(0, 1)
@@ -119,16 +119,16 @@ def shrunk(*embeddings: Tensor, noise_variance: float = 0.1) -> Tensor:
 
 
 def centroid(*embeddings: Tensor, noise_variance: float = 1.0) -> Tensor:
-    """-I(c; c + noise)/d in nats of a Gaussian c with the covariance of the mean of an image's views, each on the sphere.
+    """-I(c; c + noise)/d in nats. c is Gaussian with the covariance of an image's mean view; each view is on the sphere.
 
-    As MMCR it has one term: views that agree make the mean long, and many directions raise the log det. MMCR's has the
-    square root of the eigenvalues in place of their logarithm.
+    Like MMCR, it has one term. Views that agree make the mean long, and many directions raise the log det. MMCR has the
+    square root of the eigenvalues instead of their logarithm.
     """
     z = torch.nn.functional.normalize(torch.stack([view.float() for view in embeddings]), dim=-1)
     c = z.mean(0) - z.mean((0, 1))
     d = c.shape[1]
     smaller = c if len(c) < d else c.T
-    moments = smaller @ smaller.T * (d / len(c))  # of a sphere of radius sqrt d, so that a direction has variance 1
+    moments = smaller @ smaller.T * (d / len(c))  # sphere of radius sqrt d, so that a direction has variance 1
     return -torch.logdet(torch.eye(len(moments)) + moments / noise_variance) / (2 * d)
 
 
@@ -140,28 +140,28 @@ def spanned(
     weight: float = 1.0,
     averaged: bool = False,
 ) -> Tensor:
-    """(-H + weight H(Z|Z')) / r on the sphere, both entropies over the r = min(N, d) directions that a batch spans.
+    """(-H + weight H(Z|Z')) / r on the sphere. Both entropies use the r = min(N, d) directions that a batch can span.
 
-    Of N samples there are at most r directions with any variance. The isotropic bound of the package takes Jensen's inequality
-    over all d: its residual then has d / 2 logarithms where the log det has r / 2 that can change. Here both have r, and
-    moments are scaled so that a direction has variance 1 on average: with `noise` in the same unit nothing is left that d or
-    N would change. H is of each view's own moments ("views"), which views that disagree cannot raise; or of the views' mean
-    ("mean"), which is H(Z + Z') - H(Z - Z') of two views: to first order in the correlation where the MI is of second order.
-    With "mean", `averaged` and noise 1 the loss is minus the information about the image in the mean of its views, seen through
-    noise of the variance of one direction: the mean has K times less residual variance than a view. With weight 0 it is the
-    information of the noisy mean about the mean itself.
-    `form` "renyi" has the logarithm of tr C^2 in place of the log det, exact in the scale and to second order in the shape.
+    The package's isotropic bound takes Jensen's inequality over all d. Its residual then has d / 2 logarithms, while only
+    r / 2 in the log det can change. Here both have r / 2. Moments are scaled so that a direction has variance 1 on
+    average; `noise` has the same unit, so nothing is left that depends on d or N.
+    `entropy` "views" takes H from each view's own moments: views that disagree cannot raise it. "mean" takes H from the mean
+    of the views. For two views this gives H(Z + Z') - H(Z - Z'), of first order in the correlation; MI is of second order.
+    With "mean", `averaged` and noise 1, the loss is minus the information about the image in the mean of its views, seen
+    through noise with the variance of one direction: the mean has K times less residual variance than a view. Weight 0
+    leaves the information of the noisy mean about the mean itself.
+    `form` "renyi" replaces the log det by the logarithm of tr C^2: exact in the scale, and to second order in the shape.
     """
     z = torch.nn.functional.normalize(torch.stack([view.float() for view in embeddings]), dim=-1)
     views, samples, d = z.shape
     r = min(samples, d)
-    within = (z - z.mean(0)).square().sum() / (samples * (views - 1))  # of a total variance of 1
+    within = (z - z.mean(0)).square().sum() / (samples * (views - 1))  # the total variance is 1
     residual = r / 2 * torch.log(within / (views if averaged else 1) + noise)
     h = z.new_zeros(())
     parts = z if entropy == "views" else z.mean(0, keepdim=True)
     for part in parts:
         smaller = part if samples < d else part.T
-        moments = smaller @ smaller.T * (r / samples)  # of trace r where the part is on the sphere
+        moments = smaller @ smaller.T * (r / samples)  # trace r if the part is on the sphere
         if form == "log_det":
             h = h + torch.logdet(moments + noise * torch.eye(r)) / 2
         else:
@@ -171,9 +171,9 @@ def spanned(
 
 
 class MovingAverage(torch.nn.Module):
-    """The default family with the pooled second moments averaged over steps, history detached.
+    """The default family with pooled second moments averaged over steps; the history has no gradient.
 
-    The gradient of the series is taken at the average and applied to the batch's own moments, at full weight.
+    The gradient of the series is evaluated at the average, and applied to the batch's own moments at full weight.
     """
 
     moments: Tensor
@@ -199,7 +199,7 @@ class MovingAverage(torch.nn.Module):
 
 
 class Scheduled(torch.nn.Module):
-    """The package's loss with options that go from one value to another over the steps, along half a cosine."""
+    """The package's loss. Options change from one value to another over the steps, along half a cosine."""
 
     def __init__(self, steps: int, **ends: tuple[float, float]) -> None:
         super().__init__()

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from emim_solo.ground.compare import config_hash
 
 SETTINGS: dict[str, Any] = {
-    "loss": "emim",  # a name of losses()
+    "loss": "emim",  # a key of losses()
     "kwargs": {},
     "dim": 256,
     "hidden": 512,
@@ -45,18 +45,18 @@ SETTINGS: dict[str, Any] = {
     "batch": 256,
     "lr": 1e-3,
     "weight_decay": 1e-4,
-    "clip": 0.0,  # of the gradient's norm; 0 for none
-    "optimiser": "adamw",  # or "lars", as the suite's configs for CIFAR have it
+    "clip": 0.0,  # largest norm of the gradient; 0 for none
+    "optimiser": "adamw",  # or "lars", as in solo-learn's configs for CIFAR
     "views": 2,  # of CROP x CROP pixels
     "small_views": 0,  # of SMALL x SMALL pixels
-    "momentum": 0.0,  # of a target encoder for the second view; 0 for none
+    "momentum": 0.0,  # of a target encoder; 0 for none
     "predictor": 0,  # hidden width, 0 for none
-    "features_weight": 0.0,  # of the same loss on the backbone's features
+    "features_weight": 0.0,  # weight of the same loss on the backbone's features
     "width": 16,  # of the network
-    "crop_min": 0.2,  # the least share of an image that a view shows
+    "crop_min": 0.2,  # smallest share of an image in a view
     "colour": 1.0,  # strength of colour jitter
-    "bank": None,  # labelled images that k-NN and the classifier know; all that were trained on
-    "validation_from": None,  # place in the shuffle of the first validation image; `images`
+    "bank": None,  # number of labelled images for k-NN and classifier; None for all training images
+    "validation_from": None,  # position of the first validation image in the shuffle; None for `images`
 }
 CROP, SMALL = 24, 16
 JUDGED = 4096  # held-out images that MI and rank are measured on
@@ -64,13 +64,13 @@ CAPABILITIES = {name for name, there in torch.cpu.get_capabilities().items() if 
 FEATURES = {"avx2", "avx512_f", "avx512_bf16", "amx_bf16"}
 PRECISION = (
     torch.bfloat16 if CAPABILITIES & {"avx512_bf16", "amx_bf16"} else torch.float32
-)  # emulated: ten times slower
+)  # emulated bfloat16 is ten times slower
 MEAN = torch.tensor([0.4914, 0.4822, 0.4465]).view(1, 3, 1, 1)
 STD = torch.tensor([0.247, 0.243, 0.261]).view(1, 3, 1, 1)
 
 
 def images_of(folder: Path) -> tuple[Tensor, Tensor]:
-    """All images of a folder as N x 3 x 32 x 32 bytes, and their labels; decoded once, kept beside the folder."""
+    """All images of a folder as N x 3 x 32 x 32 bytes, and their labels; a file beside the folder caches them."""
     from torchvision.datasets import ImageFolder
 
     cache = folder.with_suffix(".npz")
@@ -84,7 +84,7 @@ def images_of(folder: Path) -> tuple[Tensor, Tensor]:
 def augment(
     x: Tensor, size: int = CROP, scale: tuple[float, float] = (0.2, 1.0), colour: float = 1.0, flip: float = 0.5
 ) -> Tensor:
-    """Random resized crop, flip, brightness, contrast, saturation, hue, grayscale: each image its own."""
+    """Random resized crop, flip, brightness, contrast, saturation, hue and grayscale, drawn for each image."""
     spread = 1.2 * colour
     n = x.shape[0]
     side = torch.empty(n).uniform_(*scale).sqrt()
@@ -146,7 +146,7 @@ def encoder(width: int = 16) -> tuple[nn.Module, int]:
 
 
 class Model(nn.Module):
-    """The network in bfloat16 where the processor has it, the embeddings in float32."""
+    """The network in bfloat16 if the CPU has it; the embeddings in float32."""
 
     def __init__(self, net: nn.Module, projector: nn.Module) -> None:
         super().__init__()
@@ -178,7 +178,7 @@ def features(net: nn.Module, images: Tensor) -> Tensor:
 
 
 class Swav(nn.Module):
-    """The suite's SwAV loss over its prototypes and their Sinkhorn assignments, without a queue."""
+    """Solo-learn's SwAV loss with prototypes and Sinkhorn assignments, without a queue."""
 
     def __init__(self, dim: int, prototypes: int = 300, temperature: float = 0.1) -> None:
         from solo.utils.sinkhorn_knopp import SinkhornKnopp
@@ -210,7 +210,7 @@ class Supervised(nn.Module):
 
 
 def losses() -> dict[str, Any]:
-    """The suite's own baselines, today's rivals, EMIM, and what was tried for it."""
+    """All losses by name: solo-learn's baselines, rivals, EMIM and candidates for it."""
     import candidates
     import rivals
 
@@ -224,7 +224,7 @@ def losses() -> dict[str, Any]:
     from solo.losses.vicreg import vicreg_loss_func
 
     def over_pairs(loss: Any) -> Any:
-        """A loss of two views averaged over all pairs of views: what the suite does not have, as a control."""
+        """A control that solo-learn does not have: a loss of two views, averaged over all pairs of views."""
         return lambda *z, **kwargs: torch.stack([loss(a, b, **kwargs) for a, b in combinations(z, 2)]).mean()
 
     suites = {"barlow_twins": barlow_loss_func, "vicreg": vicreg_loss_func}
@@ -234,14 +234,14 @@ def losses() -> dict[str, Any]:
 
 
 def optimiser_of(parameters: list[nn.Parameter], s: dict[str, Any]) -> tuple[Any, torch.optim.Optimizer]:
-    """What steps, and what a schedule of the learning rate is put on."""
+    """The optimiser that steps, and the one whose learning rate is scheduled."""
     rate = s["lr"] * s["batch"] / 256
     if s["optimiser"] == "adamw":
         adamw = torch.optim.AdamW(parameters, lr=rate, weight_decay=s["weight_decay"])
         return adamw, adamw
     if s["optimiser"] != "lars":
         raise ValueError(f"optimiser is 'adamw' or 'lars', got {s['optimiser']!r}")
-    from solo.utils.lars import LARSWrapper  # of 1.0.2, with the values of the suite's configs for CIFAR
+    from solo.utils.lars import LARSWrapper  # with the values of solo-learn's configs for CIFAR
 
     sgd = torch.optim.SGD(parameters, lr=rate, momentum=0.9, weight_decay=s["weight_decay"])
     return LARSWrapper(sgd, eta=0.02, clip=True, exclude_bias_n_norm=True), sgd
@@ -253,7 +253,7 @@ def batches(count: int, size: int) -> Iterator[Tensor]:
 
 
 def train(s: dict[str, Any], seed: int, images: Tensor, labels: Tensor) -> tuple[Model, dict[str, Any]]:
-    """Trains on the images with the settings `s`; the labels are for the loss "supervised" alone."""
+    """Train on the images with the settings `s`. Only the loss "supervised" uses the labels."""
     torch.manual_seed(seed)
     net, width = encoder(s["width"])
     projector = mlp([width, *[s["hidden"]] * (s["layers"] - 1), s["dim"]])
@@ -291,7 +291,7 @@ def train(s: dict[str, Any], seed: int, images: Tensor, labels: Tensor) -> tuple
                 if s["features_weight"]:
                     loss = loss + s["features_weight"] * loss_func(*h, **kwargs)
             else:
-                if target is None:  # SimSiam: the gradient stops
+                if target is None:  # SimSiam: stop-gradient
                     t1, t2 = (view.detach() for view in z)
                 else:
                     with torch.no_grad():
@@ -316,7 +316,7 @@ def train(s: dict[str, Any], seed: int, images: Tensor, labels: Tensor) -> tuple
 
 @torch.no_grad()
 def judge(model: Model, images: Tensor) -> dict[str, float]:
-    """What can be said of two views of held-out images without their labels, by the package's own measures."""
+    """The package's label-free measures of two views of held-out images."""
     from emim_solo.emim.measures import diagnose
 
     model.eval()
@@ -332,7 +332,7 @@ def judge(model: Model, images: Tensor) -> dict[str, float]:
 
 @torch.no_grad()
 def score_without_labels(model: Model, images: Tensor, protocol: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """The package's scores of the protocol's views of its first images, by the name of the features and of a variant."""
+    """The package's scores of the first images, in the protocol's views, by name of features and variant."""
     from emim_solo.emim.measures import NAMES, scores
 
     model.eval()
@@ -366,7 +366,7 @@ def score_without_labels(model: Model, images: Tensor, protocol: dict[str, Any])
 
 
 def score(net: nn.Module, train_set: tuple[Tensor, Tensor], held_out: tuple[Tensor, Tensor]) -> dict[str, float]:
-    """Top-1 accuracy in percent of the suite's k-NN (k = 20, cosine) and of a ridge classifier on the features."""
+    """Top-1 accuracy in percent of k-NN (k = 20, cosine) and of a ridge classifier on the features."""
     from emim_solo.evaluation.knn import knn_accuracies
 
     (x, y), (xt, yt) = (features(net, train_set[0]), train_set[1]), (features(net, held_out[0]), held_out[1])
@@ -377,7 +377,7 @@ def score(net: nn.Module, train_set: tuple[Tensor, Tensor], held_out: tuple[Tens
 
 
 def run(job: tuple[str, dict[str, Any], int, argparse.Namespace]) -> list[dict[str, Any]]:
-    """Trains once; a row for each split that is asked for."""
+    """Train once and return a row for each requested split."""
     name, settings, seed, arguments = job
     torch.set_num_threads(1)
     started = time.time()
@@ -402,7 +402,7 @@ def run(job: tuple[str, dict[str, Any], int, argparse.Namespace]) -> list[dict[s
 
 
 def trials_of(path: Path) -> dict[str, dict[str, Any]]:
-    """Settings by name, the defaults filled in; a mistyped setting ends the program."""
+    """Settings by name of the trial, with defaults. An unknown setting ends the program."""
     trials = {name: trial or {} for name, trial in yaml.safe_load(path.read_text()).items()}
     for name, trial in trials.items():
         if unknown := sorted(trial.keys() - SETTINGS.keys()):

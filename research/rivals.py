@@ -1,7 +1,7 @@
-"""Losses of today's rivals for the laboratory: lightly's where it has them, CorInfoMax after its paper.
+"""Losses of rival methods for lab.py: from lightly where it has them; CorInfoMax from its paper.
 
-Each is a function of the views' embeddings, N x d; the large views come first, then the small ones, and `large` is how
-many there are of the first. lightly is a development dependency; none of this is shipped.
+Each is a function of the views' embeddings, N x d. The `large` large views come first, then the small ones. lightly is
+a development dependency; the package does not contain this file.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from lightly.loss.visreg_loss import visreg_center_loss, visreg_scale_loss, visr
 from torch import Tensor, nn
 
 SLICES = (
-    256  # random directions a step, of LeJEPA's 1,024 and VISReg's 4,096: these would be most of a step's time here
+    256  # random directions per step, not LeJEPA's 1,024 or VISReg's 4,096, which would take most of a step's time here
 )
 
 
@@ -27,7 +27,7 @@ def frossl(*z: Tensor, invariance_weight: float = 1.0) -> Tensor:
 
 
 class LeJEPA(nn.Module):
-    """lightly's two terms, weighed as its LeJEPALoss weighs them, which asks for a small view."""
+    """lightly's two terms with the weights of its LeJEPALoss, which itself requires a small view."""
 
     def __init__(self, lambda_param: float = 0.05, large: int = 2) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class LeJEPA(nn.Module):
 
 
 def visreg(*views: Tensor, lambda_param: float = 0.9, large: int = 2) -> Tensor:
-    """lightly's four terms, weighed as its VISRegLoss weighs them, which asks for a small view."""
+    """lightly's four terms with the weights of its VISRegLoss, which itself requires a small view."""
     z = torch.stack(views)
     regularisation = visreg_scale_loss(z) + visreg_shape_loss(z, num_slices=SLICES) + visreg_center_loss(z)
     return lambda_param * regularisation + (1 - lambda_param) * lejepa_invariance_loss(
@@ -50,7 +50,7 @@ def visreg(*views: Tensor, lambda_param: float = 0.9, large: int = 2) -> Tensor:
 
 
 def mmcr(*views: Tensor, lmda: float = 0.0) -> Tensor:
-    """lightly's MMCRLoss of embeddings on the sphere, over N: it computes the singular vectors, too, and sums over images."""
+    """lightly's MMCRLoss on the sphere, divided by N; without the singular vectors that lightly also computes."""
     z = F.normalize(torch.stack(views, 1), dim=-1)
     spread = torch.linalg.matrix_norm(z.mean(1), ord="nuc")
     within = torch.linalg.matrix_norm(z, ord="nuc").mean() if lmda else 0.0
@@ -58,7 +58,7 @@ def mmcr(*views: Tensor, lmda: float = 0.0) -> Tensor:
 
 
 def emp_ssl(*views: Tensor, inv_coef: float = 200.0, tcr_eps: float = 0.2) -> Tensor:
-    """lightly's two terms of embeddings on the sphere. Its EMPSSLLoss adds the coding rate, which the paper maximises."""
+    """lightly's two terms on the sphere. Its EMPSSLLoss adds the coding rate, but the paper maximises the rate."""
     z = F.normalize(torch.stack(views), dim=-1)
     loss: Tensor = inv_coef * invariance_loss(z) - tcr_loss(z, eps=tcr_eps)
     return loss
@@ -67,8 +67,8 @@ def emp_ssl(*views: Tensor, inv_coef: float = 200.0, tcr_eps: float = 0.2) -> Te
 class CorInfoMax(nn.Module):
     """S. Ozsoy et al., "Self-Supervised Learning with an Information Maximization Criterion", arXiv 2209.07999.
 
-    -(log det R1 + log det R2) / d + alpha |z1 - z2|^2 / (N d), with R the covariance of each branch, centred by its mean,
-    both averaged over steps, history detached; the newest batch has the share 1 - forgetting. Embeddings are on the sphere.
+    -(log det R1 + log det R2) / d + alpha |z1 - z2|^2 / (N d), with R the covariance of each branch, centred by its mean.
+    Both are averages over steps without gradient of the history; the newest batch has the share 1 - forgetting. z is on the sphere.
     """
 
     def __init__(self, alpha: float = 500.0, forgetting: float = 0.01, epsilon: float = 1e-6) -> None:
@@ -97,7 +97,7 @@ LOSSES: dict[str, Any] = {
     "lejepa": LeJEPA,
     "visreg": visreg,
     "mmcr": mmcr,
-    "tico": TiCoLoss,  # whose second embeddings are a momentum encoder's: the setting `momentum`
+    "tico": TiCoLoss,  # its second embeddings come from a momentum encoder: the setting `momentum`
     "emp_ssl": emp_ssl,
     "corinfomax": CorInfoMax,
 }

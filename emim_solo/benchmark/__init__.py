@@ -1,1 +1,1 @@
-"""The comparison: plan (which runs), runner (resumes), statistics, report (HTML)."""
+"""The benchmark: cost (time per step), plan (which runs), runner (resumes)."""

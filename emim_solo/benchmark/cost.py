@@ -1,4 +1,4 @@
-"""What a method costs on this machine, measured on real steps: its loss within a step, an epoch beforehand."""
+"""Time of a training step and share of the loss in it, measured on this machine, and a forecast of an epoch's time."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from emim_solo.training.run import Run
 
 STEPS = 4
 _REPEATS = 3
-_LOADED = 8  # images, to time the loading of one
+_LOADED = 8  # images whose loading is timed
 
 
 @dataclass(frozen=True)
 class Cost:
     """What a method costs on this machine.
 
-    ``metrics`` has ``step_seconds`` and, where the method computes its loss in one function ``*_loss_func``, that
-    function's forward and backward in percent of a step, ``loss_share``.
+    ``metrics`` has ``step_seconds``. If the method computes its loss in one function ``*_loss_func``, it also has
+    ``loss_share``: forward and backward of that function, in percent of a step.
     """
 
     metrics: dict[str, float]
-    epoch_seconds: float  # loading included, validation not
+    epoch_seconds: float  # with loading, without validation
 
 
 class _StepTimes(Callback):
@@ -59,14 +59,14 @@ def _now() -> float:
 
 
 def measure(run: Run, *, steps: int = STEPS) -> Cost:
-    """Time a few training steps of a fresh model, the first to warm up, and its loss alone on the same tensors."""
+    """Time a few training steps of a new model, the first as warm-up, then its loss alone on the same tensors."""
     suite, cfg = load_suite(), run.config
     seed_everything(cfg.seed, workers=True, verbose=False)
     model = suite.build(cfg)
     times = _StepTimes()
     loader = suite.train_loader(cfg, run.images)
     with warnings.catch_warnings(), _recorded_loss(type(model)) as calls:
-        warnings.simplefilter("ignore")  # of a Trainer that is a measurement only
+        warnings.simplefilter("ignore")  # they are about a training; this is a measurement
         trainer = quiet_trainer(
             max_epochs=1,
             limit_train_batches=steps,
@@ -80,14 +80,14 @@ def measure(run: Run, *, steps: int = STEPS) -> Cost:
     metrics = {"step_seconds": step}
     if calls:
         metrics["loss_share"] = 100 * _loss_seconds(calls[-1]) * len(calls) / len(times.seconds) / step
-    if cfg.data.format != "dali":  # which loads on its own: the loader above is not its
+    if cfg.data.format != "dali":  # DALI does not use the loader above
         loading = loading_seconds(loader)
         step = max(step, loading) if loader.num_workers else step + loading
     return Cost(metrics, step * len(loader) / run.processes)
 
 
 def loading_seconds(loader: DataLoader) -> float:
-    """Seconds between two batches of a loader's workers, by its first images."""
+    """Seconds in which a loader's workers load one batch, estimated from its first images."""
     dataset: Any = loader.dataset
     start = time.perf_counter()
     for index in range(number := min(_LOADED, len(dataset))):
@@ -98,7 +98,7 @@ def loading_seconds(loader: DataLoader) -> float:
 
 @contextmanager
 def _recorded_loss(method: type[LightningModule]) -> Iterator[list[tuple[Callable[..., Tensor], Any, Any]]]:
-    """Notes the arguments of the one function ``*_loss_func`` of a method's training step; DINO's is a module, and is not."""
+    """Record the calls of a training step's ``*_loss_func``, if it has exactly one. DINO has none: its loss is a module."""
     step: Any = method.training_step
     names = [name for name in step.__code__.co_names if name.endswith("_loss_func") and name in step.__globals__]
     calls: list[tuple[Callable[..., Tensor], Any, Any]] = []
@@ -128,7 +128,7 @@ def _loss_seconds(call: tuple[Callable[..., Tensor], Any, Any]) -> float:
 
     seconds = []
     for _ in range(_REPEATS + 1):
-        args, kwargs = apply_to_collection(arguments, Tensor, leaf)  # SwAV's are lists of tensors
+        args, kwargs = apply_to_collection(arguments, Tensor, leaf)  # SwAV passes lists of tensors
         start = _now()
         loss = function(*args, **kwargs)
         if loss.requires_grad:

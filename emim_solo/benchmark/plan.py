@@ -1,4 +1,4 @@
-"""The plan of a benchmark: which methods, with which seeds, on which equal terms."""
+"""The plan of a benchmark: its methods, its seeds, and the settings that all methods share (equal terms)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from emim_solo.training.run import Run, composed, prepare
 
 @dataclass
 class Method:
-    """An entry of ``methods``: a config of the folder ``pretrain``, and what is changed of it."""
+    """An entry of ``methods``: a config of the folder ``pretrain``, and changes to it."""
 
     config: str | None = None
     method: str | None = None
@@ -56,7 +56,7 @@ class UMAP:
 
 @dataclass
 class Benchmark:
-    """Every key of a benchmark's config; what each means is said in scripts/benchmark/digits.yaml."""
+    """Every key of a benchmark's config; scripts/benchmark/digits.yaml explains each."""
 
     dir: str = "runs/benchmark"
     pretrain: str = "pretrain/custom"
@@ -87,9 +87,9 @@ class Entry:
 
     name: str  # of the method in this benchmark
     seed: int
-    composed: DictConfig  # its config as a user would have written it
+    composed: DictConfig  # its config, without the added defaults
     run: Run
-    config_hash: str  # what its rows are known by
+    config_hash: str  # identifies its rows
 
     @property
     def cfg(self) -> DictConfig:
@@ -98,7 +98,7 @@ class Entry:
 
     @property
     def version(self) -> str:
-        """Name of its folder: another config never continues from this one's checkpoints."""
+        """Name of its folder. The hash keeps another config from resuming from these checkpoints."""
         return f"{self.name}-seed{self.seed}-{self.config_hash[:6]}"
 
     @property
@@ -110,17 +110,17 @@ class Entry:
 class Plan:
     """All runs of a benchmark and how they are evaluated."""
 
-    folder: Path  # for everything that is made
-    runs: list[Entry]  # methods by seeds, one seed of every method first
-    settings: dict[str, dict[str, Any]]  # of each stage; those of the score are empty where it is not wanted
-    views: int | None = None  # of each image, that features are averaged over
+    folder: Path  # of all output
+    runs: list[Entry]  # every method with the first seed, then with the next
+    settings: dict[str, dict[str, Any]]  # by stage; empty for a score that is disabled
+    views: int | None = None  # per image, over which features are averaged
 
 
 def make_plan(cfg: DictConfig) -> Plan:
-    """Compose and check every run of a config of :class:`Benchmark` before the first one starts.
+    """Compose and check every run of a :class:`Benchmark` config before the first run starts.
 
     Raises:
-        UsageError: an unknown key or method, unequal terms that are not declared, or what is wrong with a run's config.
+        UsageError: an unknown key or method, unequal terms that are not declared, or an error in a run's config.
     """
     expand_home(cfg)
     with _explained(after=_UNDER_RUN):
@@ -140,7 +140,7 @@ def make_plan(cfg: DictConfig) -> Plan:
     by_name: dict[str, Mapping[str, Any]] = {}
     for seed in seeds:
         for name, method in methods.items():
-            if name not in chosen and name in by_name:  # another job's is compared with, once
+            if name not in chosen and name in by_name:  # of another job: one seed is enough to compare terms
                 continue
             with _explained(before=f"{name}: ", after=_UNDER_RUN):
                 composed = _compose(name, method, seed, benchmark)
@@ -157,7 +157,7 @@ def make_plan(cfg: DictConfig) -> Plan:
 
 @contextmanager
 def _explained(key: str = "", before: str = "", after: str = "") -> Iterator[None]:
-    """What is wrong in a part of the config, with where it is and what goes there."""
+    """Within it, a UsageError about a part of the config gets the place of that part, and a hint."""
     try:
         yield
     except UsageError as error:
@@ -165,7 +165,7 @@ def _explained(key: str = "", before: str = "", after: str = "") -> Iterator[Non
 
 
 def _listed(value: Any) -> list[Any]:
-    """One value is a list of one."""
+    """A single value as a list."""
     return value if isinstance(value, list) else [value]
 
 
@@ -182,14 +182,14 @@ def _methods(benchmark: Benchmark) -> dict[str, Method]:
 
 
 def _compose(name: str, method: Method, seed: int, benchmark: Benchmark) -> DictConfig:
-    """The pretraining config of one run, as its user would have written it."""
+    """The pretraining config of one run, without the defaults that ``prepare`` adds."""
     file, folder = (method.config or "emim").removesuffix(".yaml"), configs.find(benchmark.pretrain)
     if not (folder / f"{file}.yaml").is_file():
         names = ", ".join(name.removesuffix(".yaml") for name in configs.names(folder))
         raise UsageError(f"methods.{name}.config", f"methods.{name}: no '{file}.yaml' in '{folder}'; there are {names}")
     cfg = composed(folder, file)
     kwargs = suite.as_dict(cfg.get("method_kwargs") or OmegaConf.create())
-    if method.method not in (None, cfg.method):  # on this one's terms: of its own settings only the widths are shared
+    if method.method not in (None, cfg.method):  # another method keeps only the projector's widths of this config
         kwargs = {key: kwargs[key] for key in _SHARED_KWARGS if key in kwargs}
         cfg.method = method.method
     cfg.method_kwargs = kwargs
@@ -210,7 +210,7 @@ def _compose(name: str, method: Method, seed: int, benchmark: Benchmark) -> Dict
 
 
 def _changes(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Values by dotted key; a place in a list may be a key (``augmentations.0.crop_size``), a list is one value."""
+    """Values by dotted key. A key may have a list index (``augmentations.0.crop_size``); a list is one value."""
     for key, value in section.items():
         if isinstance(value, Mapping) and value:
             yield from _changes(value, f"{prefix}{key}.")

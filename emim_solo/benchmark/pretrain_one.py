@@ -1,4 +1,4 @@
-"""``python -m emim_solo.benchmark.pretrain_one CONFIG VERSION``: one run of a benchmark in processes of its own."""
+"""``python -m emim_solo.benchmark.pretrain_one CONFIG VERSION``: pretrain one run of a benchmark in its own processes."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Runs a plan, stage by stage. Each finished stage is a row; a stage that has its row is not run again.
+"""Runs a plan stage by stage. Each finished stage writes a row; a stage that has a row is not run again.
 
-What a stage needs is read from disk, so the order of starts and kills does not change the results.
+Each stage reads its inputs from disk, so the order of starts and kills does not change the results.
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ from emim_solo.suite import as_dict, load_suite
 from emim_solo.suite.api import device_of
 from emim_solo.training.pretraining import pretrain, reset_peak_memory
 
-_OF_FEATURES = ("knn", "logistic", "linear", "umap")  # those that are kept on disk
+_OF_FEATURES = ("knn", "logistic", "linear", "umap")  # stages that use the features on disk
 EVALUATION_SHARE = 0.2
-"""Of the time of the pretraining, what evaluation usually takes: 9 to 34 % in the rows of docs/results."""
+"""Usual time of the evaluation over that of the pretraining: 9 to 34 % in the rows of docs/results."""
 
 
 def run_benchmark(cfg: DictConfig) -> None:
-    """``emim-solo benchmark``: everything that is not done yet, then tables and report; of a --multirun, runs only.
+    """``emim-solo benchmark``: make all missing stages, then tables and report. With --multirun, only the runs.
 
     Raises:
-        UsageError: what is wrong with the config, or with a run after all others were made.
+        UsageError: an error in the config; or an error in a run, raised after the other runs were made.
     """
     plan = make_plan(cfg)
     runner = Runner(plan)
@@ -77,11 +77,11 @@ class Runner:
         self.rows_file = plan.folder / ROWS
         self.rows = rows.Rows(self.rows_file)
         self.problems: list[str] = []
-        self.forecast: dict[str, float] = {}  # seconds of a stage of each kind
+        self.forecast: dict[str, float] = {}  # expected seconds by stage
         self.costs: dict[str, Cost] = {}
         self.made = 0
         protocol = Protocol.of(plan.settings["diagnostics"]["protocol"])
-        self.protocol = protocol if plan.settings["score"] else replace(protocol, views=2)  # diagnostics take two
+        self.protocol = protocol if plan.settings["score"] else replace(protocol, views=2)  # two for the diagnostics
         self.start = time.perf_counter()
         files.writable_folder(plan.folder, "dir")
         self._check_images()
@@ -91,7 +91,7 @@ class Runner:
         self.waiting += [] if self._pictures_done() else ["umap"]
 
     def _check_images(self) -> None:
-        """Rows, checkpoints and features in the folder are of the images that are there now."""
+        """Refuse a folder whose rows are of other images than those on disk now."""
         for run in self.plan.runs:
             recorded = self._rows_of(run).get("pretrain", {}).get("images", {})
             if changed := differing_images(recorded, run.run.images.record):
@@ -115,7 +115,7 @@ class Runner:
         return self._diverged(run) or row.get("settings") == self._settings(run, stage)
 
     def _settings(self, run: Entry, stage: str) -> dict[str, Any]:
-        """What else than the pretraining decides a stage's results; as JSON would give it back."""
+        """Settings, besides the pretraining, that decide a stage's results, in the types that JSON returns."""
         settings = dict(self.plan.settings.get(stage, {}))  # the logistic regression has none
         if self.plan.views is not None and stage in _OF_FEATURES:
             settings["views"] = self.plan.views
@@ -126,19 +126,19 @@ class Runner:
     # -- how long it takes --------------------------------------------------------------------------------------
 
     def _cost(self, run: Entry) -> Cost:
-        """What a step of a method costs here, measured once."""
+        """The cost of a method on this machine, measured once."""
         if run.name not in self.costs:
             self.costs[run.name] = measure(run.run, steps=self.plan.settings["diagnostics"]["steps"])
         return self.costs[run.name]
 
     def say_how_long(self) -> None:
-        """Print how long this machine will take, by steps of every new method, which the rows of its diagnostics have."""
+        """Print a forecast of the time from timed steps of each new method. Diagnostics rows record these times, too."""
         new = [run for run in self.plan.runs if not self._is_done(run, "pretrain")]
         if not new:
             return
         try:
             seconds = sum(self._cost(run).epoch_seconds * run.cfg.max_epochs for run in new)
-        except Exception as error:  # whatever keeps a method from training is named by its own run
+        except Exception as error:  # the run of that method will report the error
             print(f"How long this takes is not known: its first steps ended in {type(error).__name__}", flush=True)
             return
         epochs = sum(run.cfg.max_epochs for run in new)
@@ -153,7 +153,7 @@ class Runner:
         )
 
     def _announce(self, title: str) -> None:
-        """One line before each stage: how far, how long, what next."""
+        """Print one line before each stage: time spent, time left, and the stage."""
         spent = tqdm.format_interval(time.perf_counter() - self.start)
         left = "time left not known yet"
         if self.forecast.keys() >= set(self.waiting):
@@ -171,7 +171,7 @@ class Runner:
     # -- runs ---------------------------------------------------------------------------------------------------
 
     def make_runs(self) -> None:
-        """Pretrain and evaluate every run. What is wrong with one is noted and does not keep the others from being made."""
+        """Pretrain and evaluate every run. An error in one run is recorded, and the others are still made."""
         for run in self.plan.runs:
             try:
                 self._stage(run, "pretrain", partial(self._pretrain, run))
@@ -192,7 +192,7 @@ class Runner:
         self._finished(stage, start)
 
     def _pretrain(self, run: Entry) -> dict[str, Any] | None:
-        """The row of a run that diverged: its cells are flagged, and it is not tried again. Others write theirs themselves."""
+        """Pretrain a run. Returns the row of a run that diverged, so it is not tried again; else ``pretrain`` wrote the row."""
         try:
             reset_peak_memory()
             if len(run.cfg.devices) > 1:
@@ -217,7 +217,7 @@ class Runner:
             return row | {"config": config}
 
     def _pretrain_apart(self, run: Entry) -> None:
-        """On several devices, in processes of its own: Lightning starts the others as copies of the first's command."""
+        """Pretrain on several devices in a new process: Lightning starts the others with the command of the first."""
         config = self.plan.folder / f"{run.version}.yaml"
         OmegaConf.save(run.composed, config)
         command = [sys.executable, "-m", "emim_solo.benchmark.pretrain_one", str(config), run.version]
@@ -238,7 +238,7 @@ class Runner:
         return self.plan.folder / run.cfg.method / run.version
 
     def _features(self, run: Entry) -> Features:
-        """Features of a run, computed once and kept on disk."""
+        """Features of a run, computed once and stored on disk."""
         of_views = "" if self.plan.views is None else f"-views{self.plan.views}"
         path = self.plan.folder / "features" / f"{run.version}{of_views}.pt"
         if path.is_file():
@@ -267,7 +267,7 @@ class Runner:
         work: dict[str, Callable[[], dict[str, Any]]] = {
             stage: partial(self._row, run, stage, evaluate) for stage, evaluate in evaluations.items()
         }
-        seen = cache(lambda: see(self._checkpoint(run), self.protocol))  # once for both
+        seen = cache(lambda: see(self._checkpoint(run), self.protocol))  # both stages share it
         work |= {
             "diagnostics": lambda: self._diagnosed(run, seen()),
             "score": lambda: score_checkpoint(self._checkpoint(run), self.protocol, neighbours=False, seen=seen()),
@@ -279,7 +279,7 @@ class Runner:
         start = time.perf_counter()
         metrics = evaluate()
         seconds = time.perf_counter() - start
-        epochs = self._rows_of(run)["pretrain"]["epochs"]  # fewer than planned where score.patience ended it
+        epochs = self._rows_of(run)["pretrain"]["epochs"]  # fewer than planned if score.patience ended the run
         return evaluation_row(stage, run.cfg, self._folder(run), metrics, seconds, self._settings(run, stage), epochs)
 
     def _diagnosed(self, run: Entry, seen: SeenViews) -> dict[str, Any]:
@@ -288,7 +288,7 @@ class Runner:
         return row | {"protocol": self.protocol.hash, "images": images, "of": seen.of}
 
     def _diagnose(self, run: Entry, seen: SeenViews, images: int) -> dict[str, float]:
-        """Diagnostics of both parts; their spectra go to a file, rows hold numbers only."""
+        """Diagnostics of backbone and projector. Spectra go to a file, since rows hold only single numbers."""
         metrics: dict[str, float] = {}
         spectra: dict[str, list[float]] = {}
         for part, features in seen.parts.items():
@@ -307,7 +307,7 @@ class Runner:
     # -- all methods together -----------------------------------------------------------------------------------
 
     def _pictured(self) -> list[Entry]:
-        """One run of each method that has not diverged: those of the first seed."""
+        """The runs of the first seed that have not diverged, one per method."""
         first = self.plan.runs[0].seed
         return [run for run in self.plan.runs if run.seed == first and not self._diverged(run)]
 
@@ -316,7 +316,7 @@ class Runner:
         return not enabled or all(self._is_done(run, "umap") for run in self._pictured())
 
     def make_pictures(self) -> None:
-        """UMAP of all methods, once all of them are trained."""
+        """UMAP of all methods, once every run was made without error."""
         if self.problems or self._pictures_done():
             return
         settings, runs = self.plan.settings["umap"], self._pictured()
@@ -340,7 +340,7 @@ class Runner:
         self._finished("umap", start)
 
     def finish(self) -> None:
-        """Print the table, write the report, say what was made and where; nothing where no run was trained."""
+        """Print the table, write the report, and list the files. Does nothing if no run was trained."""
         if not any("pretrain" in self._rows_of(run) for run in self.plan.runs):
             return
         written = write_report(self.plan.folder)
@@ -358,7 +358,7 @@ class Runner:
 
 
 def _human(seconds: float) -> str:
-    """A duration to two figures at most: it is an estimate."""
+    """A rounded duration, since it is an estimate."""
     for unit, length in (("h", 3600), ("min", 60)):
         if seconds >= 1.5 * length:
             return f"{seconds / length:.2g} {unit}" if seconds < 10 * length else f"{seconds / length:.0f} {unit}"

@@ -1,7 +1,7 @@
-"""Charts of the report: matplotlib draws them, CSS gives them their colours.
+"""Charts of the report: matplotlib draws them, CSS sets their colours.
 
-A page that follows the reader's light or dark mode cannot have fixed colours in its pictures. So each chart is drawn
-with stand-in colours, and in the SVG these are replaced by CSS variables: ``var(--ink)``, ``var(--method-0)``.
+The page follows the reader's light or dark mode, so its pictures cannot have fixed colours. Each chart is drawn with
+stand-in colours; in the SVG, CSS variables such as ``var(--ink)`` and ``var(--method-0)`` then replace them.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ METHOD_COLOURS: tuple[tuple[str, str], ...] = (
     ("#4d4d4d", "#b8b8b8"),
 )
 """Colour of each method on a light and on a dark ground: the hues of Okabe and Ito, darkened or lightened until each
-has a contrast of at least 4.5 to its ground. They repeat after six; labels at the lines say which is which."""
+has a contrast of at least 4.5 to its ground. They repeat after six methods; each line also has a label."""
 
-INK, FAINT, GRID, SURFACE = "#010101", "#010102", "#010103", "#010104"  # the first three as in the style
+INK, FAINT, GRID, SURFACE = "#010101", "#010102", "#010103", "#010104"  # the first three as in charts.mplstyle
 _VARIABLES = {INK: "--ink", FAINT: "--faint", GRID: "--grid", SURFACE: "--surface"}
 _STYLE = Path(__file__).parent / "templates" / "charts.mplstyle"
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _WIDTH, _HEIGHT = 4.6, 3.0
-_AROUND = 0.7  # of the height, what is not the axes
+_AROUND = 0.7  # part of the height, in inches, outside the axes
 
-Ends = dict[str, tuple[float, float, str]]  # where a line ends, x and y, and its colour, by its label
+Ends = dict[str, tuple[float, float, str]]  # by label of a line: x and y of its end, and its colour
 
 
 def draw(name: str, title: str, paint: Callable[[Axes], None], *, height: float = _HEIGHT) -> str:
-    """One chart as an ``<svg>`` element, with a title for those who cannot see it; its name is unique on the page."""
+    """One chart as an ``<svg>`` element, with ``title`` for screen readers; ``name`` is unique on the page."""
     with matplotlib.rc_context(fname=_STYLE):
         figure = Figure(figsize=(_WIDTH, height), layout="constrained")
         figure.patch.set_visible(False)
@@ -58,7 +58,7 @@ def draw(name: str, title: str, paint: Callable[[Axes], None], *, height: float 
         figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     svg = file.getvalue()
     svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    # In tags only: what stands between them may be anybody's name.
+    # In tags only: the text between them may be a user's name for a method.
     svg = re.sub(r"<[^>]*>", lambda tag: _tag_on_page(tag.group(), name), svg)
     opening, rest = svg.split(">", 1)
     opening = re.sub(r' (width|height)="[^"]*"', "", opening)
@@ -66,7 +66,7 @@ def draw(name: str, title: str, paint: Callable[[Axes], None], *, height: float 
 
 
 def _tag_on_page(tag: str, name: str) -> str:
-    """A tag with ids of its own, the fonts of the page and the colours of its variables."""
+    """A tag with ids unique on the page, the font of the page, and variables for stand-in colours."""
     tag = re.sub(r'( id="|href="#|url\(#)', rf"\1{name}-", tag)
     tag = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", tag)
     tag = re.sub(r"font: (bold|\d+) ([\d.]+px) [^;\"]*", r"font-weight: \1; font-size: \2", tag)
@@ -81,7 +81,7 @@ def _colours(results: Results) -> dict[str, str]:
 
 
 def _repetition(results: Results, name: str) -> int:
-    """How often the colours were through before a method: it needs another dash or marker."""
+    """How often the colours repeat before a method; the count selects its dash or marker."""
     return results.names.index(name) // len(METHOD_COLOURS)
 
 
@@ -90,17 +90,17 @@ def _line_style(results: Results, name: str) -> Any:
 
 
 def _label_ends(axes: Axes, ends: Ends) -> None:
-    """Write each line's label at its end, to the right of the axes; many make the chart higher."""
+    """Write each line's label at its end, to the right of the axes. Many labels make the chart higher."""
     if not ends:
         return
     room = max(_HEIGHT - _AROUND, 0.22 * len(ends))
     figure = axes.get_figure(root=True)
     assert figure is not None
     figure.set_figheight(room + _AROUND)
-    axes.autoscale_view()  # limits are set lazily
+    axes.autoscale_view()  # matplotlib sets the limits lazily
     to_axes = axes.transData + axes.transAxes.inverted()
     heights = np.array([float(to_axes.transform((x, y))[1]) for x, y, _ in ends.values()])
-    # Moved as little as possible until no two are closer than this, within 0 and 1.
+    # Labels move as little as possible (least squares) to keep these gaps and stay within 0 and 1.
     order, gaps = np.argsort(heights, kind="stable"), 0.195 / room * np.arange(len(ends))
     heights[order] = isotonic_regression(heights[order] - gaps, y_min=0.0, y_max=1.0 - gaps[-1]) + gaps
     style: Any = {"xycoords": "axes fraction", "va": "center", "fontsize": 9, "annotation_clip": False}
@@ -108,11 +108,11 @@ def _label_ends(axes: Axes, ends: Ends) -> None:
         axes.annotate(label, (1.02, height), color=colour, **style)
 
 
-Curves = Mapping[tuple[str, int], Mapping[str, Curve]]  # by method and seed, by metric
+Curves = Mapping[tuple[str, int], Mapping[str, Curve]]  # by (method, seed), then by metric
 
 
 def learning_curve(results: Results, curves: Curves, metric: str, unit: str, dashed: tuple[str, str]) -> str:
-    """Mean over seeds by epoch, a thin line for each seed; dashed the mean of a second metric, by name and label."""
+    """Mean over seeds by epoch, and a thin line for each seed; ``dashed`` is (name, label) of a second metric."""
     colours = _colours(results)
 
     def runs_of(method: str, measured: str) -> list[Curve]:
@@ -178,7 +178,7 @@ def difference_chart(results: Results) -> str:
 
 
 def _interval_chart(results: Results, name: str, title: str, label: str, entries: Entries, *, zero: bool) -> str:
-    """Horizontal dots with their intervals, a group of lines for each accuracy."""
+    """Dots with horizontal intervals; each accuracy has a group of lines."""
     colours = _colours(results)
     groups = {metric.label.replace(" top-1", ""): list(entries(metric)) for metric in results.shown(ACCURACIES)}
 
@@ -223,7 +223,7 @@ def _name_lines(axes: Axes, places: Sequence[float], names: Sequence[str]) -> No
 
 
 def information(results: Results, features: str) -> str:
-    """Mutual information of two views beside its null: hollow is what independent pairs would give."""
+    """Mutual information of two views and its null. The hollow dot is the null: the value for independent pairs."""
     above = Metric(stage="diagnostics", source=f"{features}_pair_information")
     null = Metric(stage="diagnostics", source=f"{features}_pair_information_null")
     colours = _colours(results)
@@ -256,7 +256,7 @@ ScoredRun = tuple[str, float, float, float]
 
 
 def scored_runs(results: Results) -> list[ScoredRun]:
-    """Method, score, half width of its interval and accuracy of each run that has been scored and has labels."""
+    """Method, score, half width of its interval and accuracy of each run with a score and accuracies."""
     width = Metric(stage="score", source="view_information_half_width")
     runs = []
     for method in results.names:
@@ -267,7 +267,7 @@ def scored_runs(results: Results) -> list[ScoredRun]:
 
 
 def rank_correlation(scored: Sequence[ScoredRun]) -> str:
-    """Spearman's, in words; with three runs or fewer it says nothing."""
+    """Spearman's rank correlation as text; empty for three runs or fewer, or for constant values."""
     scores, accuracies = [run[1] for run in scored], [run[3] for run in scored]
     if len(scored) < 4 or len(set(scores)) == 1 or len(set(accuracies)) == 1:
         return ""
@@ -276,7 +276,7 @@ def rank_correlation(scored: Sequence[ScoredRun]) -> str:
 
 
 def score_against_accuracy(results: Results, scored: Sequence[ScoredRun]) -> str:
-    """Every run by its score, with the interval over images, and its accuracy."""
+    """The accuracy of every run against its score, with the score's interval over images."""
     colours = _colours(results)
 
     def paint(axes: Axes) -> None:
@@ -295,11 +295,11 @@ def score_against_accuracy(results: Results, scored: Sequence[ScoredRun]) -> str
     return draw("score", f"Score without labels against accuracy of the runs of {', '.join(results.names)}", paint)
 
 
-Spectra = Mapping[tuple[str, int], Mapping[str, Sequence[float]]]  # by method and seed, by part
+Spectra = Mapping[tuple[str, int], Mapping[str, Sequence[float]]]  # by (method, seed), then by part
 
 
 def spectra(results: Results, values: Spectra, features: str) -> str:
-    """Eigenvalues of the covariance over the largest, by rank, geometric mean over seeds."""
+    """Eigenvalues of the covariance, divided by the largest, by rank; geometric mean over seeds."""
     colours = _colours(results)
 
     def paint(axes: Axes) -> None:
@@ -319,7 +319,7 @@ def spectra(results: Results, values: Spectra, features: str) -> str:
         axes.set(xscale="log", yscale="log", xlabel="rank", ylabel="eigenvalue / largest")
         axes.set_ylim(max(lowest / 2, 1e-8), 1.6)
         axes.yaxis.set_major_locator(LogLocator(numticks=5))
-        for axis in (axes.xaxis, axes.yaxis):  # matplotlib's own labels are mathematics, which is off
+        for axis in (axes.xaxis, axes.yaxis):  # matplotlib's default labels need math text, which is off
             axis.set_major_formatter(lambda value, _: "10" + str(round(math.log10(value))).translate(_SUPERSCRIPT))
             axis.set_minor_formatter(NullFormatter())
         axes.minorticks_off()

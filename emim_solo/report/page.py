@@ -1,6 +1,6 @@
-"""One HTML file about one benchmark, made from what lies in its folder and nothing else.
+"""One HTML file about one benchmark, made only from the files in its folder.
 
-The file holds its pictures, data, style and script, asks nothing of any network, and stays under 10 MB.
+The HTML file contains its pictures, data, style and script. It needs no network and stays under 10 MiB.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _LEAST_CONTRAST = 3.0
 
 @dataclass(frozen=True)
 class Written:
-    """What a report was made into."""
+    """The files of a report, and the results in them."""
 
     html: Path
     markdown: Path
@@ -48,9 +48,9 @@ class Written:
 
 
 def write_report(folder: Path) -> Written:
-    """Make ``report.html``, ``table.{md,tex}`` and, of two methods or more, ``differences.{md,tex}``, paired by seed.
+    """Make ``report.html``, ``table.{md,tex}`` and, for two methods or more, ``differences.{md,tex}``, paired by seed.
 
-    The folder holds ``rows.jsonl``; curves, spectra and layouts that stages left there are shown if present.
+    The folder must hold ``rows.jsonl``. The report also shows curves, spectra and layouts from the folder if present.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -98,7 +98,7 @@ def render(folder: Path, results: Results, table: Table, paired: Table) -> str:
         "finished": max(str(row.get("finished", "")) for stages in results.rows.values() for row in stages.values()),
     }
     page = template.render(context)
-    # Pictures are the bulk: the training images go first, then the thumbnails of the others.
+    # Thumbnails make up most of the size: those of the training images are dropped first, then the others.
     for split in reversed(umap["splits"].values() if umap else ()):
         if len(page.encode()) > SIZE_LIMIT:
             split["sprite"] = None
@@ -107,7 +107,7 @@ def render(folder: Path, results: Results, table: Table, paired: Table) -> str:
 
 
 def _head_cell(text: str) -> Markup:
-    label, _, unit = text.replace("top-1", "top\u20111").partition(" (")  # not to be broken at its hyphen
+    label, _, unit = text.replace("top-1", "top\u20111").partition(" (")  # with a hyphen that does not break
     return Markup("{}<small>{}</small>").format(label, unit.rstrip(")")) if unit else escape(label)
 
 
@@ -133,7 +133,7 @@ _CURVES = (
 
 
 def _charts(folder: Path, results: Results) -> dict[str, list[dict[str, Any]]]:
-    """The charts of each section of the page; none where nothing was measured for it."""
+    """The charts of each section of the page; an empty list for a section without measurements."""
     several = len(results.all_seeds()) > 1
     accuracies = []
     if results.shown(tables.ACCURACIES):
@@ -173,19 +173,19 @@ def _chart(title: str, svg: str, note: str = "") -> dict[str, Any]:
 
 
 def _run_folder(folder: Path, stages: Mapping[str, Mapping[str, Any]]) -> Path:
-    """Where a run's files are now: the benchmark's folder may have been moved since the row was written."""
+    """The folder of a run now; the benchmark's folder may have been moved since the row was written."""
     recorded = Path(stages["pretrain"].get("checkpoint") or folder / "absent")
     moved = folder / recorded.parent.name / recorded.name
     return moved if moved.is_dir() else recorded
 
 
 def spectrum_file(folder: Path, name: str, seed: int) -> Path:
-    """Where the diagnostics stage leaves the spectra of a run."""
+    """The file into which the diagnostics stage writes the spectra of a run."""
     return folder / "spectra" / f"{name}-seed{seed}.json"
 
 
 def _umap(folder: Path) -> dict[str, Any] | None:
-    """What the script of the panels reads."""
+    """The data for the script of the UMAP panels."""
     splits = {}
     for split in SPLITS:
         path = folder / "umap" / f"{split}.json"
@@ -197,7 +197,7 @@ def _umap(folder: Path) -> dict[str, Any] | None:
 
 
 def class_colours() -> list[tuple[str, str]]:
-    """Colour of each class on the light and on the dark ground, there lightened until it stands out."""
+    """Colour of each class on the light and the dark ground; the latter is lightened to a contrast of at least 3."""
     return [(colour, _lightened(colour)) for colour in PALETTE]
 
 
@@ -240,7 +240,7 @@ def _more_tables(results: Results) -> list[dict[str, Any]]:
 
 
 def _environment(results: Results) -> dict[str, str]:
-    """Every version that made a row; more than one of a thing is listed as such."""
+    """Every version, device and image folder in the rows; several values of one key are listed together."""
     seen: dict[str, set[str]] = {}
     for row in (row for stages in results.rows.values() for row in stages.values()):
         suite = f"{row['suite']['version']} ({row['suite']['generation']})"

@@ -1,1 +1,1 @@
-"""What was measured: rows, tables, intervals, equal terms."""
+"""Results: rows, tables, intervals, equal terms."""

@@ -1,4 +1,4 @@
-"""Learning curves from the CSV files that Lightning's logger left in the folders of the runs."""
+"""Learning curves from the CSV files that Lightning's logger writes into the folders of the runs."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ Curve = dict[int, float]
 
 
 def read_curves(folder: Path) -> dict[str, Curve]:
-    """Last value of each metric in each epoch; none where there are no files.
+    """Last value of each metric in each epoch; empty for a folder without files.
 
-    ``metrics.csv`` is the last part of a run; one that was resumed has ``metrics.0.csv`` and so on before it.
+    ``metrics.csv`` holds the last part of a run. A resumed run has its earlier parts in ``metrics.0.csv`` and so on.
     """
     earlier = sorted(folder.glob("metrics.[0-9]*.csv"), key=lambda path: (len(path.name), path.name))
     curves: dict[str, Curve] = {}
@@ -37,7 +37,7 @@ def read_curves(folder: Path) -> dict[str, Curve]:
 
 
 def _number(text: str | None) -> float:
-    """NaN where there is none, as in a line that a kill cut short."""
+    """NaN for an empty or damaged value, as in a line that a kill cut short."""
     try:
         return float(text or "nan")
     except (TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""Results as JSON lines: one row for each finished stage, only ever appended."""
+"""Results as JSON lines. Each finished stage appends one row; existing rows are never changed."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def versions() -> dict[str, str]:
 
 
 def new_row(stage: str, *, config: Mapping[str, Any], suite: Mapping[str, str], **fields: Any) -> dict[str, Any]:
-    """A row that names everything that made it.
+    """A row that records the config hash and the versions that produced it.
 
     Args:
-        stage: ``pretrain``, ``knn``, ``logistic``, ``linear``, ``diagnostics``, ``umap`` or ``score``.
-        config: the completed config of the pretraining run.
+        stage: ``pretrain``, ``knn``, ``logistic``, ``linear``, ``diagnostics``, ``umap``, ``score`` or ``tune``.
+        config: the complete config of the pretraining run.
         suite: ``generation`` and ``version`` of the installed solo-learn.
         **fields: at least ``metrics`` (name to number), ``seconds``, ``epochs``, ``device``, ``checkpoint``.
     """
@@ -57,13 +57,13 @@ def new_row(stage: str, *, config: Mapping[str, Any], suite: Mapping[str, str], 
 
 
 def append(path: str | os.PathLike[str], row: Mapping[str, Any]) -> None:
-    """Append one row; a kill at any moment leaves either the whole row or an unfinished last line."""
+    """Append one row. After a kill, the file has either the whole row or an incomplete last line."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     line = json.dumps(row, default=str) + "\n"
     with open(path, "ab+") as file:
         if file.tell() > 0:
             file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":  # an earlier kill's unfinished line would swallow this row
+            if file.read(1) != b"\n":  # otherwise this row joins an incomplete line
                 line = "\n" + line
         file.write(line.encode())
         file.flush()
@@ -71,7 +71,7 @@ def append(path: str | os.PathLike[str], row: Mapping[str, Any]) -> None:
 
 
 class Rows:
-    """The rows of a file that may be there later: each line is read once, however often they are asked for."""
+    """The rows of a file, which need not exist yet. Each line is parsed once, however often the rows are read."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
@@ -83,9 +83,9 @@ class Rows:
         self._size = self._characters = self._lines = 0
 
     def all(self) -> list[dict[str, Any]]:
-        """Every whole row, oldest first."""
+        """Every complete row, oldest first."""
         size = self.path.stat().st_size if self.path.is_file() else 0
-        if size < self._size:  # another file has taken its place
+        if size < self._size:  # a shorter file has replaced it
             self._start_again()
         if size > self._size:
             self._size = size
@@ -98,7 +98,7 @@ class Rows:
         return self._newest.get((name, seed, config_hash), {})
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """As :func:`append`."""
+        """Append one row, as :func:`append` does."""
         append(self.path, row)
 
     def _read(self, text: str) -> None:
@@ -109,7 +109,7 @@ class Rows:
                     row = _checked(json.loads(line), place)
                 except json.JSONDecodeError:
                     warnings.warn(f"{place}: passed over a line that is cut short", stacklevel=4)
-                    if not line.endswith("\n"):  # the rest of it may yet be written
+                    if not line.endswith("\n"):  # its writer may not have finished it
                         return
                 else:
                     self._rows.append(row)
@@ -119,7 +119,7 @@ class Rows:
 
 
 def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """All whole rows of a file; a line cut short by a kill is warned of, another that is no row refused."""
+    """All complete rows. A line cut short by a kill gives a warning; other bad lines or no file, a UsageError."""
     if not Path(path).is_file():
         raise UsageError(
             "rows.missing", f"no results at '{path}': expected the rows.jsonl of a finished run; run one first"
@@ -130,9 +130,9 @@ def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 def of_checkpoint(
     rows: Iterable[dict[str, Any]], folder: Path, config_hash: str, epochs: int | None = None
 ) -> list[dict[str, Any]]:
-    """The rows of one run's checkpoint, on the run's own images, oldest first; with ``epochs`` those of so many.
+    """The rows of one run's checkpoint on the run's own images, oldest first; with ``epochs``, only rows after so many.
 
-    ``folder`` is ``<checkpoint.dir>/<method>/<version>``, or one in it; ``checkpoint.dir`` may have been moved since.
+    Only the last two names of ``folder`` (``<method>/<version>``) count, since ``checkpoint.dir`` may have moved.
     """
     place = Path(os.path.abspath(folder)).parts[-2:]
     return [
@@ -145,7 +145,7 @@ def of_checkpoint(
 
 
 def _checked(row: Any, place: str) -> dict[str, Any]:
-    """The row in this version's schema, if it is one."""
+    """Check a row and convert it to the current schema."""
     if not isinstance(row, dict):
         raise UsageError(
             "rows.damaged", f"{place}: expected a row, an object in JSON, got {type(row).__name__}: remove it"
@@ -166,9 +166,9 @@ def _checked(row: Any, place: str) -> dict[str, Any]:
 
 
 def _renamed(metrics: Mapping[str, float | None]) -> dict[str, float | None]:
-    """Diagnostics of schema 1 by the names of schema 2, where the information is less its null.
+    """Convert diagnostics of schema 1 to schema 2: new names, and the null subtracted from the information.
 
-    They were of two views by the run's own augmentation, those of schema 2 are of the protocol's views.
+    Schema 1 takes two views by the run's own augmentation; schema 2 takes the views of the score's protocol.
     """
     renamed = {}
     for key, value in metrics.items():

@@ -1,4 +1,4 @@
-"""What the seeds of a benchmark say: a mean, its 95 % interval, and differences paired by seed."""
+"""Statistics over the seeds of a benchmark: mean, 95 % interval, and differences paired by seed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Estimate:
 
     Attributes:
         mean: over the finite values, NaN if there are none.
-        half_width: of Student's 95 % t-interval around the mean; None for fewer than two values.
+        half_width: of Student's 95 % t-interval around the mean; None for fewer than two finite values.
         n: number of finite values.
         not_finite: number of values left out because they were NaN or infinite.
     """
@@ -30,7 +30,7 @@ class Estimate:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """Lower and upper end of the interval, or None where there is none."""
+        """Lower and upper end of the interval; None if ``half_width`` is None."""
         return None if self.half_width is None else (self.mean - self.half_width, self.mean + self.half_width)
 
 
@@ -46,5 +46,5 @@ def estimate(values: Iterable[float]) -> Estimate:
 
 
 def paired_difference(values: Mapping[int, float], baseline: Mapping[int, float]) -> Estimate:
-    """Mean of ``values - baseline``, both by seed, over the seeds that both have, with its t-interval."""
+    """Mean and t-interval of ``values - baseline`` over the common seeds; both arguments map a seed to a value."""
     return estimate(values[seed] - baseline[seed] for seed in sorted(values.keys() & baseline.keys()))

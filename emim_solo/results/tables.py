@@ -1,4 +1,4 @@
-"""From rows to tables: one line a method, an estimate over its seeds in each cell, differences paired by seed."""
+"""Tables from rows: one line per method, an estimate over its seeds in each cell, and differences paired by seed."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """A column: where its values come from and how they are shown.
+    """A column: the source of its values and their format.
 
-    ``source`` is an entry of the ``metrics`` in rows of its stage, or a cost of the row itself, ``key`` a unique name
-    for HTML and files, by default the source. Of costs none is best: they depend on what else the machine did.
+    ``source`` is an entry of ``metrics`` in rows of ``stage``, or a cost of the row itself. ``key`` is a unique name
+    for HTML and files, by default ``source``. Costs have no best: they depend on the other load of the machine.
     """
 
     stage: str
@@ -41,7 +41,7 @@ class Metric:
         return f"{self.label} ({self.unit})" if self.unit else self.label
 
     def value(self, row: Row) -> float | None:
-        """Value in a row of its stage; NaN where it was not finite, None where the row does not have it."""
+        """Value in a row of its stage; NaN if the row has null, None if the row lacks the metric."""
         if self.source == "seconds_per_epoch":
             return row["seconds"] / row["epochs"] if row.get("seconds") and row.get("epochs") else None
         if self.source == "peak_memory_mb":
@@ -49,12 +49,12 @@ class Metric:
         value = row.get("metrics", {}).get(self.source, "absent")
         if value == "absent":
             return None
-        # JSON has no NaN of its own, and null is what some writers make of it.
+        # Standard JSON has no NaN; some writers store null instead.
         return math.nan if value is None else float(value)
 
 
 FEW_IMAGES = 3
-"""Validation images of a class, under which the table says so."""
+"""Below this number of validation images in a class, the table has a warning."""
 
 LINEAR, LOGISTIC, NEAREST = ACCURACIES = tuple(
     Metric(key=stage, label=f"{label} top-1", unit="%", stage=stage, source=source, best_is_highest=True)
@@ -122,7 +122,7 @@ DIAGNOSTICS = tuple(
 
 @dataclass(frozen=True)
 class Note:
-    """A line below a table, in Markdown; one that warns says that numbers are not to be taken as they stand."""
+    """A Markdown line below a table. With ``warns``, it warns against taking the numbers at face value."""
 
     text: str
     warns: bool = False
@@ -133,7 +133,7 @@ class Note:
 
 @dataclass
 class Results:
-    """All runs of one benchmark: by (name, seed) the newest row of each stage with the config of the pretraining."""
+    """All runs of one benchmark: for each (name, seed), the newest row of each stage with the pretraining's config."""
 
     rows: dict[tuple[str, int], dict[str, Row]]
     names: list[str]
@@ -144,7 +144,7 @@ class Results:
 
     @cached_property
     def deviations(self) -> dict[str, dict[str, tuple[Any, Any]]]:
-        """As :func:`emim_solo.results.terms.deviations`."""
+        """See :func:`emim_solo.results.terms.deviations`."""
         return deviations({name: self.first(name)["config"] for name in self.names})
 
     def pretrained(self) -> list[Row]:
@@ -162,7 +162,7 @@ class Results:
         return next(stages["pretrain"] for (method, _), stages in self.rows.items() if method == name)
 
     def values(self, name: str, metric: Metric) -> dict[int, float]:
-        """A metric by seed, of the runs that have it; NaN for a run that diverged."""
+        """A metric by seed, for the runs that have it; NaN for a run that diverged."""
         diverged = self.diverged(name)
         values = {
             seed: math.nan if seed in diverged else metric.value(self.rows[name, seed].get(metric.stage, {}))
@@ -186,14 +186,14 @@ class Results:
         return [seed for seed in self.seeds(name) if self.rows[name, seed]["pretrain"].get("failed")]
 
     def focus(self) -> str:
-        """The method that the others are baselines of: the first EMIM, else the first."""
+        """The method that is compared with the others (the baselines): the first EMIM, else the first method."""
         return next((name for name in self.names if self.first(name)["method"] == "emim"), self.names[0])
 
     def baselines(self) -> list[str]:
         return [name for name in self.names if name != self.focus()]
 
     def best(self, metric: Metric) -> set[str]:
-        """The methods with the highest mean as it is shown, where highest is best."""
+        """Methods with the highest rounded mean; empty for metrics without a best, or fewer than two finite means."""
         means = {name: self.estimate(name, metric).mean for name in self.names}
         shown = {name: round(mean, metric.digits) for name, mean in means.items() if math.isfinite(mean)}
         if not metric.best_is_highest or len(shown) < 2:
@@ -206,22 +206,22 @@ class Results:
 
 
 def dataset_name(row: Row) -> str:
-    """Name of the images in a row: the suite's own, or the folder's for images of the user's own."""
+    """Dataset name of a row: solo-learn's name, or the name of the user's image folder."""
     if row["dataset"] != "custom":
         return str(row["dataset"])
     path = str(row.get("config", {}).get("data", {}).get("train_path", ""))
-    # The folder is often called train; its parent says of what.
+    # The folder is often called train; then its parent names the dataset.
     parts = [part for part in path.split("/") if part not in ("", ".", "..", "train", "training")]
     return parts[-1] if parts else "custom"
 
 
 def collect(rows: Sequence[Row]) -> Results:
-    """Sort rows, oldest first, into runs; refused without a finished pretraining, or of different images."""
+    """Group rows, oldest first, into runs. A UsageError if no pretraining has finished or the images differ."""
     newest = {(str(row["name"]), int(row["seed"])): row for row in rows if row["stage"] == "pretrain"}
     if not newest:
         text = f"no finished run among {len(rows)} rows: start the benchmark again, it goes on where it stopped"
         raise UsageError("rows.missing", text)
-    mixed, images = "", [row["images"] for row in newest.values() if row.get("images")]  # version 0.2 had none
+    mixed, images = "", [row["images"] for row in newest.values() if row.get("images")]  # none in version 0.2
     datasets = sorted({dataset_name(row) for row in newest.values()})
     if len(datasets) > 1:
         mixed = f"different datasets are mixed: {', '.join(datasets)}"
@@ -239,7 +239,7 @@ def collect(rows: Sequence[Row]) -> Results:
 
 @dataclass(frozen=True)
 class Cell:
-    """Text of one cell, the estimate that it shows, and whether that is the best of its column."""
+    """Text of one cell, its estimate, and whether that is the best of the column."""
 
     text: str
     estimate: Estimate | None = None
@@ -247,7 +247,7 @@ class Cell:
 
     @property
     def flag(self) -> str:
-        """How many of its seeds are left out."""
+        """How many seeds the estimate leaves out because their values are not finite."""
         return f"{self.estimate.not_finite} NaN" if self.estimate and self.estimate.not_finite else ""
 
     def __str__(self) -> str:
@@ -256,7 +256,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A table that can be printed, copied and drawn alike: the first column is a name."""
+    """A table for all output formats. The first column is a name."""
 
     heads: list[str]
     lines: list[tuple[str, list[Cell]]]
@@ -273,7 +273,7 @@ def show(value: Estimate, digits: int, *, signed: bool = False) -> str:
 
 
 def headline(results: Results, metrics: Sequence[Metric] = HEADLINE) -> Table:
-    """One line a method: seeds, then each metric's mean and 95 % interval; flags and deviations in the notes."""
+    """One line per method: number of seeds, then mean and 95 % interval of each metric; warnings in the notes."""
     shown = results.shown(metrics)
     lines = []
     for name in results.names:
@@ -286,7 +286,7 @@ def headline(results: Results, metrics: Sequence[Metric] = HEADLINE) -> Table:
 
 
 def differences(results: Results, metrics: Sequence[Metric] = HEADLINE) -> Table:
-    """One line a baseline: the focus method less the baseline, paired by seed, with 95 % interval."""
+    """One line per baseline: the focus method minus the baseline, paired by seed, with 95 % interval."""
     shown = [metric for metric in results.shown(metrics) if metric.key not in ("memory", "loss_share")]
     focus = results.focus()
     lines = []
@@ -352,13 +352,13 @@ NO_DECAY = "no alpha-ReQ (NaN): the spectrum has fewer than 7 eigenvalues above 
 
 
 def no_decay(metrics: Mapping[str, Any]) -> bool:
-    """Whether finite features of a row had too short a spectrum for alpha-ReQ, see :data:`NO_DECAY`."""
+    """Whether finite features have too few positive eigenvalues for alpha-ReQ, see :data:`NO_DECAY`."""
     exponents = {key for key, value in metrics.items() if key.endswith("alpha_req") and value != value}
     return any(math.isfinite(metrics.get(key.replace("alpha_req", "rankme"), math.nan)) for key in exponents)
 
 
 def _notes_of(results: Results, name: str) -> Iterator[Note]:
-    """What is wrong with one method's runs, and where its terms are other than the others'."""
+    """Notes on one method: collapse, divergence, NaN, and deviations from equal terms."""
     if collapsed := results.collapsed(name):
         yield Note(f"{name}: collapsed with seed {', '.join(map(str, collapsed))}.", warns=True)
     if diverged := results.diverged(name):
@@ -378,7 +378,7 @@ def _notes_of(results: Results, name: str) -> Iterator[Note]:
 
 
 def evaluation_stages(config: Mapping[str, Any], *, scored: bool) -> tuple[str, ...]:
-    """The stages that evaluate a run; without labels those alone that need none."""
+    """The stages that evaluate a run. Where accuracies mean nothing, only the stages that need no labels."""
     labelled = () if why_no_accuracy(config["data"]) else ("knn", "logistic", "linear")
     return (*labelled, "diagnostics", *(("score",) if scored else ()))
 

@@ -1,4 +1,4 @@
-"""Equal terms: what the methods of one benchmark must share, and where they do not."""
+"""Equal terms: the settings that all methods of one benchmark must share, and deviations from them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _SIZES = ("num_crops", "crop_size")
 
 
 def terms(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The leaves of a config that equal terms are about; of the devices, how many there are."""
+    """The leaves of a config below :data:`TERMS`, and the number of devices if the config lists them."""
     values = {key: value for key, value in leaves(config).items() if any(_below(key, term) for term in TERMS)}
     if isinstance(config.get("devices"), list | tuple):
         values["devices"] = len(config["devices"])
@@ -37,10 +37,10 @@ def terms(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def deviations(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, tuple[Any, Any]]]:
-    """Where each method's terms differ from those of most others, the first method's in a tie.
+    """Terms of each method that differ from the most common value; a tie goes to the method listed first.
 
-    By method, by dotted key: its own value and the common one. An item that the others' lists lack, say the small crops
-    of ``augmentations``, is one deviation: its number and size of crops, else ``PRESENT``, against ``ABSENT``.
+    Maps method, then dotted key, to (own value, common value). A list item that most others lack, e.g. the small crops
+    in ``augmentations``, is one deviation: its number and size of crops, else ``PRESENT``, against ``ABSENT``.
     """
     by_method = {name: terms(config) for name, config in configs.items()}
     differing: dict[str, dict[str, tuple[Any, Any]]] = {name: {} for name in configs}
@@ -70,7 +70,7 @@ def _with_whole_items(differing: Mapping[str, tuple[Any, Any]], own: Mapping[str
 def undeclared(
     differing: Mapping[str, Mapping[str, tuple[Any, Any]]], declared: Mapping[str, list[str]]
 ) -> dict[str, list[str]]:
-    """Deviations that no declared key covers, by method; a declared key covers everything below it."""
+    """Deviations by method that no declared key covers. A declared key covers everything below it."""
     missing = {
         name: [key for key in keys if not any(_below(key, term) for term in declared.get(name, []))]
         for name, keys in differing.items()

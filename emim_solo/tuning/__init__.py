@@ -1,1 +1,1 @@
-"""A search over keys of a config that maximises the score, no label anywhere. The engine is Optuna."""
+"""A search over keys of a config that maximises the score without labels. It uses Optuna."""

@@ -1,6 +1,6 @@
-"""What ``emim-solo tune`` searches, and by what: keys of a config, in Hydra's grammar of sweeps.
+"""What ``emim-solo tune`` searches (keys of a config, in Hydra's grammar of sweeps), and with which sampler and pruner.
 
-That is how Hydra's own plugin hydra-optuna-sweeper reads it; the plugin pins optuna<3, so Optuna is asked directly.
+Hydra's plugin hydra-optuna-sweeper reads the same grammar, but it pins optuna<3. So this module calls Optuna itself.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ PRUNERS = (
 )
 _NOT_SEARCHED = ("score", "data", *compare.NOT_HASHED)
 _SET_BY_TUNE = ("auto_resume", "checkpoint", "hydra", "resume_from_checkpoint", "wandb_run_id")
-_MOST = 100_000  # of an argument of a sampler or pruner: more candidates take minutes, then memory
-_TRIED = 12  # trials in memory: the samplers draw the first ten at random
+_MOST = 100_000  # for an argument of a sampler or pruner: more candidates take minutes and exhaust memory
+_TRIED = 12  # trials in memory: samplers draw the first ten at random and model later ones
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a search file has; what each key means is said in scripts/tune/default.yaml."""
+    """The keys of a search file; scripts/tune/default.yaml explains each."""
 
     trials: int = setting(20, least=1)
     sampler: str | dict[str, Any] = setting("TPESampler", choices=SAMPLERS)
@@ -60,12 +60,12 @@ class Settings:
 
 @dataclass(frozen=True)
 class Search:
-    """A config, and the keys of it that are searched."""
+    """A config and the keys that are searched in it."""
 
     folder: Path  # of the config
     config: str  # its name
     fixed: tuple[str, ...]  # overrides of every trial, as typed
-    params: Mapping[str, Override]  # what is searched, by key
+    params: Mapping[str, Override]  # searched values, by key
     settings: Settings
     listings: Listings = field(default_factory=Listings)  # of the image folders, which all trials share
 
@@ -73,7 +73,7 @@ class Search:
     def read(
         config_path: str, config: str, name: str | None, overrides: Sequence[str], trials: int | None = None
     ) -> Search:
-        """A search from a YAML file and the command line, of which the latter decides.
+        """A search from a YAML file and the command line; the command line overrides the file.
 
         Args:
             config_path: folder of the config, or a shipped one.
@@ -81,7 +81,7 @@ class Search:
             name: of the search file, or of a shipped one. None takes the shipped ``default``, and its ``params`` only if
                 ``overrides`` search nothing.
             overrides: in Hydra's grammar: sweeps are searched, all else is the same in every trial.
-            trials: how many, instead of the file's.
+            trials: number of trials, instead of the file's.
 
         Raises:
             UsageError: no such folder or file, a wrong key or value in it, or nothing to search.
@@ -108,19 +108,19 @@ class Search:
                 )
         fixed = tuple(str(override.input_line) for key, override in typed.items() if key not in params)
         search = Search(configs.find(config_path), config.removesuffix(".yaml"), fixed, params, settings)
-        for key in params:  # each of them can be read, before any other work
+        for key in params:  # a range that is no distribution fails before any other work
             search.distribution(key)
         return search
 
     def compose(self, values: Mapping[str, Any]) -> DictConfig:
-        """The config of a trial as its user would have written it; a UsageError where Hydra cannot compose it."""
+        """The config of a trial, without added defaults; a UsageError if Hydra cannot compose it."""
         chosen = [f"{str(self.params[key].input_line).partition('=')[0]}={value}" for key, value in values.items()]
         cfg = composed(self.folder, self.config, [*self.fixed, *chosen])
         OmegaConf.update(cfg, "score.enabled", True, force_add=True)
         return cfg
 
     def complete(self, values: Mapping[str, Any], folder: Path, number: int) -> Run:
-        """The run of a trial, its checkpoints in ``folder``; a UsageError as of a run, or of more than one device."""
+        """The run of a trial, with its checkpoints in ``folder``; a UsageError for a bad config or several processes."""
         cfg = self.compose(values)
         cfg.name = f"{cfg.name}-trial{number}"
         kept = {"enabled": True, "dir": str(folder), "frequency": 1, "keep_prev": False}
@@ -137,7 +137,7 @@ class Search:
         return run
 
     def check(self) -> Run:
-        """The run of the first values, after both ends of every range, sampler and pruner were checked: else a UsageError."""
+        """Check all choices or both ends of each range, sampler and pruner (UsageError). Return the run of the first values."""
         first = {key: self.ends(key)[0] for key in self.params}
         base = self.complete(first, Path(), 0)
         for key in self.params:
@@ -150,7 +150,7 @@ class Search:
         return base
 
     def _try_out(self, max_epochs: int) -> None:
-        """A few trials in memory: Optuna looks at some settings when it needs them, which is after the first trainings."""
+        """Draw a few trials in memory: Optuna checks some settings only at first use, which is after several trainings."""
         space = {key: self.distribution(key) for key in self.params}
         chosen = f"search.sampler={self.settings.sampler}, search.pruner={self.settings.pruner}"
         with in_one_line("search", f"Optuna draws no trials with {chosen}"):
@@ -170,9 +170,9 @@ class Search:
         return [distribution.low, distribution.high]
 
     def distribution(self, key: str) -> BaseDistribution:
-        """A sweep of Hydra's as a distribution of Optuna's, a UsageError where it is none.
+        """A Hydra sweep as an Optuna distribution; a UsageError if it cannot be one.
 
-        The end of ``range`` is left out, as in Hydra.
+        ``range`` excludes its end, as in Hydra.
         """
         override = self.params[key]
         sweep = override.value()
@@ -209,16 +209,16 @@ class Search:
             ) from error
 
     def suggest(self, trial: optuna.Trial) -> dict[str, Any]:
-        """The values of a trial: new ones, or those that it had before it was killed."""
+        """The values of a trial: new ones, or, after a kill, those that it had before."""
         return {key: trial._suggest(key, self.distribution(key)) for key in self.params}
 
     def make_sampler(self, number: int) -> Any:
-        """The sampler of one trial, seeded by its number: several processes, or one after a kill, never draw alike."""
+        """The sampler of one trial. Its number enters the seed, so parallel or restarted processes draw differently."""
         seed = int(np.random.SeedSequence([self.settings.seed, number]).generate_state(1)[0])
         return _of_optuna(optuna.samplers, "sampler", self.settings.sampler, SAMPLERS, seed=seed)
 
     def make_pruner(self, max_epochs: int) -> Any:
-        """The pruner; a step of its is an epoch."""
+        """The pruner. One of its steps is one epoch."""
         pruner = "NopPruner" if self.settings.pruner == "none" else self.settings.pruner
         if pruner is None:
             pruner = {"MedianPruner": {"n_startup_trials": 5, "n_warmup_steps": max_epochs // 3}}
@@ -234,11 +234,11 @@ def _read_file(name: str) -> Any:
 
 
 def _parsed(overrides: Iterable[str]) -> dict[str, Override]:
-    """Overrides by their keys; the last of a key counts."""
+    """Overrides by key; the last one of a key counts."""
     parsed, parser = {}, OverridesParser.create()
     for text in overrides:
         try:
-            # Hydra takes null as a choice in its short form alone.
+            # Hydra accepts null as a choice only in the short form: key=a,null.
             override = parser.parse_override(re.sub(r"=choice\((.*\bnull\b.*)\)$", r"=\1", text))
         except HydraException as error:
             raise UsageError(text.partition("=")[0], f"'{text}': {' '.join(str(error).split())}") from error
@@ -247,7 +247,7 @@ def _parsed(overrides: Iterable[str]) -> dict[str, Override]:
 
 
 def _of_optuna(module: Any, key: str, choice: Any, names: Sequence[str], **arguments: Any) -> Any:
-    """A sampler or pruner with its arguments, which are of the types that their defaults have."""
+    """A sampler or pruner with its arguments. Each argument must have the type of its default."""
     name, options = next(iter(choice.items())) if isinstance(choice, Mapping) and len(choice) == 1 else (choice, {})
     if name not in names:
         raise UsageError(

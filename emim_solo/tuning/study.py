@@ -1,4 +1,4 @@
-"""The trials of a search: each is a run of ``emim-solo pretrain`` with ``score.enabled=True``, told to Optuna."""
+"""The trials of a search. Each is a pretraining with ``score.enabled=True``, and Optuna gets its scores."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ from emim_solo.tuning.search import Search
 from emim_solo.tuning.tables import STATES, counts, draw, ranked, row_of, short, table
 
 _STARTS, _MOST_STARTS = "starts", 3
-# First parts of an error's key that no recipe is to blame for: the search ends, and its trial goes on when they are well.
+# An error whose key begins with one of these is not the recipe's fault. The search ends; its next start resumes the trial.
 _SURROUNDINGS = ("checkpoint", "data", "disk", "images")
 _MEANT_OTHERWISE = {"${": "OmegaConf", "::": "fsspec, by which Lightning writes checkpoints"}
 
 
 class Report(Callback):
-    """Tells Optuna each new score of a run, and ends the run where its pruner says so."""
+    """Tells Optuna each new score of a run, and ends the run if the pruner decides so."""
 
     def __init__(self, trial: optuna.Trial) -> None:
         self.trial = trial
@@ -59,21 +59,21 @@ class Report(Callback):
         if not math.isfinite(score):
             raise FloatingPointError(f"{MONITOR} is {score} after {epochs} epochs: the features are not finite")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # an epoch that a kill had repeated keeps its first score
+            warnings.simplefilter("ignore")  # an epoch repeated after a kill keeps its first score
             self.trial.report(score, epochs)
         if not is_last_epoch(trainer) and self.trial.should_prune():
             raise optuna.TrialPruned
 
 
 class Locks:
-    """Locks in one file, which the system lets go of when their process ends, however it ends.
+    """Locks in one file. The system releases a lock when its process ends for any reason.
 
-    So a trial whose lock is free was killed, and is taken up at once; Optuna's heartbeat would have to wait, and could
-    take a process that sleeps for a dead one. Locks of lockf are not inherited by the workers of a loader.
+    So a running trial with a free lock was killed, and another process resumes it at once. Optuna's heartbeat would
+    wait, and could mistake a sleeping process for a dead one. The workers of a loader do not inherit lockf's locks.
     """
 
     def __init__(self, path: Path) -> None:
-        self.file = open(path, "ab")  # noqa: SIM115 - as long as the search
+        self.file = open(path, "ab")  # noqa: SIM115 - open as long as the search
         try:
             with self.together():
                 pass
@@ -86,7 +86,7 @@ class Locks:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """One process at a time: who counts trials and takes one, or writes the files of all."""
+        """Within it, only one process counts trials and takes one, or writes the shared files."""
         fcntl.lockf(self.file, fcntl.LOCK_EX, 1, 0)
         try:
             yield
@@ -94,7 +94,7 @@ class Locks:
             fcntl.lockf(self.file, fcntl.LOCK_UN, 1, 0)
 
     def take(self, number: int) -> bool:
-        """Take a trial, if no other process has it."""
+        """Lock a trial, if no other process has it. Returns whether it is locked."""
         try:
             fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, number + 1)
         except (BlockingIOError, PermissionError):
@@ -102,12 +102,12 @@ class Locks:
         return True
 
     def leave(self, number: int) -> None:
-        """Let go of a trial."""
+        """Unlock a trial."""
         fcntl.lockf(self.file, fcntl.LOCK_UN, 1, number + 1)
 
 
 class Tuning:
-    """One search in one folder, by this process and any others that were started on it."""
+    """One search in one folder. Several processes may work on it at once."""
 
     def __init__(self, search: Search, folder: Path, command: str) -> None:
         self.search, self.folder, self.command = search, folder, command
@@ -129,10 +129,10 @@ class Tuning:
     def _open(self) -> optuna.Study:
         path = self.folder / "study.db"
 
-        def connect() -> sqlite3.Connection:  # a URL would read the path's ?, # and % as its own
-            return sqlite3.connect(path, timeout=60, check_same_thread=False)  # while another process writes
+        def connect() -> sqlite3.Connection:  # a URL would interpret ?, # and % of the path
+            return sqlite3.connect(path, timeout=60, check_same_thread=False)  # waits while another process writes
 
-        with _storage(path, Exception):  # SQLAlchemy's and Optuna's own, of many types
+        with _storage(path, Exception):  # SQLAlchemy and Optuna raise many types
             storage = optuna.storages.RDBStorage("sqlite:///study.db", engine_kwargs={"creator": connect})
             return optuna.create_study(
                 storage=storage,
@@ -143,7 +143,7 @@ class Tuning:
             )
 
     def _check_search(self) -> None:
-        """What has to be the same for trials to be compared is in the storage; another search is refused."""
+        """Record in the storage what comparable trials must share; refuse a folder of another search."""
         settings = {key: getattr(self.search.settings, key) for key in ("sampler", "pruner", "seed")}
         params = {key: override.get_value_string() for key, override in self.search.params.items()}
         more = {
@@ -157,7 +157,7 @@ class Tuning:
             self.study.set_user_attr("search", {**ours, "images": images})
             return
         recorded = theirs.pop("images", None)
-        # Images that are recorded are compared by what they are, not by where they lie.
+        # Recorded images are compared by their record, not by their path.
         moved = [f"data.{part}_path" for part in images if part in (recorded or {})]
         differing = differing_images(recorded or {}, images)
         differing += compare.differences(theirs, ours, but=(*moved, *compare.NO_RESULT))
@@ -171,7 +171,7 @@ class Tuning:
             self.study.set_user_attr("search", {**theirs, "images": images})
 
     def run(self) -> None:
-        """All trials that are not there yet, and the files of the search; a UsageError where none was finished."""
+        """Run the missing trials and write the files of the search; a UsageError if no trial finished."""
         with _storage(self.folder / "study.db", StorageInternalError):
             self._run_all()
 
@@ -185,7 +185,7 @@ class Tuning:
                 self._run(trial)
             except (Stopped, UsageError, OSError):
                 with suppress(StorageInternalError):
-                    trial.set_user_attr(_STARTS, [])  # its user's will or a full disk, not its fault
+                    trial.set_user_attr(_STARTS, [])  # a stop or a full disk is not the trial's fault
                 raise
             with self.locks.together():
                 self._write()
@@ -207,7 +207,7 @@ class Tuning:
             print(shlex.join(["emim-solo", "pretrain", "--config-path", str(self.folder), "--config-name", "best"]))
 
     def _next(self) -> optuna.Trial | None:
-        """A trial that a kill had ended, else a new one, else None."""
+        """A trial that was killed, else a new one, else None."""
         with self.locks.together():
             trials = self.study.get_trials(deepcopy=False)
             self.study.sampler = self.search.make_sampler(len(trials))
@@ -221,10 +221,10 @@ class Tuning:
             return new
 
     def _run(self, trial: optuna.Trial) -> None:
-        """One trial to its end, which the storage then knows."""
+        """Run one trial to its end and write its result into the storage."""
         start, values = time.perf_counter(), self.search.suggest(trial)
         number = trial.number + 1
-        config = {**as_dict(self.base.config), **values}  # of a trial that is refused before its config is complete
+        config = {**as_dict(self.base.config), **values}  # for a trial that is refused before its config is complete
         fields: dict[str, Any] = {"device": "gpu" if torch.cuda.is_available() else "cpu"}
         state, reason, score = TrialState.FAIL, None, math.nan
         try:
@@ -240,7 +240,7 @@ class Tuning:
                 reason = f"{MONITOR} is {score}: the features are not finite"
         except optuna.TrialPruned:
             state = TrialState.PRUNED
-        except (UsageError, FloatingPointError, torch.linalg.LinAlgError) as error:  # the last: of diverged features
+        except (UsageError, FloatingPointError, torch.linalg.LinAlgError) as error:  # LinAlgError: diverged features
             if isinstance(error, UsageError) and error.key.split(".")[0] in _SURROUNDINGS:
                 raise
             reason = str(error).splitlines()[0]
@@ -276,7 +276,7 @@ class Tuning:
             print(f"! trial {number}: {reason}", file=sys.stderr)
 
     def _count_starts(self, trial: optuna.Trial, method: str) -> None:
-        """A trial whose process was killed again and again without an epoch between, as when memory ends, has failed."""
+        """Refuse a trial that was killed several times without a new epoch between, e.g. for lack of memory."""
         last = opening.by_epoch(self.folder / method / f"trial-{trial.number + 1}")
         epochs = last[-1][0] + 1 if last else 0
         starts = [*trial.user_attrs.get(_STARTS, []), epochs]
@@ -287,7 +287,7 @@ class Tuning:
             )
 
     def _write(self) -> None:
-        """Rows and best config, anew from the storage, so that no kill leaves them short or double."""
+        """Write all rows and the best config anew from the storage, so that a kill cannot truncate or double them."""
         trials = ranked(self.study)
         lines = [row_of(trial) for trial in sorted(trials, key=lambda trial: trial.number) if row_of(trial)]
         files.write_text(self.folder / "trials.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
@@ -312,7 +312,7 @@ class Tuning:
 
 @contextmanager
 def _storage(path: Path, errors: type[Exception]) -> Iterator[None]:
-    """One line where the database fails under us."""
+    """Within it, an error of the database becomes a UsageError."""
     try:
         yield
     except errors as error:
@@ -325,6 +325,6 @@ def _storage(path: Path, errors: type[Exception]) -> Iterator[None]:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether memory ended; torch raises a plain RuntimeError where it was the processor's."""
+    """Whether memory ran out; for CPU memory, torch raises a plain RuntimeError."""
     known = ("out of memory", "can't allocate memory", "not enough memory")
     return isinstance(error, MemoryError) or any(text in str(error) for text in known)

@@ -26,19 +26,19 @@ def ranked(study: optuna.Study) -> list[FrozenTrial]:
 
 
 def score_of(trial: FrozenTrial) -> float | None:
-    """The last one of a trial that is known, in nats."""
+    """The last known score of a trial, in nats."""
     score: float | None = row_of(trial).get("metrics", {}).get(MONITOR)
     return score
 
 
 def row_of(trial: FrozenTrial) -> dict[str, Any]:
-    """Its row; empty for one that another program put into the storage."""
+    """The row of a trial; empty if another program put the trial into the storage."""
     row: dict[str, Any] = trial.user_attrs.get("row", {})
     return row
 
 
 def short(value: Any) -> str:
-    """A value in a table."""
+    """A value as text of a table cell."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
@@ -49,7 +49,7 @@ def counts(trials: Sequence[FrozenTrial]) -> str:
 
 
 def table(trials: Sequence[FrozenTrial], keys: Sequence[str]) -> str:
-    """The trials in their order, with their values of ``keys``; why they failed below."""
+    """The trials in the given order, with their values of ``keys``; below, the reasons of failed trials."""
     lines = []
     for place, trial in enumerate(trials, start=1):
         row, score = row_of(trial), score_of(trial)
@@ -68,15 +68,15 @@ def draw(study: optuna.Study, keys: Sequence[str], stem: Path) -> None:
     from matplotlib.ticker import NullFormatter
     from optuna.visualization.matplotlib import plot_slice
 
-    # A value with a $ in it is a value; a logarithmic axis, whose numbers are mathematics, gets plain ones.
+    # Values may contain a $, so math text is off. Tick labels of log axes are math text, so they need other formatters.
     with warnings.catch_warnings(), matplotlib.rc_context({"text.parse_math": False}):
-        warnings.simplefilter("ignore")  # it is experimental, and one value has no range
+        warnings.simplefilter("ignore")  # plot_slice is experimental; a single value has no range
         plotted: Any = plot_slice(study, list(keys), target_name="view information (nats)")
         panels = np.ravel(plotted)
         for axes in panels:
             if axes.get_xscale() == "log":
                 axes.xaxis.set_major_formatter("{x:g}")
                 axes.xaxis.set_minor_formatter(NullFormatter())
-        panels[0].figure.axes[-1].yaxis.set_major_formatter(lambda number, _: f"{number + 1:g}")  # Optuna's are from 0
+        panels[0].figure.axes[-1].yaxis.set_major_formatter(lambda number, _: f"{number + 1:g}")  # Optuna counts from 0
         files.write_figure(stem, panels[0].figure)
         pyplot.close(panels[0].figure)

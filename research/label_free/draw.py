@@ -1,10 +1,10 @@
-"""Draws the recipes of the laboratory's runs for docs/label-free.md: which these are was fixed before any was run.
+"""Draws the recipes of the runs in docs/label-free.md. They were fixed before any run.
 
     python research/label_free/draw.py > research/label_free/trials.yaml
     python research/label_free/draw.py --digits > research/label_free/digits.yaml
 
-The laboratory's have three parts, by the names of the trials: `METHOD_search0_3`, recipes for a choice among eight of one length; `METHOD_any_3`,
-of all lengths; and controls, `METHOD_CONTROL`, which are in no rank correlation but in the table of where the score fails.
+Trials of lab.py have three kinds of name. `METHOD_search0_3`: recipes for a choice among eight of equal length. `METHOD_any_3`:
+recipes of all lengths. `METHOD_CONTROL`: controls, which are in no rank correlation, but in the table of where the score fails.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from typing import Any
 
 import yaml
 
-SHORT, LONG = 5000, 20000  # images to train on
-COMMON = {"validation_from": LONG, "bank": SHORT}  # all are judged on the same images, with the same labels
-GOOD = {  # a recipe for each that did well in the search of before, for the controls
+SHORT, LONG = 5000, 20000  # numbers of training images
+COMMON = {"validation_from": LONG, "bank": SHORT}  # all are evaluated on the same images, with the same labels
+GOOD = {  # for the controls: a good recipe of each from an earlier search
     "emim": {"loss": "emim", "lr": 1.6e-2, "batch": 128, "hidden": 1024},
     "vicreg": {"loss": "vicreg", "kwargs": {"sim_loss_weight": 12.5}, "lr": 4e-3, "batch": 128, "hidden": 1024},
     "barlow_twins": {"loss": "barlow_twins", "kwargs": {"lamb": 0.03}, "lr": 8e-3, "batch": 128, "hidden": 1024},
@@ -108,7 +108,7 @@ def drawn() -> dict[str, dict[str, Any]]:
         for number in range(3):
             trials[f"{method}_any_long{number}"] = recipe(rng, method) | {"images": LONG, "epochs": 8}
     mixed = list(trials.items())
-    random.Random("order").shuffle(mixed)  # wherever the runs are stopped, all methods have theirs
+    random.Random("order").shuffle(mixed)  # whenever the runs stop, all methods have some
     trials = dict(mixed)
     short: dict[str, Any] = {"images": SHORT, "epochs": 8}
     trials["untrained"] = {"loss": "emim", "lr": 0.0, "images": SHORT, "epochs": 1}
@@ -142,11 +142,11 @@ DIGITS_TERMS = (
 OF_THE_SUITE = {
     "predictor": "pred_hidden_dim",
     "prototypes": "num_prototypes",
-}  # the laboratory's names, and the suite's
+}  # names in lab.py and in solo-learn
 
 
 def drawn_for_digits() -> dict[str, dict[str, Any]]:
-    """Entries of `methods` of a benchmark on the digits."""
+    """Entries of `methods` for a benchmark on the digits."""
     entries: dict[str, dict[str, Any]] = {}
     for method in METHODS:
         rng = random.Random(f"label-free digits {method}")

@@ -25,7 +25,7 @@ from emim_solo.results.tables import SCORES
 
 THE_SCORE = "view_information, backbone"
 TITLES = {metric.key: metric.label for metric in SCORES if not metric.key.endswith("_null")}
-BETTER: dict[str, Callable[[float], float]] = {  # than another run, the higher this is; as each's authors have it
+BETTER: dict[str, Callable[[float], float]] = {  # maps to higher is better, as each score's authors have it
     "alpha_req": lambda alpha: -abs(alpha - 1),
     "alignment": lambda distance: -distance,
     "uniformity": lambda potential: -potential,
@@ -45,7 +45,7 @@ class Run:
 
 
 def read(path: Path) -> tuple[list[Run], list[str]]:
-    """Runs of a file, and the names of those that diverged: without features there is no score and no accuracy."""
+    """The runs of a file, and the names of diverged runs, which have no score and no accuracy."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     found, diverged = [], []
     for name, method, quality, scores in _lab(rows) if "trial" in rows[0] else _benchmark(rows):
@@ -82,7 +82,7 @@ def _benchmark(rows: list[dict]) -> Iterator[tuple[str, str, float, dict]]:
 
 
 def spearman(scores: np.ndarray, quality: np.ndarray) -> np.ndarray:
-    """Along the last axis; NaN where all are equal."""
+    """Spearman's rank correlation along the last axis; NaN if all values are equal."""
     a, b = (stats.rankdata(values, axis=-1) for values in (scores, quality))
     a, b = a - a.mean(-1, keepdims=True), b - b.mean(-1, keepdims=True)
     with np.errstate(invalid="ignore"):
@@ -90,7 +90,7 @@ def spearman(scores: np.ndarray, quality: np.ndarray) -> np.ndarray:
 
 
 def kendall(scores: np.ndarray, quality: np.ndarray) -> np.ndarray:
-    """tau-b along the last axis: of the signs of the differences of all pairs."""
+    """Kendall's tau-b along the last axis, from the signs of all pairwise differences."""
     if scores.ndim > 1:
         return np.array([kendall(one, other) for one, other in zip(scores, quality, strict=True)])
     a, b = (np.sign(values[:, None] - values).ravel() for values in (scores, quality))
@@ -98,13 +98,13 @@ def kendall(scores: np.ndarray, quality: np.ndarray) -> np.ndarray:
 
 
 def regret(scores: np.ndarray, quality: np.ndarray) -> np.ndarray:
-    """Points that the run of the highest score lies under the best; of runs with one score, their mean; along the last axis."""
+    """Best quality minus that of the run with the highest score (mean over ties), in points, along the last axis."""
     first = scores == scores.max(-1, keepdims=True)
     return quality.max(-1) - (quality * first).sum(-1) / first.sum(-1)
 
 
 def within(measure: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Callable[..., np.ndarray]:
-    """Mean over the methods of a measure; the methods of the runs are the same in every resample."""
+    """The mean of a measure over methods. The methods of the runs are the same in every resample."""
 
     def mean(scores: np.ndarray, quality: np.ndarray, methods: np.ndarray) -> np.ndarray:
         groups = [methods == method for method in np.unique(methods)]
@@ -114,7 +114,7 @@ def within(measure: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Callable[
 
 
 def resamples(methods: np.ndarray) -> np.ndarray:
-    """Positions of runs, a resample in each line, with as many of each method as there are, method by method."""
+    """Indices of runs, one resample per line, ordered by method; each method keeps its number of runs."""
     rng = np.random.default_rng(0)
     groups = [np.flatnonzero(methods == method) for method in np.unique(methods)]
     return np.array([np.concatenate([rng.choice(group, len(group)) for group in groups]) for _ in range(RESAMPLES)])
@@ -129,7 +129,7 @@ def interval(values: np.ndarray, digits: int) -> str:
 
 
 def correlations(runs: list[Run]) -> list[str]:
-    """Every score over all runs, within methods, and what the best-scored run lies under the best."""
+    """Correlation with quality over all runs and within methods, and regret, for every score."""
     quality, methods = np.array([run.quality for run in runs]), np.array([run.method for run in runs])
     draws = resamples(methods)
     names = [name for name in dict.fromkeys(name for run in runs for name in run.scores) if usual(name)]
@@ -166,7 +166,7 @@ def correlations(runs: list[Run]) -> list[str]:
 
 
 def usual(name: str) -> bool:
-    """Whether a score is of the views that all are compared on."""
+    """Whether a score is of the default views, on which all scores are compared."""
     return "views" not in name
 
 
@@ -187,7 +187,7 @@ def by_method(runs: list[Run]) -> list[str]:
 
 
 def choices(runs: list[Run]) -> list[str]:
-    """What the score chooses of each search of eight, beside the best, which labels choose."""
+    """What the score chooses in each search of eight recipes, and the best recipe by labels."""
     searches: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
         if found := re.search(r"_search(\d)_", run.name):
@@ -213,7 +213,7 @@ def choices(runs: list[Run]) -> list[str]:
 
 
 def controls(pool: list[Run], others: list[Run]) -> list[str]:
-    """Where the score goes wrong: what it makes one believe of a run, by the other runs of that score."""
+    """Errors of the score on controls: their quality, and the quality that other runs with that score suggest."""
     from sklearn.isotonic import IsotonicRegression
 
     if not others:
@@ -237,7 +237,7 @@ def controls(pool: list[Run], others: list[Run]) -> list[str]:
 
 
 def picture(pools: dict[str, list[Run]], path: Path) -> None:
-    """The score and RankMe against quality, a row for each file."""
+    """Plot quality against the score and RankMe, with one row for each file."""
     from matplotlib.figure import Figure
 
     from emim_solo.results.palette import PALETTE

@@ -46,7 +46,7 @@ def views(count: int, samples: int, d: int, share: Tensor, lost: Tensor, seed: i
 
 
 def balance(loss: Callable[..., Any], count: int, samples: int, d: int, share: float, draws: int = 3) -> float:
-    """Slope along a lost dimension over slope along disagreement."""
+    """Slope of the loss along a lost dimension, divided by its slope along disagreement."""
     slopes = torch.zeros(2)
     for seed in range(draws):
         v, t = torch.tensor(share, requires_grad=True), torch.tensor(STEP, requires_grad=True)

@@ -2,10 +2,10 @@
 
     python research/out_of_the_box/draw.py     # writes settings.yaml beside it
 
-Each value is drawn independently, uniformly from its list or log-uniformly from its range. Then two conditions: a setting
-is drawn again until it has 40,000 to 160,000 crops in all, which is about a minute of one core, and the data sets take turns
-in random order, so that after any number of settings they are even. In each pair of settings one is for choosing a new
-default and one for showing it: which one is drawn, too.
+Each value is drawn independently, uniformly from its list or log-uniformly from its range. A setting is drawn again until
+it has 40,000 to 160,000 crops in total, which take about a minute on one core. The data sets take turns in random order, so
+they stay balanced after any number of settings. In each pair of settings, a random one is for choosing a new default
+("choose") and the other for showing it ("show").
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LISTS: dict[str, list[Any]] = {
     "clip": [0.0, 1.0, 3.0],
     "views": [2, 3, 4, 5, 6, 7, 8],
 }
-LR, STEPS, CROPS = (3e-4, 3e-2), (30, 1000), (40_000, 160_000)  # LR at a batch of 256, and in proportion to it
+LR, STEPS, CROPS = (3e-4, 3e-2), (30, 1000), (40_000, 160_000)  # LR at batch 256; it scales with the batch
 DATA = ("cifar10", "fashion-mnist", "digits")
 
 

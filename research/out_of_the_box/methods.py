@@ -1,8 +1,8 @@
-"""The methods as they come: each loss with the weights it was published with, over any number of views.
+"""The methods out of the box: each loss with its published weights, for any number of views.
 
-A loss of two views is averaged over all pairs of views. Where the suite's or lightly's function would be called for each
-pair or would build a d x d matrix from few samples, the same number is computed from what the pairs share:
-tests/test_out_of_the_box.py compares it with theirs.
+A loss of two views is averaged over all pairs of views. To avoid a call for each pair, or a d x d matrix from few
+samples, some losses are computed from what the pairs share. tests/test_out_of_the_box.py compares the results with
+solo-learn and lightly.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ def _moments(z: Tensor) -> Tensor:
 
 
 def _mean_square_difference(z: Tensor) -> Tensor:
-    """Mean over all pairs of views of the mean squared difference; z is views x samples x dimensions."""
+    """Mean squared difference, averaged over all pairs of views; z is views x samples x dimensions."""
     within: Tensor = (z - z.mean(0)).square().mean() * 2 * len(z) / (len(z) - 1)
     return within
 
 
 def vicreg(*views: Tensor, similarity: float = 25.0, variance: float = 25.0, covariance: float = 1.0) -> Tensor:
-    """Mean of the suite's vicreg_loss_func over pairs: variance and covariance are each view's own, so twice their mean."""
+    """Mean of solo-learn's vicreg_loss_func over pairs. Variance and covariance belong to each view, so twice their mean."""
     z = torch.stack(views)
     _, samples, d = z.shape
     own = z.new_zeros(())
@@ -44,7 +44,7 @@ def vicreg(*views: Tensor, similarity: float = 25.0, variance: float = 25.0, cov
 
 
 def barlow_twins(*views: Tensor, lamb: float = 0.0051, scale_loss: float = 0.024) -> Tensor:
-    """Mean of the suite's barlow_loss_func over pairs; ||A^T B||^2 is the sum of the product of two Gram matrices."""
+    """Mean of solo-learn's barlow_loss_func over pairs; ||A^T B||^2 is the sum of (A A^T) * (B B^T), entry by entry."""
     z = torch.stack([(view - view.mean(0)) / torch.sqrt(view.var(0, correction=0) + 1e-5) for view in views])
     samples, d = z.shape[1:]
     grams = torch.einsum("kid,kjd->kij", z, z) / samples if samples <= d else None
@@ -57,7 +57,7 @@ def barlow_twins(*views: Tensor, lamb: float = 0.0051, scale_loss: float = 0.024
 
 
 def simclr(*views: Tensor, temperature: float = 0.5) -> Tensor:
-    """Mean of the suite's simclr_loss_func over pairs, all from one matrix of similarities."""
+    """Mean of solo-learn's simclr_loss_func over pairs, from one matrix of similarities."""
     z = F.normalize(torch.stack(views), dim=-1)
     count, samples, d = z.shape
     flat = z.reshape(-1, d)
@@ -74,7 +74,7 @@ def simclr(*views: Tensor, temperature: float = 0.5) -> Tensor:
 
 
 def emp_ssl(*views: Tensor, inv_coef: float = 200.0, tcr_eps: float = 0.2) -> Tensor:
-    """lightly's two terms, the coding rate with the sign of the paper, from the smaller of the two moment matrices."""
+    """lightly's two terms. The coding rate has the paper's sign and uses the smaller moment matrix."""
     z = F.normalize(torch.stack(views), dim=-1)
     samples, d = z.shape[1:]
     eye = torch.eye(min(samples, d))
@@ -96,7 +96,7 @@ def frossl(*views: Tensor) -> Tensor:
 
 
 def lejepa(*views: Tensor) -> Any:
-    """All views are pulled to the mean of all; 256 directions a step, as everywhere in the laboratory."""
+    """LeJEPA that pulls all views to the mean of all, with rivals.SLICES directions per step."""
     import rivals
 
     return rivals.LeJEPA(lambda_param=0.05, large=len(views))(*views)

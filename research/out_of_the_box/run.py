@@ -41,11 +41,11 @@ DATA: dict[str, dict[str, Any]] = {
     "fashion-mnist": {"folders": ["train"], "images": 4000, "judged": 4000, "size": 16, "crop_min": 0.4, "flip": 0.5},
     "digits": {"folders": ["train", "val"], "images": 900, "judged": 897, "size": 16, "crop_min": 0.4, "flip": 0.0},
 }
-VIEWS_JUDGED, IMAGES_JUDGED = 4, 500  # of the view information
+VIEWS_JUDGED, IMAGES_JUDGED = 4, 500  # views per image and images, for the view information
 
 
 def images_of(name: str, folder: Path) -> tuple[Tensor, Tensor]:
-    """The images that are trained on, then those that are judged on, in a fixed random order, and their labels."""
+    """Training images, then evaluation images, in a fixed random order, and their labels."""
     data = DATA[name]
     parts = [lab.images_of(folder / name / part) for part in data["folders"]]
     x, y = (torch.cat(part) for part in zip(*parts, strict=True))
@@ -139,7 +139,7 @@ def judge(model: lab.Model, x: Tensor, y: Tensor, setting: dict[str, Any]) -> di
         "rank": round(effective_rank(projector[0], centred=True), 2),
         "backbone_rank": round(effective_rank(backbone[0], centred=True), 2),
         "collapsed": collapsed(projector[0]),
-        "noise_share": round(standardised.var(0).mean().item(), 4),  # of views of one image, of a variance of 1
+        "noise_share": round(standardised.var(0).mean().item(), 4),  # variance between views of an image; total 1
         "view_information": round(
             scores(torch.stack(backbone, 1), noise_variance=0.1, delta=1e-4, seed=0)["view_information"], 3
         ),
@@ -148,7 +148,7 @@ def judge(model: lab.Model, x: Tensor, y: Tensor, setting: dict[str, Any]) -> di
 
 
 def candidate(text: str) -> tuple[str, Callable[..., Any], dict[str, Any]]:
-    """``NAME={key: value}`` as a name for its rows, a loss and its options."""
+    """Parse ``NAME={key: value}`` into the name in rows, a loss, and its options."""
     import candidates
 
     name, _, options = text.partition("=")

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from methods import METHODS
 
-CHANCE, RESAMPLES, FEWEST, REFERENCE = 10.0, 10_000, 6, "emim"  # FEWEST: settings for an interval
+CHANCE, RESAMPLES, FEWEST, REFERENCE = 10.0, 10_000, 6, "emim"  # FEWEST: settings needed for an interval
 
 
 def accuracy(row: dict[str, Any]) -> float:
@@ -36,7 +36,7 @@ def read(path: Path, half: str | None, seed: int = 0) -> dict[str, dict[int, dic
 
 
 def interval(values: np.ndarray, statistic: Any = np.mean) -> str:
-    """The statistic and its interval; a few settings have none."""
+    """The statistic and its interval; no interval for fewer than FEWEST settings."""
     if len(values) < FEWEST:
         return f"{statistic(values):.1f}"
     chosen = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))

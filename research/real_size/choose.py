@@ -20,7 +20,7 @@ OWN = {"emim": "weight", "vicreg": "sim_loss_weight", "barlow_twins": "lamb", "s
 
 
 def recipes(path: Path) -> dict[str, dict[str, dict[str, Any]]]:
-    """By method, by name of the recipe: 20-NN, linear, their mean, and the row of the pretraining."""
+    """By method, then recipe: 20-NN, linear, their mean, and the row of the pretraining."""
     found: dict[tuple[str, str], dict[str, Any]] = defaultdict(dict)
     for row in map(json.loads, path.read_text().splitlines()):
         entry = found[row["method"], row["name"]]

@@ -1,20 +1,19 @@
-"""``emim-solo benchmark`` on one CPU core, with what a reader needs to place its seconds.
+"""``emim-solo benchmark`` on one CPU core, with what a reader needs to interpret its times.
 
     python research/real_size/run.py --config-path research/real_size --config-name two-views-recipes [--keep ROWS] [key=value ...]
 
-Arguments, rows and results are those of ``emim-solo benchmark``. Four things are added:
+Arguments, rows and results are those of ``emim-solo benchmark``, with four differences:
 
-- each row has ``cpu_seconds``, the processor time of its stage with child processes included, which other work on the
-  machine hardly changes; ``load``, the machine's load average when the stage ended; ``processor``, its features; and
-  ``threads``;
+- each row has ``cpu_seconds``: CPU time of its stage and child processes, which other work on the machine hardly
+  changes; ``load``, the load average at the end of the stage; ``processor``, CPU features; and ``threads``;
 - one OpenMP thread;
-- where the processor has bfloat16, the frozen network is evaluated in bfloat16 autocast, as it was trained: features and
-  view information take a third of the time (``evaluation_precision`` in the row). Features are float32 afterwards;
-- the forecast before the first run is left out: it trains some steps of every recipe.
+- if the CPU has bfloat16, the frozen network is evaluated in bfloat16 autocast, as in training. Features and view
+  information then take a third of the time (``evaluation_precision`` in the row). Features are stored as float32;
+- no forecast before the first run, since it trains some steps of every recipe.
 
-The same command goes on where it was. With `--keep ROWS` each row is written to that file, too, and where the folder of the
-runs has no rows, those of its complete runs are taken from there: checkpoints are not needed for a run that is complete. A run of
-which a stage is missing is then made again.
+The same command resumes. With `--keep ROWS` each row is also written to that file. If the folder of the runs has no
+rows, the rows of complete runs are restored from that file; complete runs need no checkpoints. A run without the rows
+of all its stages is made again.
 """
 
 from __future__ import annotations
@@ -47,13 +46,13 @@ NATIVE = torch.bfloat16 == lab.PRECISION
 
 
 def cpu_seconds() -> float:
-    """Of this process and of its children that have ended."""
+    """CPU seconds of this process and of its finished children."""
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system
 
 
 class Clock:
-    """When the stage in progress began, in processor seconds."""
+    """CPU seconds at the start of the current stage."""
 
     start = cpu_seconds()
 
@@ -68,7 +67,7 @@ def timed(stage: Any) -> Any:
 
 
 def complete(lines: list[str], stages: set[str]) -> list[str]:
-    """The lines of runs that have a row of every stage, or one that says that they diverged."""
+    """The lines of runs that have a row of every stage or that diverged."""
     found: dict[tuple[str, int, str], list[dict[str, Any]]] = defaultdict(list)
     for line in lines:
         row = json.loads(line)
@@ -82,7 +81,7 @@ def complete(lines: list[str], stages: set[str]) -> list[str]:
 
 
 def restored(init: Any, keep: Path) -> Any:
-    """A runner that begins with the rows that were kept, where its folder has none."""
+    """Wrap the runner's ``__init__``: restore the kept rows if the folder has none."""
 
     @functools.wraps(init)
     def begin(self: Any, plan: Any) -> None:
@@ -115,7 +114,7 @@ def with_costs(append: Any, keep: Path | None) -> Any:
 
 
 def in_bfloat16(model_of: Any) -> Any:
-    """The model of a checkpoint, its forward in autocast, its outputs in float32."""
+    """Wrap a function that returns a model: forward in bfloat16 autocast, outputs in float32."""
 
     @functools.wraps(model_of)
     def build(*args: Any, **kwargs: Any) -> Any:

@@ -7,7 +7,7 @@
     try {
       await navigator.clipboard.writeText(text);
     } catch {
-      // Some browsers give a page opened from disk no clipboard: select and copy as a person would.
+      // Some browsers have no clipboard for a page opened from disk: select the text and copy it.
       const area = document.createElement("textarea");
       area.value = text;
       area.className = "hidden";
@@ -34,11 +34,11 @@
   const legend = root.querySelector(".legend");
   const said = document.getElementById("umap-said");
   const dark = matchMedia("(prefers-color-scheme: dark)");
-  const NEAR = 16; // pixels within which the pointer takes an image
+  const NEAR = 16; // pixels from the pointer within which it selects an image
   let split, panels = [], active = null, chosenClass = null;
 
   const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-  // The label -1 is that of images without labels: one colour and no name.
+  // The label -1 means images without labels: they have one colour and no name.
   const colour = (label) => data.colours[Math.max(label, 0) % data.colours.length][dark.matches ? 1 : 0];
   const shape = (label) => data.shapes[Math.floor(Math.max(label, 0) / data.colours.length) % data.shapes.length];
   const className = (index) => split.classes[split.labels[index]] ?? "";
@@ -64,7 +64,7 @@
     return context;
   }
 
-  // One scale for all panels, so that places can be compared.
+  // One scale for all panels makes positions comparable.
   function frame(points) {
     let [left, right, bottom, top] = [Infinity, -Infinity, Infinity, -Infinity];
     for (const list of points) for (const [x, y] of list) {
@@ -174,7 +174,7 @@
     return best;
   }
 
-  // The closest image in a direction, those to the side counting as further away.
+  // The closest image in a direction. Images to the side count as further away.
   function step(panel, dx, dy) {
     const [x, y] = panel.pixels[active];
     let best = null, least = Infinity;
