@@ -15,12 +15,14 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from torch.nn import functional
 
+from emim_solo.benchmark import cost
 from emim_solo.emim import method
 from emim_solo.evaluation.score import ScoredViews
 from emim_solo.ground import configs
 from emim_solo.ground.compare import config_hash
 from emim_solo.images.folders import load_rgb
 from emim_solo.suite import as_dict, dali, load_suite, loaders
+from emim_solo.suite.views import activation_bytes
 from emim_solo.training import run as runs
 from emim_solo.training.pretraining import prepare, pretrain
 
@@ -304,3 +306,24 @@ def test_auto_is_what_the_processor_has_before_the_run_is_named(
 def test_a_processor_that_does_not_say_what_it_has_gets_single_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
     assert runs.native_precision(OmegaConf.create({"accelerator": "cpu"})) == "32"
+
+
+def test_activations_are_what_each_layer_keeps() -> None:
+    """By hand: the convolution keeps its input, ReLU its output, float32; the weights are there once."""
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.ReLU(), torch.nn.Flatten())
+    views = [{"crop_size": 6, "num_crops": 2}, {"crop_size": 4, "num_crops": 5}]
+    cfg = OmegaConf.create({"augmentations": views, "optimizer": {"batch_size": 10}})
+    pixels = 10 * (2 * 6**2 + 5 * 4**2)
+    assert activation_bytes(network, cfg) == 4 * (3 + 8) * pixels
+    assert activation_bytes(network.requires_grad_(False), cfg) == 0
+
+
+def test_patches_beyond_memory_are_refused_before_the_first_step(
+    patches: Callable[..., DictConfig], refused: Refused
+) -> None:
+    run = prepare(patches("optimizer.batch_size=100000000"))
+    with refused("augmentations", "100000000 images in 8 views", "GiB of activations", "a process has", "num_crops"):
+        pretrain(run)
+    with refused("augmentations", "GiB of activations"):
+        cost.measure(run)
+    assert not run.rows_file.is_file()

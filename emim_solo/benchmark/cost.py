@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from emim_solo.evaluation.linear import quiet_trainer
 from emim_solo.suite import load_suite
 from emim_solo.suite.api import device_of
+from emim_solo.suite.views import check_memory
 from emim_solo.training.run import Run
 
 STEPS = 4
@@ -63,6 +64,7 @@ def measure(run: Run, *, steps: int = STEPS) -> Cost:
     suite, cfg = load_suite(), run.config
     seed_everything(cfg.seed, workers=True, verbose=False)
     model = suite.build(cfg)
+    check_memory(suite.backbone(model), cfg, device_of(cfg))
     times = _StepTimes()
     loader = suite.train_loader(cfg, run.images)
     with warnings.catch_warnings(), _recorded_loss(type(model)) as calls:

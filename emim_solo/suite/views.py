@@ -1,14 +1,20 @@
-"""Many views of one size go through the network as one batch, for every method."""
+"""Many views of one size go through the network as one batch, for every method, if memory holds them."""
 
 from __future__ import annotations
 
+import copy
+import os
 from collections.abc import Callable, Sequence
 from itertools import groupby, islice
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from torch import Tensor
+from omegaconf import DictConfig
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from emim_solo.ground.errors import UsageError
 
 FEWEST = 3  # two views go one by one, as in solo-learn, so that earlier runs keep their exact weights
 
@@ -68,3 +74,47 @@ def at_once(views: Sequence[Tensor]) -> list[int]:
 def _split(values: Sequence[Tensor], sizes: Sequence[int]) -> list[list[Tensor]]:
     left = iter(values)
     return [list(islice(left, size)) for size in sizes]
+
+
+def check_memory(backbone: nn.Module, cfg: DictConfig, device: torch.device) -> None:
+    """Refuse a complete config of three or more views whose step keeps more activations than the device has memory.
+
+    Raises:
+        UsageError: it does. The message has both sizes.
+    """
+    views = sum(view.num_crops for view in cfg.augmentations)
+    if views < FEWEST:
+        return
+    if device.type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory
+    else:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // len(cfg.devices)
+    if (needed := activation_bytes(backbone, cfg)) > memory:
+        step = f"a step of {cfg.optimizer.batch_size} images in {views} views keeps {needed / 2**30:.1f} GiB of activations"
+        has = f"a process has {memory / 2**30:.1f} GiB"
+        raise UsageError("augmentations", f"{step}, {has}: set a smaller num_crops or optimizer.batch_size")
+
+
+def activation_bytes(backbone: nn.Module, cfg: DictConfig) -> float:
+    """What the backbone keeps of a step for its backward: measured on two and on four views of each size, and scaled."""
+    network = copy.deepcopy(backbone).train()  # BatchNorm changes its moments
+    weights = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
+
+    def kept(views: int, size: int) -> int:
+        storages: dict[int, int] = {}
+
+        def note(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        half = torch.autocast("cpu", torch.bfloat16, enabled="16" in str(cfg.get("precision")))
+        with torch.random.fork_rng(devices=[]), half, saved_tensors_hooks(note, lambda tensor: tensor):
+            output = network(torch.zeros(views, 3, size, size))  # its graph holds the storages until they are summed
+        return sum(size for place, size in storages.items() if place not in weights) if output.requires_grad else 0
+
+    needed = 0.0
+    for view in cfg.augmentations:
+        of_two, of_four = kept(2, view.crop_size), kept(4, view.crop_size)
+        needed += of_two + (of_four - of_two) / 2 * (view.num_crops * cfg.optimizer.batch_size - 2)
+    return needed

@@ -28,7 +28,8 @@ from emim_solo.ground.stopping import Stopped
 from emim_solo.images.folders import check_images
 from emim_solo.results import rows
 from emim_solo.suite import as_dict, load_suite
-from emim_solo.suite.api import in_one_line
+from emim_solo.suite.api import device_of, in_one_line
+from emim_solo.suite.views import check_memory
 from emim_solo.training.callbacks import (
     RESULTS,
     ContinueCheckpoints,
@@ -72,6 +73,7 @@ def pretrain(run: Run, version: str | None = None, more_callbacks: Sequence[Call
     model = suite.build(cfg)
     if start.checkpoint is not None:
         opening.check_fits(start.checkpoint, start.contents, cfg, model)
+    check_memory(suite.backbone(model), cfg, device_of(cfg))
     size = sum(value.numel() * value.element_size() for value in model.state_dict().values())
     files.writable_folder(run.base, "checkpoint.dir", size if cfg.checkpoint.enabled else 0)
     scoring = score_callbacks(run, model)
