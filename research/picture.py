@@ -8,6 +8,7 @@ Trials whose names begin with small_ have two small crops beside the two views, 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 from pathlib import Path
 
@@ -48,7 +49,10 @@ def main() -> None:
         axis.set_axisbelow(True)
         axis.spines[["top", "right"]].set_visible(False)
     figure.supxlabel("mean of 20-NN and linear top-1 (%)", fontsize=9)
-    figure.savefig(arguments.picture, dpi=110)
+    made_from = hashlib.sha256(arguments.rows.read_bytes()).hexdigest()  # a test finds a stale picture by it
+    figure.savefig(
+        arguments.picture, dpi=110, metadata={"rows": made_from} if arguments.picture.suffix == ".png" else {}
+    )
 
 
 if __name__ == "__main__":

@@ -84,13 +84,19 @@ def three_classes(few_digits: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return folder
 
 
+# The smallest network of both generations: a third of the time of a ResNet-18, and a fifth of its checkpoints.
+SMALL_BACKBONE: dict[str, Any] = {"name": "vit_tiny", "kwargs": {"mlp_ratio": 0.25}}
+SMALL_OVERRIDES = ["backbone.name=vit_tiny", "+backbone.kwargs.mlp_ratio=0.25"]
+RESNET: dict[str, Any] = {"name": "resnet18"}
+
+
 def _config(images: Path, folder: Path, **overrides: Any) -> DictConfig:
     method = overrides.get("method", "emim")
     cfg = OmegaConf.create(
         {
             "name": f"{method}-digits",
             "method": method,
-            "backbone": {"name": "resnet18"},
+            "backbone": SMALL_BACKBONE,
             "method_kwargs": {"proj_hidden_dim": 64, "proj_output_dim": 16},
             "data": {
                 "dataset": "custom",
@@ -118,7 +124,7 @@ def _config(images: Path, folder: Path, **overrides: Any) -> DictConfig:
         }
     )
     for key, value in overrides.items():
-        OmegaConf.update(cfg, key.replace("__", "."), value, force_add=True)
+        OmegaConf.update(cfg, key.replace("__", "."), value, force_add=True, merge=key != "backbone")
     return cfg
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import SMALL_OVERRIDES
 
 from emim_solo.results import rows
 from emim_solo.suite import load_suite
@@ -30,6 +31,7 @@ BLOCKS = dict.fromkeys(("python", "toml", "console"), "") | dict(
 )
 COMMANDS = [shlex.split(line) for line in BLOCKS["console"].splitlines()]
 SMALL = ["method_kwargs.proj_hidden_dim=32", "optimizer.batch_size=32", "max_epochs=1", "data.num_workers=0"]
+SMALL += SMALL_OVERRIDES
 
 
 def run(*arguments: object, cwd: Path, path: Path) -> subprocess.CompletedProcess[str]:
@@ -63,8 +65,16 @@ def test_its_commands_train_evaluate_and_compare(installed: Path, few_digits: Pa
     small = {
         "pretrain": [*SMALL, *data],
         "benchmark": [
-            *("only=corinfomax", "max_epochs=1", "linear.max_epochs=1", "score.enabled=False", "diagnostics.images=64"),
+            *(
+                "only=corinfomax",
+                "seeds=[0]",
+                "max_epochs=1",
+                "linear.max_epochs=1",
+                "score.enabled=False",
+                "diagnostics.images=64",
+            ),
             *(f"+run.{setting}" for setting in (*data, *SMALL[1:2], "data.num_workers=0", "accelerator=cpu")),
+            *("+run.backbone.name=vit_tiny", "+run.backbone.kwargs.mlp_ratio=0.25"),
         ],
     }
     for _, command, *words in COMMANDS[1:4]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import processes
 import pytest
+from conftest import SMALL_BACKBONE
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch.utils.data import DataLoader, Dataset
@@ -51,6 +52,7 @@ def settings(few_digits):
             "seeds": [0, 1],
             "max_epochs": 2,
             "run": {
+                "backbone": SMALL_BACKBONE,
                 "data": {
                     "train_path": str(few_digits / "train"),
                     "val_path": str(few_digits / "val"),

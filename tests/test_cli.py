@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import SMALL_OVERRIDES
 from omegaconf import DictConfig, OmegaConf
 
 from emim_solo import cli
@@ -44,7 +45,7 @@ def emim_solo(*arguments: str, cwd: Path, timeout: int = 900) -> subprocess.Comp
 
 
 def digits_overrides(few_digits: Path) -> list[str]:
-    return [*SMALL, f"data.train_path={few_digits / 'train'}", f"data.val_path={few_digits / 'val'}"]
+    return [*SMALL, *SMALL_OVERRIDES, f"data.train_path={few_digits / 'train'}", f"data.val_path={few_digits / 'val'}"]
 
 
 def test_pretrain_by_a_shipped_name_says_where_things_are(few_digits: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import RESNET
 from lightning.pytorch import Callback, LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
@@ -142,7 +143,7 @@ def test_images_held_out_for_the_score_do_not_reach_dali(
 
 @needs_dali
 def test_emim_takes_small_crops_from_dali(make_jpeg_cfg: Callable[..., DictConfig]) -> None:
-    cfg, seen = make_jpeg_cfg(data__format="dali", dali__device="cpu"), Seen()
+    cfg, seen = make_jpeg_cfg(backbone=RESNET, data__format="dali", dali__device="cpu"), Seen()
     cfg.augmentations.append(OmegaConf.merge(cfg.augmentations[0], {"crop_size": 24, "num_crops": 2}))
     trainer = fit(cfg, seen)
     assert seen.shapes == {(BATCH, 3, 32, 32), (BATCH, 3, 24, 24)}

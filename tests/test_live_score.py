@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import RESNET
 from lightning.pytorch import LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 
@@ -168,7 +169,7 @@ def test_training_is_the_same_to_the_bit(scored: MakeCfg, tmp_path: Path) -> Non
     for enabled in (True, False):
         cfg = scored(
             method="byol",
-            backbone__name="resnet18",
+            backbone=RESNET,
             max_epochs=2,
             data__num_workers=1,
             score__enabled=enabled,

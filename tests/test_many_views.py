@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import RESNET
 from hydra import compose, initialize_config_dir
 from lightning.pytorch import Callback, LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
@@ -138,7 +139,7 @@ def test_views_at_once_have_the_outputs_that_each_has_alone(
     small: int, make_cfg: MakeCfg, built_to_step: Callable[[DictConfig], LightningModule]
 ) -> None:
     """Where BatchNorm does not mix them, which it does in training."""
-    cfg = make_cfg()
+    cfg = make_cfg(backbone=RESNET)
     cfg.augmentations[0].num_crops = 3
     if small:
         cfg.augmentations.append(OmegaConf.merge(cfg.augmentations[0], {"crop_size": 16, "num_crops": small}))
@@ -169,7 +170,7 @@ def test_views_at_once_have_the_outputs_that_each_has_alone(
 
 
 def test_two_views_of_a_size_go_one_at_a_time_as_they_always_did(make_cfg: MakeCfg) -> None:
-    cfg = make_cfg()
+    cfg = make_cfg(backbone=RESNET)
     cfg.augmentations.append(OmegaConf.merge(cfg.augmentations[0], {"crop_size": 16}))
     forwards = Forwards()
     pretrain(prepare(cfg), more_callbacks=[forwards])

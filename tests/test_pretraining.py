@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import RESNET
 from lightning.pytorch import LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
@@ -70,7 +71,7 @@ def with_small_crops(cfg: DictConfig) -> DictConfig:
 def test_emim_takes_every_view_of_multi_crop(
     make_cfg: MakeCfg, built_to_step: Callable[[DictConfig], LightningModule]
 ) -> None:
-    run = prepare(with_small_crops(make_cfg(max_epochs=1)))
+    run = prepare(with_small_crops(make_cfg(backbone=RESNET, max_epochs=1)))
     assert (run.config.data.num_large_crops, run.config.data.num_small_crops) == (2, 2)
     row = pretrain(run)
     assert row["metrics"]["train_mi"] > 0
@@ -104,7 +105,7 @@ def test_collapsed_embeddings_are_warned_of(make_cfg: MakeCfg) -> None:
 
 
 def test_emim_loss_falls_while_training(make_cfg: MakeCfg) -> None:
-    row = pretrain(prepare(make_cfg(max_epochs=4, optimizer__lr=0.01)))
+    row = pretrain(prepare(make_cfg(backbone=RESNET, max_epochs=4, optimizer__lr=0.01)))
     curve = [
         float(line["train_emim_loss_epoch"])
         for line in read_curve(Path(row["checkpoint"]))
@@ -202,7 +203,7 @@ def test_lightnings_load_from_checkpoint(trained: Path) -> None:
 def test_small_image_stem_for_any_method(make_cfg: MakeCfg) -> None:
     suite = load_suite()
     for method, kwargs in (("emim", {}), ("byol", {"pred_hidden_dim": 8})):
-        cfg = make_cfg(method=method, backbone__small_image_stem=True, momentum={"base_tau": 0.9})
+        cfg = make_cfg(method=method, backbone=RESNET | {"small_image_stem": True}, momentum={"base_tau": 0.9})
         cfg.method_kwargs.update(kwargs)
         model = suite.build(prepare(cfg).config)
         stems = [
@@ -394,7 +395,8 @@ def test_small_crops_are_refused_for_methods_whose_loss_leaves_them_out(
 ) -> None:
     """The suite's own training step is asked: does a small crop change its loss?"""
     suite = load_suite()
-    cfg = with_small_crops(make_cfg(method=method, knn_eval__enabled=False, momentum={"base_tau": 0.9, "final_tau": 1}))
+    momentum = {"base_tau": 0.9, "final_tau": 1}
+    cfg = with_small_crops(make_cfg(method=method, backbone=RESNET, knn_eval__enabled=False, momentum=momentum))
     if method == "byol":
         cfg.method_kwargs.pred_hidden_dim = 8
     if method == "simclr":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import runpy
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 from scipy import stats
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -169,3 +171,19 @@ def test_of_the_kept_rows_at_real_size_those_of_complete_runs_are_taken(monkeypa
     assert {json.loads(line)["name"] for line in without_a_stage} == {json.loads(line)["name"] for line in kept} - {
         last
     }
+
+
+@pytest.mark.parametrize(
+    ("picture", "rows"),
+    [
+        ("rivals", ["cifar10-lab/rivals_test"]),
+        ("label-free", ["label-free/cifar10", "label-free/digits"]),
+        ("report", ["digits/rows"]),
+        ("report-umap", ["digits/rows"]),
+    ],
+)
+def test_pictures_are_of_the_committed_rows(picture: str, rows: list[str]) -> None:
+    """Each says in its metadata which rows it was made from; those of the report are a screenshot of a benchmark's page."""
+    content = b"".join((REPOSITORY / "docs" / "results" / f"{name}.jsonl").read_bytes() for name in rows)
+    with Image.open(REPOSITORY / "docs" / "images" / f"{picture}.png") as image:
+        assert image.info["rows"] == hashlib.sha256(content).hexdigest(), "make the picture again"

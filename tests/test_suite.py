@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import RESNET
 from lightning.pytorch import LightningModule
 from omegaconf import DictConfig
 from torch import nn
@@ -64,7 +65,9 @@ def test_channels_last_is_the_same_model_in_another_memory_format(make_cfg: Make
     feats = []
     for disabled in (True, False):
         torch.manual_seed(0)
-        model = suite.build(prepare(make_cfg(performance__disable_channel_last=disabled)).config).eval()
+        model = suite.build(
+            prepare(make_cfg(backbone=RESNET, performance__disable_channel_last=disabled)).config
+        ).eval()
         weight = suite.backbone(model).layer1[0].conv1.weight
         assert weight.is_contiguous(memory_format=torch.channels_last) is not disabled
         feats.append(model(image)["feats"])

@@ -19,6 +19,7 @@ import optuna
 import pytest
 import torch
 import yaml
+from conftest import RESNET, SMALL_BACKBONE
 from lightning.pytorch import Trainer
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
@@ -46,12 +47,16 @@ def written(few_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Writt
     """Writes a search to a file; gives the arguments of the command that makes it in a folder."""
     folder = tmp_path_factory.mktemp("searches")
 
-    def write(output: Path, images: Path = few_digits, **changes: Any) -> list[str]:
+    def write(
+        output: Path, images: Path = few_digits, backbone: dict[str, Any] = SMALL_BACKBONE, **changes: Any
+    ) -> list[str]:
         fixed = {
             "data.train_path": str(images / "train"),
             "data.val_path": str(images / "val"),
             "data.num_workers": 0,
             "optimizer.batch_size": 32,
+            "backbone.name": backbone["name"],
+            **{f"+backbone.kwargs.{key}": value for key, value in backbone.get("kwargs", {}).items()},
             "++accelerator": "cpu",
             "++enable_progress_bar": False,
             "max_epochs": 2,
@@ -251,8 +256,8 @@ def test_a_full_disk_fails_no_trial_however_often(
     usage = shutil.disk_usage(tmp_path)
     for _ in range(4):  # more often than a trial may be killed
         with monkeypatch.context() as full:
-            full.setattr(shutil, "disk_usage", lambda _: usage._replace(free=2 * 10**7))
-            with refused("disk.full", "20 MB left"):
+            full.setattr(shutil, "disk_usage", lambda _: usage._replace(free=2 * 10**6))
+            with refused("disk.full", "2 MB left"):
                 tune_main(written(tmp_path, **ONE))
     tune_main(written(tmp_path, **ONE))
     (row,) = rows.read(tmp_path / "trials.jsonl")
@@ -395,7 +400,7 @@ def test_the_choice_is_the_same_without_labels(few_digits: Path, written: Writte
     chosen = []
     for images, more in ((few_digits, {}), (relabelled(few_digits, tmp_path / "none", 1), {"++data.no_labels": True})):
         params = {"optimizer.lr": "choice(1e-7, 1e-2)", **more}
-        tune_main(written(tmp_path / f"search{len(more)}", images, trials=2, params=params, seed=1))
+        tune_main(written(tmp_path / f"search{len(more)}", images, RESNET, trials=2, params=params, seed=1))
         table = rows.read(tmp_path / f"search{len(more)}" / "trials.jsonl")
         assert len({row["params"]["optimizer.lr"] for row in table}) == 2
         chosen.append(max(table, key=lambda row: row["metrics"][MONITOR])["params"])

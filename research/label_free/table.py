@@ -11,6 +11,7 @@ bootstrap over runs, differences are paired: both scores on the same resample.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import re
@@ -236,8 +237,8 @@ def controls(pool: list[Run], others: list[Run]) -> list[str]:
 # -- picture -------------------------------------------------------------------------------------------------------
 
 
-def picture(pools: dict[str, list[Run]], path: Path) -> None:
-    """Plot quality against the score and RankMe, with one row for each file."""
+def picture(pools: dict[str, list[Run]], path: Path, made_from: str) -> None:
+    """Plot quality against the score and RankMe, with one row for each file. A test finds a stale picture by ``made_from``."""
     from matplotlib.figure import Figure
 
     from emim_solo.results.palette import PALETTE
@@ -266,7 +267,7 @@ def picture(pools: dict[str, list[Run]], path: Path) -> None:
             axes.set_ylabel("(20-NN + linear) / 2 (%)")
             axes.spines[["top", "right"]].set_visible(False)
     panels[0, 0].legend(frameon=False, fontsize=8)
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=150, metadata={"rows": made_from})
 
 
 def main() -> None:
@@ -297,7 +298,8 @@ def main() -> None:
             if lines:
                 print("\n".join(lines), end="\n\n")
     if given.picture:
-        picture(pools, given.picture)
+        made_from = hashlib.sha256(b"".join(path.read_bytes() for path in given.rows)).hexdigest()
+        picture(pools, given.picture, made_from)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@
 DATASETS holds cifar10/{train,test}, fashion-mnist/{train,val} and digits/{train,val}; `emim-solo images NAME DIR` writes the
 last two. One process of one thread. A row that is there is not made again: the same command goes on where it was.
 `--methods` and `--half` narrow it down; a loss of research/candidates.py is tried by `--candidate NAME='{key: value}'`.
+With `--each` every view has a forward of its own, in which BatchNorm sees it alone, for settings of three or more views.
 
 A run: the laboratory's network, AdamW, warm-up over a tenth of the steps, then a cosine, both by step. CIFAR-10 is seen in
 crops of 24 pixels of at least 0.2 of the image, the other two in crops of 16 pixels of at least 0.4; digits are not mirrored.
@@ -57,8 +58,9 @@ def autocast() -> Any:
     return torch.autocast("cpu", torch.bfloat16, enabled=torch.bfloat16 == lab.PRECISION)
 
 
-def train(setting: dict[str, Any], loss_of: Callable[..., Any], images: Tensor, seed: int) -> lab.Model:
-    """
+def train(setting: dict[str, Any], loss_of: Callable[..., Any], images: Tensor, seed: int, *, each: bool) -> lab.Model:
+    """One training; a forward of all views together, or of ``each``.
+
     Raises:
         FloatingPointError: the loss or the gradient is not finite.
     """
@@ -81,7 +83,7 @@ def train(setting: dict[str, Any], loss_of: Callable[..., Any], images: Tensor, 
         x = images[index].float() / 255
         scale = (data["crop_min"], 1.0)
         views = [lab.augment(x, data["size"], scale, flip=data["flip"]) for _ in range(setting["views"])]
-        z = model(torch.cat(views)).chunk(setting["views"])
+        z = [model(view) for view in views] if each else model(torch.cat(views)).chunk(setting["views"])
         loss = loss_of(*z)
         if not torch.isfinite(loss):
             raise FloatingPointError(f"loss is {loss.item()} at step {step}")
@@ -167,6 +169,7 @@ def main() -> None:
     parser.add_argument("--settings", type=int, nargs="+", help="numbers; all otherwise")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--settings-only-with", type=Path, help="rows: leave out settings that have none there")
+    parser.add_argument("--each", action="store_true", help="a forward for each view; rows say so")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.candidate:
@@ -187,6 +190,8 @@ def main() -> None:
             continue
         if arguments.settings_only_with and number not in there:
             continue
+        if arguments.each and setting["views"] < 3:
+            continue
         for name, loss in losses.items():
             if (number, name, arguments.seed) in done:
                 continue
@@ -195,11 +200,12 @@ def main() -> None:
             x, y = cache[setting["data"]]
             wall, cpu = time.time(), time.process_time()
             try:
-                model = train(setting, loss, x[: DATA[setting["data"]]["images"]], arguments.seed)
+                model = train(setting, loss, x[: DATA[setting["data"]]["images"]], arguments.seed, each=arguments.each)
                 found = judge(model, x, y, setting)
             except (FloatingPointError, torch.linalg.LinAlgError, ValueError) as error:
                 found = {"failed": str(error)}
             row = {"setting": number, "half": setting["half"], "method": name, "seed": arguments.seed} | found
+            row |= {"forward": "each"} if arguments.each else {}
             row |= {
                 "settings": {key: value for key, value in setting.items() if key not in ("setting", "half")},
                 "seconds": round(time.time() - wall, 1),
