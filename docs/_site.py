@@ -43,9 +43,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Turn links from the repository's root, and out of docs/, into links within the site."""
+    """Turn links from the repository's root, and out of docs/, into links within the site. Pictures can be opened: on a phone they are small."""
     assert page.file.abs_src_path is not None
     depth = page.file.src_uri.count("/")
     in_docs = Path(config.docs_dir) in Path(page.file.abs_src_path).parents
     outside = re.escape("../" * (depth + 1)) if in_docs else "docs/"
+    markdown = re.sub(r"^!\[([^\]]*)\]\(([^)]+)\)$", r"[![\1](\2)](\2)", markdown, flags=re.MULTILINE)
     return re.sub(rf'(\]\(|(?:src|href)="){outside}', rf"\1{'../' * depth}", markdown)

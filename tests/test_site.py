@@ -43,6 +43,7 @@ def test_a_new_page_is_in_the_navigation_and_links_lead_to_files_of_the_reposito
     assert (site / "research" / "lab.py").read_bytes() == (REPOSITORY / "research" / "lab.py").read_bytes()
     for picture in re.findall(r"!\[[^\]]*\]\(docs/([^)]+)\)", (REPOSITORY / "README.md").read_text()):
         assert f'src="{picture}"' in start and (site / picture).is_file()
+        assert f'href="{picture}"' in start, "on a phone it is read by opening it"
     assert 'id="emim_solo.emim.objective.emim_loss_func"' in (site / "api.html").read_text()
     loaded = {
         address
