@@ -44,7 +44,7 @@ def scored(make_cfg: MakeCfg, protocol: str) -> MakeCfg:
     """``scored(score__patience=2, method="byol")``: the smallest backbone of both generations, scored each epoch."""
 
     def make(**overrides: Any) -> DictConfig:
-        settings = {"backbone__name": "vit_tiny", "enable_model_summary": False, "checkpoint__keep_prev": True}
+        settings = {"enable_model_summary": False, "checkpoint__keep_prev": True}
         score = {"score__enabled": True, "score__protocol": protocol, "score__every_n_epochs": 1}
         if overrides.get("method") == "byol":
             settings["method_kwargs"] = BYOL

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import SMALL_BACKBONE
 from lightning.pytorch import LightningModule, Trainer
 from omegaconf import DictConfig
 from torch import nn
@@ -47,13 +48,13 @@ OF_LABELS = ("acc", "class_loss", "val_loss")
 
 @pytest.fixture
 def small(make_cfg: MakeCfg, three_classes: Path) -> MakeCfg:
-    """``small("byol", labels=False)``: three steps an epoch of the smallest backbone that both generations have."""
+    """``small("byol", labels=False)``: three steps an epoch of the smallest backbone."""
 
     def make(method: str, labels: bool = True, **overrides: Any) -> DictConfig:
         settings: dict[str, Any] = {
             "method": method,
             "method_kwargs": SMALL | OWN.get(method, {}),
-            "backbone": {"name": "vit_tiny"},
+            "backbone": SMALL_BACKBONE,
             "data__train_path": str(three_classes / ("train" if labels else "flat")),
             "data__val_path": str(three_classes / "val") if labels else None,
             "data__no_labels": not labels,

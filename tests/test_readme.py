@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import yaml
+from conftest import SMALL_BACKBONE
 from hydra import compose, initialize_config_dir
 
 from emim_solo.ground import configs
@@ -29,7 +30,7 @@ PAGES = (README, REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").g
 RUN_BY = {
     r"make demo": "tests/test_readme.py::test_make_demo_is_the_benchmark_of_that_name",
     r"make test-main": ".github/workflows/test.yml: make test-main",
-    r"make (setup|test|docs)\b": "Makefile: test: lint docs",
+    r"make (setup|test|docs)\b": "Makefile: -j2 lint docs",
     r"make dist": "tests/test_package.py::test_twine_finds_nothing_to_say",
     r"pip install setuptools<81": "pyproject.toml: setuptools<81",
     r"pip install --no-build-isolation \.": "tests/test_package.py::test_solo_learn_main_installs_as_readme_says",
@@ -60,6 +61,8 @@ RUN_BY = {
 }
 NEEDS = re.compile(r"# .*\bneeds (?:\w+ )?(?:GPUs?|data set|CIFAR-10|ImageNet(?:-100)?)\b")
 SMALL = {  # for a CPU, in seconds
+    "backbone.name": SMALL_BACKBONE["name"],
+    **{f"backbone.kwargs.{key}": value for key, value in SMALL_BACKBONE["kwargs"].items()},
     "method_kwargs.proj_hidden_dim": 32,
     "method_kwargs.proj_output_dim": 16,
     "augmentations.0.crop_size": 32,

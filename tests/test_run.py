@@ -36,9 +36,7 @@ def small(make_cfg: MakeCfg) -> MakeCfg:
     """The smallest backbone of both generations."""
 
     def make(**overrides: Any) -> DictConfig:
-        return make_cfg(
-            **{"backbone__name": "vit_tiny", "enable_model_summary": False, "data__val_path": None} | overrides
-        )
+        return make_cfg(**{"enable_model_summary": False, "data__val_path": None} | overrides)
 
     return make
 
@@ -81,7 +79,7 @@ def recorded() -> Iterator[Counter[tuple[str, str]]]:
 
 def test_each_folder_is_listed_once_and_each_checkpoint_read_once(make_cfg: MakeCfg, few_digits: Path) -> None:
     """With validation images, a score, and a resume."""
-    keys = SCORED | {"backbone__name": "vit_tiny", "enable_model_summary": False, "score__keep_best": True}
+    keys = SCORED | {"enable_model_summary": False, "score__keep_best": True}
     folder = Path(pretrain(prepare(make_cfg(**keys)), version="run")["checkpoint"])
     (path,) = folder.glob("*.ckpt")
     (best,) = (folder / "best").glob("*.ckpt")
@@ -335,7 +333,7 @@ def trainer_of(cfg: DictConfig) -> Trainer:
 
 
 def test_the_obeyed_options_reach_the_trainer(make_cfg: MakeCfg) -> None:
-    keys = {"backbone__name": "vit_tiny", "checkpoint__enabled": False}
+    keys = {"checkpoint__enabled": False}
     trainer: Any = trainer_of(make_cfg(**keys, **OBEYED | {"overfit_batches": 0.0, "max_steps": 9}))
     for name in ("max_epochs", "max_steps", "min_epochs", "min_steps", "limit_val_batches", "check_val_every_n_epoch"):
         assert getattr(trainer, name) == {**OBEYED, "max_steps": 9}[name], name
@@ -386,7 +384,7 @@ def test_max_time_and_max_steps_end_a_run_that_is_saved_and_finished(
 def test_options_under_which_nothing_could_be_trained_leave_nothing_behind(
     keys: dict[str, Any], key: str, make_cfg: MakeCfg, refused: Refused
 ) -> None:
-    cfg = make_cfg(backbone__name="vit_tiny", **keys)
+    cfg = make_cfg(**keys)
     with refused(key, *keys.values() if key != "trainer" else ()):
         pretrain(prepare(cfg))
     assert not list(Path(cfg.checkpoint.dir).rglob("*.ckpt"))
