@@ -36,8 +36,12 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
+BLOCKS = re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs" / "python.md").read_text(), flags=re.DOTALL)
+
+
 def test_the_blocks_of_the_page_run_one_after_the_other(capsys: pytest.CaptureFixture[str]) -> None:
-    blocks = re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs" / "python.md").read_text(), flags=re.DOTALL)
+    *blocks, of_stable_pretraining = BLOCKS
+    assert "stable_pretraining" in of_stable_pretraining, "which has a test of its own"
     names: dict[str, object] = {"__name__": "page"}
     torch.manual_seed(0)
     for block in blocks:
@@ -47,6 +51,14 @@ def test_the_blocks_of_the_page_run_one_after_the_other(capsys: pytest.CaptureFi
     assert information > null, "two views of one image"
     score, half_width = map(float, re.search(r"([\d.]+) ± ([\d.]+) nats", said).groups())  # type: ignore[union-attr]
     assert score > 3 * half_width, "views of one image tell about it"
+    assert names["trainer"].global_step == 4  # type: ignore[attr-defined]
+
+
+def test_the_block_of_stable_pretraining_trains_with_the_loss() -> None:
+    pytest.importorskip("stable_pretraining", reason="pip install stable-pretraining, which brings 130 packages")
+    names: dict[str, object] = {"__name__": "page"}
+    for block in (BLOCKS[0], "import lightning", BLOCKS[-1]):
+        exec(compile(block, "docs/python.md", "exec"), names)
     assert names["trainer"].global_step == 4  # type: ignore[attr-defined]
 
 
