@@ -90,10 +90,10 @@ KNN = tuple(
 _MEASURES: dict[str, tuple[str, str, int]] = {  # label, unit, digits
     "view_information": ("view information", "nats", 1),
     "view_information_null": ("its null", "nats", 2),
-    "lidar": ("LiDAR", "", 1),
     "pair_information": ("MI of two views", "nats", 1),
     "pair_information_null": ("its null", "nats", 1),
     "rankme": ("RankMe", "", 1),
+    "lidar": ("LiDAR", "", 1),
     "alpha_req": ("alpha-ReQ", "", 2),
     "alignment": ("alignment", "", 3),
     "uniformity": ("uniformity", "", 3),
@@ -101,11 +101,7 @@ _MEASURES: dict[str, tuple[str, str, int]] = {  # label, unit, digits
     "non_gaussianity": ("non-Gaussianity", "", 5),
     "non_gaussianity_null": ("its null", "", 5),
 }
-
-
-_OF_TWO_VIEWS = ("pair_information", "pair_information_null", "rankme", "alpha_req", "alignment", "uniformity")
-_OF_SCORE = ("view_information", "view_information_null", "pair_information", "rankme", "lidar", *_OF_TWO_VIEWS[3:])
-_OF_HEALTH = ("spread", "non_gaussianity", "non_gaussianity_null")
+_NOT_OF_SCORE = ("pair_information_null", "spread", "non_gaussianity", "non_gaussianity_null")
 
 
 def _measure(stage: str, name: str, part: str = "") -> Metric:
@@ -114,10 +110,8 @@ def _measure(stage: str, name: str, part: str = "") -> Metric:
     return Metric(stage=stage, source=source, label=label, unit=unit, digits=digits, best_is_highest=best)
 
 
-SCORES = tuple(_measure("score", name) for name in _OF_SCORE)
-DIAGNOSTICS = tuple(
-    _measure("diagnostics", name, part) for part in ("backbone", "projector") for name in (*_OF_TWO_VIEWS, *_OF_HEALTH)
-)
+SCORES = tuple(_measure("score", name) for name in _MEASURES if name not in _NOT_OF_SCORE)
+DIAGNOSTICS = tuple(_measure("diagnostics", name, part) for part in ("backbone", "projector") for name in _MEASURES)
 
 
 @dataclass(frozen=True)
