@@ -10,6 +10,7 @@ import io
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -155,13 +156,9 @@ def accuracies(results: Results) -> str:
 def difference_chart(results: Results) -> str:
     """The focus method less each baseline, paired by seed, with zero marked."""
     focus = results.focus()
-
-    def paired(baseline: str, metric: Metric) -> dict[int, float]:
-        ours, theirs = results.values(focus, metric), results.values(baseline, metric)
-        return {seed: ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())}
-
     title = f"Differences of {focus} to each baseline, paired by seed"
     label = f"points of top-1 accuracy, {focus} less the other"
+    paired = partial(results.paired, focus)
     return _interval_chart(results, "difference", title, label, results.baselines(), paired, zero=True)
 
 

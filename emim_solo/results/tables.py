@@ -11,7 +11,7 @@ from typing import Any
 from emim_solo.ground import compare
 from emim_solo.ground.errors import UsageError
 from emim_solo.images.folders import differing_images, why_no_accuracy
-from emim_solo.results.statistics import Estimate, estimate, paired_difference
+from emim_solo.results.statistics import Estimate, estimate, paired
 from emim_solo.results.terms import deviations
 
 Row = Mapping[str, Any]
@@ -167,8 +167,9 @@ class Results:
     def estimate(self, name: str, metric: Metric) -> Estimate:
         return estimate(self.values(name, metric).values())
 
-    def difference(self, name: str, baseline: str, metric: Metric) -> Estimate:
-        return paired_difference(self.values(name, metric), self.values(baseline, metric))
+    def paired(self, name: str, baseline: str, metric: Metric) -> dict[int, float]:
+        """A metric of one method minus that of another, for each seed that both have."""
+        return paired(self.values(name, metric), self.values(baseline, metric))
 
     def collapsed(self, name: str) -> list[int]:
         """Seeds whose embeddings collapsed."""
@@ -287,7 +288,7 @@ def differences(results: Results, metrics: Sequence[Metric] = HEADLINE) -> Table
     for baseline in results.baselines():
         cells = [Cell(str(len({*results.seeds(focus)} & {*results.seeds(baseline)})))]
         for metric in shown:
-            value = results.difference(focus, baseline, metric)
+            value = estimate(results.paired(focus, baseline, metric).values())
             cells.append(Cell(show(value, metric.digits, signed=True), value))
         lines.append((f"{focus} − {baseline}", cells))
     return _table("Difference", shown, lines, [])
