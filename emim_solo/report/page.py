@@ -49,7 +49,6 @@ def write_report(folder: Path) -> Written:
 
     The folder must hold ``rows.jsonl``. The report also shows curves, spectra and layouts from the folder if present.
     """
-    folder = Path(folder)
     if not folder.is_dir():
         raise UsageError(
             "report.folder", f"no folder '{folder}': expected the folder of a benchmark, with {ROWS} in it"
