@@ -69,8 +69,6 @@ def draw(name: str, title: str, paint: Callable[[Axes], None], *, height: float 
 def _tag_on_page(tag: str, name: str) -> str:
     """A tag with ids unique on the page, the font of the page, and variables for stand-in colours."""
     tag = re.sub(r'( id="|href="#|url\(#)', rf"\1{name}-", tag)
-    tag = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", tag)
-    tag = re.sub(r"font: (bold|\d+) ([\d.]+px) [^;\"]*", r"font-weight: \1; font-size: \2", tag)
     for stand_in, variable in _VARIABLES.items():
         tag = tag.replace(stand_in, f"var({variable})")
     return re.sub(r"#0202([0-9a-f]{2})", lambda colour: f"var(--method-{int(colour.group(1), 16)})", tag)
