@@ -9,7 +9,7 @@ import argparse
 import json
 from pathlib import Path
 
-from emim_solo.results.statistics import Estimate, estimate, paired_difference
+from emim_solo.results.statistics import Estimate, estimate, paired
 
 METRICS = {"knn": "20-NN top-1 (%)", "linear": "linear top-1 (%)"}
 UNLABELLED = {"mi": "MI (nats)", "mi_null": "its null", "effective_rank": "effective rank", "collapsed": "collapsed"}
@@ -47,7 +47,7 @@ def main() -> None:
         print(f"\n| {arguments.against} minus | seeds | 20-NN | linear |\n|---|---:|---:|---:|")
         for name in trials:
             if name != arguments.against:
-                pairs = [paired_difference(values[arguments.against][m], values[name][m]) for m in METRICS]
+                pairs = [estimate(paired(values[arguments.against][m], values[name][m]).values()) for m in METRICS]
                 print(f"| {name} | {pairs[0].n} | {' | '.join(shown(pair, '+') for pair in pairs)} |")
 
 

@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
 from PIL import Image
 from scipy import stats
 from sklearn.datasets import load_sample_images
@@ -263,16 +264,27 @@ def test_odd_names_keep_the_columns_of_markdown(tmp_path):
 # -- the page ----------------------------------------------------------------------------------------------------
 
 
+def contrast(one: str, other: str) -> float:
+    """Contrast ratio of two colours (WCAG 2.1), 1 to 21."""
+
+    def luminance(colour: str) -> float:
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
+        return float(np.dot((0.2126, 0.7152, 0.0722), linear))
+
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
 def test_colours_stand_out_from_their_ground():
     for light, dark in charts.METHOD_COLOURS:
-        assert report.contrast(light, "#ffffff") > 4.5 and report.contrast(dark, "#1b1f23") > 4.5
+        assert contrast(light, "#ffffff") > 4.5 and contrast(dark, "#1b1f23") > 4.5
     for _, dark in report.class_colours():
-        assert report.contrast(dark, "#1b1f23") >= 3
+        assert contrast(dark, "#1b1f23") >= 3
 
 
 def test_contrast_of_known_pairs():
-    assert report.contrast("#000000", "#ffffff") == pytest.approx(21)
-    assert report.contrast("#777777", "#ffffff") == pytest.approx(4.48, abs=0.01)
+    assert contrast("#000000", "#ffffff") == pytest.approx(21)
+    assert contrast("#777777", "#ffffff") == pytest.approx(4.48, abs=0.01)
 
 
 def test_a_report_of_imagenet_and_twenty_methods_is_small_and_its_labels_stand_apart(tmp_path):
@@ -505,7 +517,7 @@ def test_dark_mode_is_dark_and_legible(page, tmp_path):
     keep(page, tmp_path, "dark")
     pair = page.evaluate("(style => [style.color, style.backgroundColor])(getComputedStyle(document.body))")
     ink, ground = ("#" + "".join(f"{int(c):02x}" for c in re.findall(r"\d+", colour)[:3]) for colour in pair)
-    assert report.contrast(ink, ground) > 10 and report.contrast(ground, "#000000") < 1.5
+    assert contrast(ink, ground) > 10 and contrast(ground, "#000000") < 1.5
     unreadable = page.evaluate("""[...document.querySelectorAll('h2, p, td, th, li, summary, figcaption, svg text')].filter(part => {
         const channels = getComputedStyle(part)[part.closest('svg') ? 'fill' : 'color'].match(/[\\d.]+/g).slice(0, 3).map(Number);
         return Math.max(...channels) < 120;

@@ -86,7 +86,7 @@ def test_each_line_is_parsed_once_whoever_appends(tmp_path: Path, monkeypatch: p
     first, second, third = (
         rows.new_row("knn", config=CONFIG, suite=SUITE, metrics={"top1": n}) for n in (1.0, 2.0, 3.0)
     )
-    kept.append(first)
+    rows.append(path, first)
     assert kept.newest(*asked) == {"knn": first}
     with open(path, "a") as file:  # another job, in the middle of its row
         file.write(json.dumps(second)[:50])

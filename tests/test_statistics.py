@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from emim_solo.results.statistics import Estimate, estimate, paired_difference
+from emim_solo.results.statistics import Estimate, estimate, paired
 
 
 @pytest.mark.parametrize("n", [2, 3, 10])
@@ -24,7 +24,7 @@ def test_paired_interval_equals_scipys_paired_t_test():
     rng = np.random.default_rng(0)
     a, b = rng.normal(90, 2, 5), rng.normal(89, 2, 5)
     expected = stats.ttest_rel(a, b).confidence_interval(0.95)
-    result = paired_difference(dict(enumerate(a)), dict(reversed(list(enumerate(b)))))
+    result = estimate(paired(dict(enumerate(a)), dict(reversed(list(enumerate(b))))).values())
     assert result.interval == pytest.approx((expected.low, expected.high))
 
 
@@ -37,11 +37,11 @@ def test_interval_covers_the_truth_in_95_percent_of_experiments():
 def test_one_seed_has_no_interval():
     assert estimate([91.0]) == Estimate(91.0, None, 1)
     assert estimate([91.0]).interval is None
-    assert paired_difference({0: 91.0}, {0: 90.0}) == Estimate(1.0, None, 1)
+    assert estimate(paired({0: 91.0}, {0: 90.0}).values()) == Estimate(1.0, None, 1)
 
 
 def test_seeds_that_only_one_method_has_are_left_out_of_the_difference():
-    assert paired_difference({0: 3.0, 1: 5.0, 7: 100.0}, {0: 1.0, 1: 2.0, 2: -100.0}).mean == pytest.approx(2.5)
+    assert paired({0: 3.0, 1: 5.0, 7: 100.0}, {0: 1.0, 1: 2.0, 2: -100.0}) == {0: 2.0, 1: 3.0}
 
 
 def test_values_that_are_not_finite_are_counted_and_left_out():
@@ -53,4 +53,4 @@ def test_values_that_are_not_finite_are_counted_and_left_out():
 def test_nothing_gives_nan_and_no_interval():
     assert math.isnan(estimate([]).mean) and estimate([]).interval is None
     assert estimate([math.nan]).n == 0 and estimate([math.nan]).not_finite == 1
-    assert math.isnan(paired_difference({0: 1.0}, {1: 1.0}).mean)
+    assert paired({0: 1.0}, {1: 1.0}) == {}

@@ -10,7 +10,8 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -74,8 +75,7 @@ class Runner:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.rows_file = plan.folder / ROWS
-        self.rows = rows.Rows(self.rows_file)
+        self.rows = rows.Rows(plan.folder / ROWS)
         self.problems: list[str] = []
         self.forecast: dict[str, float] = {}  # expected seconds by stage
         self.costs: dict[str, Cost] = {}
@@ -95,7 +95,7 @@ class Runner:
         for run in self.plan.runs:
             recorded = self._rows_of(run).get("pretrain", {}).get("images", {})
             if changed := differing_images(recorded, run.run.images.record):
-                other = f"'{self.rows_file}' has {run.title} of other images: {', '.join(changed)}"
+                other = f"'{self.rows.path}' has {run.title} of other images: {', '.join(changed)}"
                 raise UsageError("images.changed", f"{other}; put them back, or take another dir")
 
     def _stages(self, run: Entry) -> tuple[str, ...]:
@@ -110,9 +110,8 @@ class Runner:
 
     def _is_done(self, run: Entry, stage: str) -> bool:
         row = self._rows_of(run).get(stage)
-        if row is None or stage == "pretrain":
-            return row is not None or self._diverged(run)
-        return self._diverged(run) or row.get("settings") == self._settings(run, stage)
+        is_made = row is not None and (stage == "pretrain" or row.get("settings") == self._settings(run, stage))
+        return is_made or self._diverged(run)
 
     def _settings(self, run: Entry, stage: str) -> dict[str, Any]:
         """Settings, besides the pretraining, that decide a stage's results, in the types that JSON returns."""
@@ -152,15 +151,16 @@ class Runner:
             flush=True,
         )
 
-    def _announce(self, title: str) -> None:
-        """Print one line before each stage: time spent, time left, and the stage."""
-        spent = tqdm.format_interval(time.perf_counter() - self.start)
+    @contextmanager
+    def _announced(self, stage: str, title: str) -> Iterator[None]:
+        """Print one line before a stage: time spent, time left, and the stage. Its time improves the forecast."""
+        start = time.perf_counter()
+        spent = tqdm.format_interval(start - self.start)
         left = "time left not known yet"
         if self.forecast.keys() >= set(self.waiting):
             left = f"about {tqdm.format_interval(sum(map(self.forecast.__getitem__, self.waiting)))} left"
         print(f"{spent} so far, {left}: {title}", flush=True)
-
-    def _finished(self, stage: str, start: float) -> None:
+        yield
         self.made += 1
         seconds = time.perf_counter() - start
         self.forecast[stage] = (seconds + self.forecast.get(stage, seconds)) / 2
@@ -184,12 +184,10 @@ class Runner:
     def _stage(self, run: Entry, stage: str, work: Callable[[], dict[str, Any] | None]) -> None:
         if self._is_done(run, stage):
             return
-        self._announce(f"{run.title}: {stage}")
-        start = time.perf_counter()
-        row = work()
-        if row is not None:
-            self.rows.append(row)
-        self._finished(stage, start)
+        with self._announced(stage, f"{run.title}: {stage}"):
+            row = work()
+            if row is not None:
+                rows.append(self.rows.path, row)
 
     def _pretrain(self, run: Entry) -> dict[str, Any] | None:
         """Pretrain a run. Returns the row of a run that diverged, so it is not tried again; else ``pretrain`` wrote the row."""
@@ -250,7 +248,7 @@ class Runner:
     def _checkpoint(self, run: Entry) -> Checkpoint:
         folder = self._folder(run)
         if not folder.is_dir():
-            again = f"put it back, or remove its rows from '{self.rows_file}' to train it again"
+            again = f"put it back, or remove its rows from '{self.rows.path}' to train it again"
             raise UsageError("checkpoint.gone", f"its checkpoint folder '{folder}' is gone: {again}")
         return open_checkpoint(folder)
 
@@ -259,16 +257,12 @@ class Runner:
         if all(self._is_done(run, stage) for stage in stages):
             return
         features, device, settings = self._features(run), device_of(run.cfg), self.plan.settings
-        evaluations: dict[str, Callable[[], dict[str, float]]] = {
-            "knn": lambda: knn(features, **settings["knn"], device=device),
-            "logistic": lambda: logistic(features, device=device),
-            "linear": lambda: linear(features, run.cfg, settings["linear"], seed=run.seed),
-        }
+        row = partial(self._row, run)
+        seen = cache(lambda: see(self._checkpoint(run), self.protocol))  # diagnostics and score share it
         work: dict[str, Callable[[], dict[str, Any]]] = {
-            stage: partial(self._row, run, stage, evaluate) for stage, evaluate in evaluations.items()
-        }
-        seen = cache(lambda: see(self._checkpoint(run), self.protocol))  # both stages share it
-        work |= {
+            "knn": lambda: row("knn", lambda: knn(features, **settings["knn"], device=device)),
+            "logistic": lambda: row("logistic", lambda: logistic(features, device=device)),
+            "linear": lambda: row("linear", lambda: linear(features, run.cfg, settings["linear"], seed=run.seed)),
             "diagnostics": lambda: self._diagnosed(run, seen()),
             "score": lambda: score_checkpoint(self._checkpoint(run), self.protocol, neighbours=False, seen=seen()),
         }
@@ -320,24 +314,21 @@ class Runner:
         if self.problems or self._pictures_done():
             return
         settings, runs = self.plan.settings["umap"], self._pictured()
-        self._announce("all methods: umap")
-        start = time.perf_counter()
         try:
-            metrics = make_pictures(
-                {run.name: self._features(run) for run in runs},
-                runs[0].cfg,
-                runs[0].run.images,
-                self.plan.folder / "umap",
-                seed=settings["seed"],
-                limit=settings["images"],
-                run_seed=runs[0].seed,
-            )
+            with self._announced("umap", "all methods: umap"):
+                metrics = make_pictures(
+                    {run.name: self._features(run) for run in runs},
+                    runs[0].cfg,
+                    runs[0].run.images,
+                    self.plan.folder / "umap",
+                    seed=settings["seed"],
+                    limit=settings["images"],
+                    run_seed=runs[0].seed,
+                )
+                for run in runs:
+                    rows.append(self.rows.path, self._row(run, "umap", partial(metrics.__getitem__, run.name)))
         except UsageError as error:
             self.problems.append(f"umap: {error}")
-            return
-        for run in runs:
-            self.rows.append(self._row(run, "umap", partial(metrics.__getitem__, run.name)))
-        self._finished("umap", start)
 
     def finish(self) -> None:
         """Print the table, write the report, and list the files. Does nothing if no run was trained."""
@@ -351,7 +342,7 @@ class Runner:
         spent = tqdm.format_interval(time.perf_counter() - self.start)
         runs, pictures = len(self.plan.runs), self.plan.folder / "umap"
         print(
-            f"{runs} run{'s' if runs > 1 else ''}, {self.made} stages made in {spent}: rows '{self.rows_file}', tables "
+            f"{runs} run{'s' if runs > 1 else ''}, {self.made} stages made in {spent}: rows '{self.rows.path}', tables "
             f"'{written.markdown}' and '{written.latex}'" + (f", pictures '{pictures}'" if pictures.is_dir() else "")
         )
         print(f"Report: {written.html.resolve()}")

@@ -9,7 +9,8 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from sklearn.isotonic import isotonic_regression
 
 from emim_solo.results.curves import Curve
 from emim_solo.results.palette import MARKERS
-from emim_solo.results.statistics import Estimate
+from emim_solo.results.statistics import estimate
 from emim_solo.results.tables import ACCURACIES, LINEAR, NEAREST, SCORE, Metric, Results
 
 METHOD_COLOURS: tuple[tuple[str, str], ...] = (
@@ -68,16 +69,14 @@ def draw(name: str, title: str, paint: Callable[[Axes], None], *, height: float 
 def _tag_on_page(tag: str, name: str) -> str:
     """A tag with ids unique on the page, the font of the page, and variables for stand-in colours."""
     tag = re.sub(r'( id="|href="#|url\(#)', rf"\1{name}-", tag)
-    tag = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", tag)
-    tag = re.sub(r"font: (bold|\d+) ([\d.]+px) [^;\"]*", r"font-weight: \1; font-size: \2", tag)
     for stand_in, variable in _VARIABLES.items():
         tag = tag.replace(stand_in, f"var({variable})")
     return re.sub(r"#0202([0-9a-f]{2})", lambda colour: f"var(--method-{int(colour.group(1), 16)})", tag)
 
 
-def _colours(results: Results) -> dict[str, str]:
-    """Stand-in colour by method."""
-    return {name: f"#0202{place % len(METHOD_COLOURS):02x}" for place, name in enumerate(results.names)}
+def _colour(results: Results, name: str) -> str:
+    """Stand-in colour of a method."""
+    return f"#0202{results.names.index(name) % len(METHOD_COLOURS):02x}"
 
 
 def _repetition(results: Results, name: str) -> int:
@@ -113,7 +112,6 @@ Curves = Mapping[tuple[str, int], Mapping[str, Curve]]  # by (method, seed), the
 
 def learning_curve(results: Results, curves: Curves, metric: str, unit: str, dashed: tuple[str, str]) -> str:
     """Mean over seeds by epoch, and a thin line for each seed; ``dashed`` is (name, label) of a second metric."""
-    colours = _colours(results)
 
     def runs_of(method: str, measured: str) -> list[Curve]:
         runs = [curves.get((method, seed), {}).get(measured, {}) for seed in results.seeds(method)]
@@ -122,9 +120,10 @@ def learning_curve(results: Results, curves: Curves, metric: str, unit: str, das
     def paint(axes: Axes) -> None:
         ends: Ends = {}
         for method in results.names:
+            colour = _colour(results, method)
             if len(runs := runs_of(method, metric)) > 1:
                 for run in runs:
-                    axes.plot(list(run), list(run.values()), color=colours[method], linewidth=0.7, alpha=0.45)
+                    axes.plot(list(run), list(run.values()), color=colour, linewidth=0.7, alpha=0.45)
             for label, measured, marker, look in (
                 (method, metric, "o", {"linestyle": _line_style(results, method)}),
                 (f"{method} {dashed[1]}", dashed[0], "x", {"linestyle": "--", "linewidth": 1.2}),
@@ -134,8 +133,8 @@ def learning_curve(results: Results, curves: Curves, metric: str, unit: str, das
                 if epochs:
                     means = [float(np.mean([run[epoch] for run in runs])) for epoch in epochs]
                     look["marker"] = marker if len(epochs) < 3 else None
-                    axes.plot(epochs, means, color=colours[method], markersize=4, **look)
-                    ends[label] = (epochs[-1], means[-1], colours[method])
+                    axes.plot(epochs, means, color=colour, markersize=4, **look)
+                    ends[label] = (epochs[-1], means[-1], colour)
         axes.set_xlabel("epoch")
         axes.set_ylabel(unit)
         axes.set_xlim(left=0)
@@ -146,66 +145,53 @@ def learning_curve(results: Results, curves: Curves, metric: str, unit: str, das
     return draw(f"curve-{metric}", f"Learning curves: {metric} by epoch for {', '.join(results.names)}", paint)
 
 
-Entry = tuple[str, Estimate, Sequence[float]]  # a method, its estimate and its values by seed
-Entries = Callable[[Metric], Iterable[Entry]]
-
-
 def accuracies(results: Results) -> str:
     """Mean, interval and single seeds of each accuracy in the headline."""
-
-    def entries(metric: Metric) -> Iterable[Entry]:
-        for method in results.names:
-            yield method, results.estimate(method, metric), list(results.values(method, metric).values())
-
     title = "Top-1 accuracies, mean and 95 % interval of each method"
-    return _interval_chart(results, "accuracy", title, "top-1 accuracy (%)", entries, zero=False)
+    return _interval_chart(results, "accuracy", title, "top-1 accuracy (%)", results.names, results.values)
 
 
 def difference_chart(results: Results) -> str:
     """The focus method less each baseline, paired by seed, with zero marked."""
     focus = results.focus()
-
-    def entries(metric: Metric) -> Iterable[Entry]:
-        ours = results.values(focus, metric)
-        for baseline in results.baselines():
-            theirs = results.values(baseline, metric)
-            points = [ours[seed] - theirs[seed] for seed in ours.keys() & theirs.keys()]
-            yield baseline, results.difference(focus, baseline, metric), points
-
     title = f"Differences of {focus} to each baseline, paired by seed"
     label = f"points of top-1 accuracy, {focus} less the other"
-    return _interval_chart(results, "difference", title, label, entries, zero=True)
+    paired = partial(results.paired, focus)
+    return _interval_chart(results, "difference", title, label, results.baselines(), paired, zero=True)
 
 
-def _interval_chart(results: Results, name: str, title: str, label: str, entries: Entries, *, zero: bool) -> str:
-    """Dots with horizontal intervals; each accuracy has a group of lines."""
-    colours = _colours(results)
-    groups = {metric.label.replace(" top-1", ""): list(entries(metric)) for metric in results.shown(ACCURACIES)}
+def _interval_chart(
+    results: Results,
+    name: str,
+    title: str,
+    label: str,
+    methods: Sequence[str],
+    values: Callable[[str, Metric], Mapping[int, float]],
+    *,
+    zero: bool = False,
+) -> str:
+    """Dots with horizontal intervals; each accuracy has a group of lines. ``values`` are by seed."""
+    shown, height = results.shown(ACCURACIES), len(methods) + 0.8
 
     def paint(axes: Axes) -> None:
         if zero:
             axes.axvline(0, color=FAINT, linewidth=1)
-        line, ticks = 0.0, []
-        for group in groups.values():
-            ticks.append(line + (len(group) - 1) / 2)
-            for method, value, points in group:
-                _interval(axes, line, method, value, points, colours[method])
-                line += 1
-            line += 0.8
-        _name_lines(axes, ticks, list(groups))
-        axes.set_ylim(line - 0.4, -0.8)
+        for group, metric in enumerate(shown):
+            for place, method in enumerate(methods):
+                _interval(axes, group * height + place, method, values(method, metric), _colour(results, method))
+        ticks = [group * height + (len(methods) - 1) / 2 for group in range(len(shown))]
+        _name_lines(axes, ticks, [metric.label.replace(" top-1", "") for metric in shown])
+        axes.set_ylim(len(shown) * height - 0.4, -0.8)
         axes.xaxis.set_major_locator(MaxNLocator(6))
         axes.set_xlabel(label)
 
-    lines = sum(len(group) + 0.8 for group in groups.values())
-    return draw(name, title, paint, height=0.75 + 0.2 * lines)
+    return draw(name, title, paint, height=0.75 + 0.2 * len(shown) * height)
 
 
-def _interval(axes: Axes, line: float, method: str, value: Estimate, points: Sequence[float], colour: str) -> None:
-    points = [point for point in points if math.isfinite(point)]
+def _interval(axes: Axes, line: float, method: str, values: Mapping[int, float], colour: str) -> None:
+    value, points = estimate(values.values()), [point for point in values.values() if math.isfinite(point)]
     if points:
         axes.plot(points, [line] * len(points), "|", color=colour, markersize=7, alpha=0.55, markeredgewidth=1.1)
-    if value.n:
         if value.interval is not None:
             axes.plot(value.interval, [line, line], color=colour, linewidth=1.8)
         axes.plot([value.mean], [line], "o", color=colour, markersize=6.5, markeredgecolor=SURFACE)
@@ -226,17 +212,16 @@ def information(results: Results, features: str) -> str:
     """Mutual information of two views and its null. The hollow dot is the null: the value for independent pairs."""
     above = Metric(stage="diagnostics", source=f"{features}_pair_information")
     null = Metric(stage="diagnostics", source=f"{features}_pair_information_null")
-    colours = _colours(results)
 
     def paint(axes: Axes) -> None:
         for line, method in enumerate(results.names):
             value, zero = results.estimate(method, above), results.estimate(method, null)
-            style: Any = {"color": colours[method]}
+            style: Any = {"color": _colour(results, method)}
             if not (value.n and zero.n):
                 axes.text(0, line, "NaN" if value.not_finite else "–", va="center", **style)
                 continue
             start, end = zero.mean, zero.mean + value.mean
-            hollow: Any = {"color": SURFACE, "markeredgecolor": colours[method], "markeredgewidth": 1.6}
+            hollow: Any = {"color": SURFACE, "markeredgecolor": style["color"], "markeredgewidth": 1.6}
             axes.plot([start, end], [line, line], linewidth=2.6, alpha=0.5, **style)
             axes.plot([start], [line], "o", markersize=7, **hollow)
             axes.plot([end], [line], "o", markersize=7, **style)
@@ -277,16 +262,15 @@ def rank_correlation(scored: Sequence[ScoredRun]) -> str:
 
 def score_against_accuracy(results: Results, scored: Sequence[ScoredRun]) -> str:
     """The accuracy of every run against its score, with the score's interval over images."""
-    colours = _colours(results)
 
     def paint(axes: Axes) -> None:
         ends: Ends = {}
         for method in dict.fromkeys(run[0] for run in scored):
             _, scores, widths, accuracies = zip(*(run for run in scored if run[0] == method), strict=True)
-            marker = MARKERS[_repetition(results, method) % len(MARKERS)]
-            look: Any = {"fmt": marker, "markersize": 5, "elinewidth": 0.8, "alpha": 0.85, "color": colours[method]}
-            axes.errorbar(scores, accuracies, xerr=widths, **look)
-            ends[method] = (max(scores), sum(accuracies) / len(accuracies), colours[method])
+            colour, marker = _colour(results, method), MARKERS[_repetition(results, method) % len(MARKERS)]
+            look: Any = {"fmt": marker, "markersize": 5, "elinewidth": 0.8, "alpha": 0.85}
+            axes.errorbar(scores, accuracies, xerr=widths, color=colour, **look)
+            ends[method] = (max(scores), sum(accuracies) / len(accuracies), colour)
         axes.set_xlabel("view information (nats)")
         axes.set_ylabel("mean of linear and 20-NN top-1 (%)")
         axes.grid(axis="x")
@@ -300,7 +284,6 @@ Spectra = Mapping[tuple[str, int], Mapping[str, Sequence[float]]]  # by (method,
 
 def spectra(results: Results, values: Spectra, features: str) -> str:
     """Eigenvalues of the covariance, divided by the largest, by rank; geometric mean over seeds."""
-    colours = _colours(results)
 
     def paint(axes: Axes) -> None:
         ends: Ends = {}
@@ -313,8 +296,9 @@ def spectra(results: Results, values: Spectra, features: str) -> str:
             mean = stats.gmean([run[:length] for run in runs])
             ranks = np.arange(1, length + 1)[mean > 1e-8]
             mean = mean[mean > 1e-8]
-            axes.plot(ranks, mean, color=colours[method], linestyle=_line_style(results, method))
-            ends[method] = (float(ranks[-1]), float(mean[-1]), colours[method])
+            colour = _colour(results, method)
+            axes.plot(ranks, mean, color=colour, linestyle=_line_style(results, method))
+            ends[method] = (float(ranks[-1]), float(mean[-1]), colour)
         lowest = min((end for _, end, _ in ends.values()), default=1.0)
         axes.set(xscale="log", yscale="log", xlabel="rank", ylabel="eigenvalue / largest")
         axes.set_ylim(max(lowest / 2, 1e-8), 1.6)

@@ -16,8 +16,6 @@ from typing import Any
 import jinja2
 import numpy as np
 import yaml
-from markupsafe import Markup, escape
-from matplotlib.colors import to_hex, to_rgb
 from matplotlib.markers import MarkerStyle
 
 from emim_solo import __version__
@@ -27,14 +25,13 @@ from emim_solo.report import charts
 from emim_solo.results import rows, tables
 from emim_solo.results.curves import read_curves
 from emim_solo.results.palette import MARKERS, PALETTE
-from emim_solo.results.tables import Cell, Results, Table
+from emim_solo.results.tables import Results, Table
 
 ROWS, REPORT = "rows.jsonl", "report.html"
 SIZE_LIMIT = 10 * 2**20
 SPLITS = {"val": "Validation images", "train": "Training images"}
 _PARTS = ("projector", "backbone")
-_DARK_GROUND = "#1b1f23"
-_LEAST_CONTRAST = 3.0
+_LIGHTENED = {"#bd1f01": "#c74329", "#832db6": "#974fc2"}  # until the contrast to the dark ground is at least 3
 
 
 @dataclass(frozen=True)
@@ -52,7 +49,6 @@ def write_report(folder: Path) -> Written:
 
     The folder must hold ``rows.jsonl``. The report also shows curves, spectra and layouts from the folder if present.
     """
-    folder = Path(folder)
     if not folder.is_dir():
         raise UsageError(
             "report.folder", f"no folder '{folder}': expected the folder of a benchmark, with {ROWS} in it"
@@ -73,8 +69,6 @@ def render(folder: Path, results: Results, table: Table, paired: Table) -> str:
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     environment.filters |= {
-        "cell_html": _cell_html,
-        "head_cell": _head_cell,
         "number": lambda value: "NaN" if math.isnan(value) else repr(float(value)),
         "digits": lambda value, digits: "–" if value is None else f"{value:.{digits}f}".replace("nan", "NaN"),
         "yaml": partial(yaml.safe_dump, sort_keys=False),
@@ -106,23 +100,6 @@ def render(folder: Path, results: Results, table: Table, paired: Table) -> str:
     return page
 
 
-def _head_cell(text: str) -> Markup:
-    label, _, unit = text.replace("top-1", "top\u20111").partition(" (")  # with a hyphen that does not break
-    return Markup("{}<small>{}</small>").format(label, unit.rstrip(")")) if unit else escape(label)
-
-
-def _cell_html(cell: Cell) -> Markup:
-    mean, _, width = cell.text.partition(" ± ")
-    if mean == "NaN":
-        return Markup('<span class="nan">NaN</span>')
-    html = Markup('<span class="mean">{}</span>').format(mean)
-    if width:
-        html += Markup(' <span class="pm">± {}</span>').format(width)
-    if cell.flag:
-        html += Markup(' <span class="nan">{}</span>').format(cell.flag)
-    return html
-
-
 _CURVES = (
     ("val_acc1", ("", ""), "Online linear top-1", "%"),
     ("val_knn_acc1", ("", ""), "Online k-NN top-1", "%"),
@@ -132,16 +109,16 @@ _CURVES = (
 )
 
 
-def _charts(folder: Path, results: Results) -> dict[str, list[dict[str, Any]]]:
-    """The charts of each section of the page; an empty list for a section without measurements."""
+def _charts(folder: Path, results: Results) -> dict[str, Sequence[tuple[str, ...]]]:
+    """Title, SVG and perhaps a note of each chart, by section of the page; none for a section without measurements."""
     several = len(results.all_seeds()) > 1
     accuracies = []
     if results.shown(tables.ACCURACIES):
         note = "mean, 95 % interval and single seeds" if several else "one seed"
-        accuracies.append(_chart("Accuracy", charts.accuracies(results), note))
+        accuracies.append(("Accuracy", charts.accuracies(results), note))
         if results.baselines():
             note = "95 % interval and single seeds; left of zero the baseline is ahead" if several else "one seed"
-            accuracies.append(_chart(f"{results.focus()} less each baseline", charts.difference_chart(results), note))
+            accuracies.append((f"{results.focus()} less each baseline", charts.difference_chart(results), note))
     curves = {run: read_curves(_run_folder(folder, stages)) for run, stages in results.rows.items()}
     spectra = {run: files.read_json(path) for run in results.rows if (path := spectrum_file(folder, *run)).is_file()}
     scored = charts.scored_runs(results)
@@ -150,26 +127,22 @@ def _charts(folder: Path, results: Results) -> dict[str, list[dict[str, Any]]]:
     return {
         "accuracies": accuracies,
         "curves": [
-            _chart(title, charts.learning_curve(results, curves, metric, unit, dashed))
+            (title, charts.learning_curve(results, curves, metric, unit, dashed))
             for metric, dashed, title, unit in _CURVES
             if any(metric in of_run for of_run in curves.values())
         ],
         "mi": [
-            _chart(part.capitalize(), charts.information(results, part))
+            (part.capitalize(), charts.information(results, part))
             for part in _PARTS
             if f"{part}_pair_information" in measured
         ],
-        "score": [_chart("View information", score, charts.rank_correlation(scored))] if score else [],
+        "score": [("View information", score, charts.rank_correlation(scored))] if score else [],
         "spectra": [
-            _chart(part.capitalize(), charts.spectra(results, spectra, part))
+            (part.capitalize(), charts.spectra(results, spectra, part))
             for part in _PARTS
             if any(part in of_run for of_run in spectra.values())
         ],
     }
-
-
-def _chart(title: str, svg: str, note: str = "") -> dict[str, Any]:
-    return {"title": title, "note": note, "svg": Markup(svg)}
 
 
 def _run_folder(folder: Path, stages: Mapping[str, Mapping[str, Any]]) -> Path:
@@ -197,25 +170,8 @@ def _umap(folder: Path) -> dict[str, Any] | None:
 
 
 def class_colours() -> list[tuple[str, str]]:
-    """Colour of each class on the light and the dark ground; the latter is lightened to a contrast of at least 3."""
-    return [(colour, _lightened(colour)) for colour in PALETTE]
-
-
-def _lightened(colour: str) -> str:
-    while contrast(colour, _DARK_GROUND) < _LEAST_CONTRAST:
-        colour = to_hex(tuple(np.array(to_rgb(colour)) * 11 / 12 + 1 / 12))
-    return colour
-
-
-def contrast(one: str, other: str) -> float:
-    """Contrast ratio of two colours (WCAG 2.1), 1 to 21."""
-
-    def luminance(colour: str) -> float:
-        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
-        return float(np.dot((0.2126, 0.7152, 0.0722), linear))
-
-    low, high = sorted((luminance(one), luminance(other)))
-    return (high + 0.05) / (low + 0.05)
+    """Colour of each class on the light and on the dark ground."""
+    return [(colour, _LIGHTENED.get(colour, colour)) for colour in PALETTE]
 
 
 def _shapes() -> list[list[list[float]] | None]:

@@ -97,10 +97,6 @@ class Rows:
         self.all()
         return self._newest.get((name, seed, config_hash), {})
 
-    def append(self, row: Mapping[str, Any]) -> None:
-        """Append one row, as :func:`append` does."""
-        append(self.path, row)
-
     def _read(self, text: str) -> None:
         for line in text.splitlines(keepends=True):
             place = f"{self.path}:{self._lines + 1}"

@@ -45,6 +45,6 @@ def estimate(values: Iterable[float]) -> Estimate:
     return Estimate(float(finite.mean()) if n else math.nan, half_width, n, left_out)
 
 
-def paired_difference(values: Mapping[int, float], baseline: Mapping[int, float]) -> Estimate:
-    """Mean and t-interval of ``values - baseline`` over the common seeds; both arguments map a seed to a value."""
-    return estimate(values[seed] - baseline[seed] for seed in sorted(values.keys() & baseline.keys()))
+def paired(values: Mapping[int, float], baseline: Mapping[int, float]) -> dict[int, float]:
+    """``values - baseline`` for each seed that both have."""
+    return {seed: values[seed] - baseline[seed] for seed in sorted(values.keys() & baseline.keys())}

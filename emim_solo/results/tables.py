@@ -11,7 +11,7 @@ from typing import Any
 from emim_solo.ground import compare
 from emim_solo.ground.errors import UsageError
 from emim_solo.images.folders import differing_images, why_no_accuracy
-from emim_solo.results.statistics import Estimate, estimate, paired_difference
+from emim_solo.results.statistics import Estimate, estimate, paired
 from emim_solo.results.terms import deviations
 
 Row = Mapping[str, Any]
@@ -90,10 +90,10 @@ KNN = tuple(
 _MEASURES: dict[str, tuple[str, str, int]] = {  # label, unit, digits
     "view_information": ("view information", "nats", 1),
     "view_information_null": ("its null", "nats", 2),
-    "lidar": ("LiDAR", "", 1),
     "pair_information": ("MI of two views", "nats", 1),
     "pair_information_null": ("its null", "nats", 1),
     "rankme": ("RankMe", "", 1),
+    "lidar": ("LiDAR", "", 1),
     "alpha_req": ("alpha-ReQ", "", 2),
     "alignment": ("alignment", "", 3),
     "uniformity": ("uniformity", "", 3),
@@ -101,11 +101,7 @@ _MEASURES: dict[str, tuple[str, str, int]] = {  # label, unit, digits
     "non_gaussianity": ("non-Gaussianity", "", 5),
     "non_gaussianity_null": ("its null", "", 5),
 }
-
-
-_OF_TWO_VIEWS = ("pair_information", "pair_information_null", "rankme", "alpha_req", "alignment", "uniformity")
-_OF_SCORE = ("view_information", "view_information_null", "pair_information", "rankme", "lidar", *_OF_TWO_VIEWS[3:])
-_OF_HEALTH = ("spread", "non_gaussianity", "non_gaussianity_null")
+_NOT_OF_SCORE = ("pair_information_null", "spread", "non_gaussianity", "non_gaussianity_null")
 
 
 def _measure(stage: str, name: str, part: str = "") -> Metric:
@@ -114,10 +110,8 @@ def _measure(stage: str, name: str, part: str = "") -> Metric:
     return Metric(stage=stage, source=source, label=label, unit=unit, digits=digits, best_is_highest=best)
 
 
-SCORES = tuple(_measure("score", name) for name in _OF_SCORE)
-DIAGNOSTICS = tuple(
-    _measure("diagnostics", name, part) for part in ("backbone", "projector") for name in (*_OF_TWO_VIEWS, *_OF_HEALTH)
-)
+SCORES = tuple(_measure("score", name) for name in _MEASURES if name not in _NOT_OF_SCORE)
+DIAGNOSTICS = tuple(_measure("diagnostics", name, part) for part in ("backbone", "projector") for name in _MEASURES)
 
 
 @dataclass(frozen=True)
@@ -173,8 +167,9 @@ class Results:
     def estimate(self, name: str, metric: Metric) -> Estimate:
         return estimate(self.values(name, metric).values())
 
-    def difference(self, name: str, baseline: str, metric: Metric) -> Estimate:
-        return paired_difference(self.values(name, metric), self.values(baseline, metric))
+    def paired(self, name: str, baseline: str, metric: Metric) -> dict[int, float]:
+        """A metric of one method minus that of another, for each seed that both have."""
+        return paired(self.values(name, metric), self.values(baseline, metric))
 
     def collapsed(self, name: str) -> list[int]:
         """Seeds whose embeddings collapsed."""
@@ -293,7 +288,7 @@ def differences(results: Results, metrics: Sequence[Metric] = HEADLINE) -> Table
     for baseline in results.baselines():
         cells = [Cell(str(len({*results.seeds(focus)} & {*results.seeds(baseline)})))]
         for metric in shown:
-            value = results.difference(focus, baseline, metric)
+            value = estimate(results.paired(focus, baseline, metric).values())
             cells.append(Cell(show(value, metric.digits, signed=True), value))
         lines.append((f"{focus} − {baseline}", cells))
     return _table("Difference", shown, lines, [])

@@ -146,21 +146,18 @@ class Search:
                     self.complete({**first, key: value}, Path(), 0)
                 except UsageError as error:
                     raise UsageError(error.key or key, f"{self.params[key].input_line}: {error}") from error
-        self._try_out(base.config.max_epochs)
-        return base
-
-    def _try_out(self, max_epochs: int) -> None:
-        """Draw a few trials in memory: Optuna checks some settings only at first use, which is after several trainings."""
+        # Draw a few trials in memory: Optuna checks some settings only at first use, which is after several trainings.
         space = {key: self.distribution(key) for key in self.params}
         chosen = f"search.sampler={self.settings.sampler}, search.pruner={self.settings.pruner}"
         with in_one_line("search", f"Optuna draws no trials with {chosen}"):
-            sampler, pruner = self.make_sampler(0), self.make_pruner(max_epochs)
+            sampler, pruner = self.make_sampler(0), self.make_pruner(base.config.max_epochs)
             study = optuna.create_study(sampler=sampler, pruner=pruner, direction="maximize")
             for number in range(_TRIED):
                 trial = study.ask(space)
                 trial.report(float(number), 1)
                 trial.should_prune()
                 study.tell(trial, float(number))
+        return base
 
     def ends(self, key: str) -> list[Any]:
         """The ends of a range, or all choices."""

@@ -27,14 +27,12 @@ def ranked(study: optuna.Study) -> list[FrozenTrial]:
 
 def score_of(trial: FrozenTrial) -> float | None:
     """The last known score of a trial, in nats."""
-    score: float | None = row_of(trial).get("metrics", {}).get(MONITOR)
-    return score
+    return row_of(trial).get("metrics", {}).get(MONITOR)
 
 
 def row_of(trial: FrozenTrial) -> dict[str, Any]:
     """The row of a trial; empty if another program put the trial into the storage."""
-    row: dict[str, Any] = trial.user_attrs.get("row", {})
-    return row
+    return trial.user_attrs.get("row", {})
 
 
 def short(value: Any) -> str:
