@@ -196,7 +196,13 @@ def check_loss_settings(
 ) -> None:
     """Raises ValueError for a setting that `emim_loss_func` cannot take."""
     _check_choice("objective", objective, OBJECTIVES)
-    _check_terms(marginal, residual, series_order, noise_variance)
+    _check_choice("marginal", marginal, MARGINALS)
+    _check_choice("residual", residual, RESIDUALS)
+    _check_number("noise_variance", noise_variance, above_0=True)
+    if type(series_order) is not int or series_order != 2:
+        raise ValueError(
+            f"series_order must be 2, got {series_order!r}; marginal='exact' is the whole series, for less"
+        )
     _check_number("weight", weight)
     _check_number("gaussian_weight", gaussian_weight)
 
@@ -214,14 +220,11 @@ def entropies(
 
     In nats, 0-dim, both without the constant d/2 log(2 pi e). Arguments and errors are those of `emim_loss_func`.
     """
-    _check_terms(marginal, residual, series_order, noise_variance)
-
-    def terms(views: Tensor) -> Tensor:
-        return torch.stack(_entropies(views, marginal, residual, noise_variance))
-
+    check_loss_settings("bound", marginal, series_order, residual, noise_variance=noise_variance)
     with _full_precision(z1):
-        entropy, residual_entropy = _with_retry(terms, _views((z1, z2, *more), standardise=True)).unbind()
-    return entropy, residual_entropy
+        views = _views((z1, z2, *more), True)
+        terms = _with_retry(lambda x: torch.stack(_entropies(x, marginal, residual, noise_variance)), views)
+        return terms[0], terms[1]
 
 
 def epps_pulley(samples: Tensor) -> Tensor:
@@ -530,7 +533,7 @@ def _views(embeddings: Sequence[Tensor], standardise: bool, gather: bool = True)
         raise ValueError(f"embeddings must be N x d with d >= 1, got shape {shapes[0]}")
     dtype = torch.float64 if any(z.dtype == torch.float64 for z in embeddings) else torch.float32
     views = [z.to(dtype) for z in embeddings]
-    gathered = gather and _in_several_processes()
+    gathered = gather and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
     if gathered:
         views = list(_gather(torch.stack(views)))
     samples = len(views[0])
@@ -622,10 +625,6 @@ def _check_changed_together(gathered: Tensor) -> None:
         )
 
 
-def _in_several_processes() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
 _is_compiling = getattr(torch.compiler, "is_compiling", lambda: False)  # missing in the oldest supported torch
 
 
@@ -645,16 +644,6 @@ def _full_precision(tensor: Tensor) -> torch.autocast:
 def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
         raise ValueError(f"unknown {name} {value!r}; there are {', '.join(known)}")
-
-
-def _check_terms(marginal: str, residual: str, series_order: int, noise_variance: float) -> None:
-    _check_choice("marginal", marginal, MARGINALS)
-    _check_choice("residual", residual, RESIDUALS)
-    _check_number("noise_variance", noise_variance, above_0=True)
-    if type(series_order) is not int or series_order != 2:
-        raise ValueError(
-            f"series_order must be 2, got {series_order!r}; marginal='exact' is the whole series, for less"
-        )
 
 
 def _check_number(name: str, value: float, *, above_0: bool = False) -> None:
