@@ -149,8 +149,7 @@ class EMIMMethod(LightningModule):
 
     def embeddings(self, out: Mapping[str, Any]) -> list[Tensor]:
         """Embeddings of the views, large crops first, from the base training step's outputs."""
-        embeddings: list[Tensor] = out["z"]
-        return embeddings
+        return out["z"]
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """EMIM's loss plus the online classifier's loss."""

@@ -495,8 +495,7 @@ class _LogDet(Function):
 
 def gram(x: Tensor) -> Tensor:
     """X X^T of (a stack of) matrices, differentiable."""
-    result: Tensor = _Gram.apply(x)
-    return result
+    return _Gram.apply(x)
 
 
 def log_det(matrices: Tensor) -> Tensor:
@@ -505,8 +504,7 @@ def log_det(matrices: Tensor) -> Tensor:
     Raises:
         FloatingPointError: a matrix is not positive definite in its precision. NaN wherever `mutual_information` gives NaN.
     """
-    result: Tensor = _LogDet.apply(matrices)
-    return result
+    return _LogDet.apply(matrices)
 
 
 class _NotPositiveDefinite(FloatingPointError):
@@ -611,8 +609,7 @@ def _gather(views: Tensor) -> Tensor:
                 f"every process must hold a batch of the same shape, got {listed}; drop the last, smaller batch"
             )
         agreed_shapes[len(views)] = views.shape
-    result: Tensor = _Gather.apply(views)
-    return result
+    return _Gather.apply(views)
 
 
 def _check_changed_together(gathered: Tensor) -> None:
