@@ -15,7 +15,6 @@ from urllib.error import URLError
 
 from emim_solo.ground.errors import UsageError
 
-PICTURES = (".png", ".pdf")
 _OF_PATHS = (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
 _OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG, errno.EFBIG, errno.EIO, errno.EMFILE)
 _IN_NO_NAME = r'[/\\:*?"<>|{}\x00-\x1f\x7f]'
@@ -48,7 +47,7 @@ def beside(stem: Path, suffix: str) -> Path:
 
 def write_figure(stem: Path, figure: Any) -> None:
     """Write a matplotlib figure to ``stem``.png and ``stem``.pdf, each whole or not at all."""
-    for suffix in PICTURES:
+    for suffix in (".png", ".pdf"):
         with whole(beside(stem, suffix)) as unfinished:
             figure.savefig(unfinished, dpi=200)
 
