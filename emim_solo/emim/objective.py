@@ -326,23 +326,18 @@ def _wide(embeddings: Tensor) -> bool:
 def _joint_log_det(views: Tensor, noise_variance: float) -> Tensor:
     """log det(I + joint covariance / e) of two of K exchangeable views, whose sum and difference are uncorrelated.
 
-    `_helmert` gives a mean with covariance C + (K - 1) S and differences with C - S. The sum's C + S is a mix of both.
+    sqrt(K) times the mean has the covariance C + (K - 1) S. Helmert's K - 1 contrasts, of view j + 1 and the mean of the views
+    before, have C - S. The sum's C + S is a mix of both.
     """
     count = len(views)
-    mean, differences = _helmert(views)
-    total = mean * math.sqrt(2 / count)
-    if count > 2:  # the weights of the rows make their mean C + S
-        of_differences = math.sqrt((count - 2) / (count * (count - 1)))
-        total = torch.cat((total, (differences * of_differences).flatten(0, 1))) * math.sqrt(count)
-    return _log_det(total, noise_variance) + _log_det(differences.flatten(0, 1), noise_variance)
-
-
-def _helmert(views: Tensor) -> tuple[Tensor, Tensor]:
-    """sqrt(K) times the mean of K views, and Helmert's K - 1 contrasts: view j + 1 against the mean of the views before."""
-    count = len(views)
-    total = views.cumsum(0)
+    sums = views.cumsum(0)
     j = torch.arange(1, count, dtype=views.dtype, device=views.device)[:, None, None]
-    return total[-1] / math.sqrt(count), (total[:-1] - j * views[1:]) / (j * (j + 1)).sqrt()
+    contrasts = ((sums[:-1] - j * views[1:]) / (j * (j + 1)).sqrt()).flatten(0, 1)
+    total = sums[-1] / math.sqrt(count) * math.sqrt(2 / count)
+    if count > 2:  # the weights of the rows make their mean C + S
+        of_contrasts = math.sqrt((count - 2) / (count * (count - 1)))
+        total = torch.cat((total, contrasts * of_contrasts)) * math.sqrt(count)
+    return _log_det(total, noise_variance) + _log_det(contrasts, noise_variance)
 
 
 def _with_retry(compute: Callable[[Tensor], Tensor], views: Tensor) -> Tensor:
