@@ -40,15 +40,10 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         unfinished.write_text(text, encoding="utf-8")
 
 
-def beside(stem: Path, suffix: str) -> Path:
-    """Append a suffix to a path. ``Path.with_suffix`` would replace the ``.5-val`` of ``emim-0.5-val``."""
-    return stem.with_name(f"{stem.name}{suffix}")
-
-
 def write_figure(stem: Path, figure: Any) -> None:
     """Write a matplotlib figure to ``stem``.png and ``stem``.pdf, each whole or not at all."""
-    for suffix in (".png", ".pdf"):
-        with whole(beside(stem, suffix)) as unfinished:
+    for suffix in (".png", ".pdf"):  # Path.with_suffix would replace the .5-val of emim-0.5-val
+        with whole(f"{stem}{suffix}") as unfinished:
             figure.savefig(unfinished, dpi=200)
 
 
