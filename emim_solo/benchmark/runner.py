@@ -35,6 +35,7 @@ from emim_solo.evaluation.score import SeenViews, score_checkpoint, see
 from emim_solo.evaluation.umap import make_pictures
 from emim_solo.ground import files
 from emim_solo.ground.errors import UsageError
+from emim_solo.ground.settings import read
 from emim_solo.ground.stopping import Stopped
 from emim_solo.images.folders import differing_images
 from emim_solo.report.page import ROWS, spectrum_file, write_report
@@ -80,7 +81,7 @@ class Runner:
         self.forecast: dict[str, float] = {}  # expected seconds by stage
         self.costs: dict[str, Cost] = {}
         self.made = 0
-        protocol = Protocol.of(plan.settings["diagnostics"]["protocol"])
+        protocol = read(Protocol, plan.settings["diagnostics"]["protocol"], "protocol")
         self.protocol = protocol if plan.settings["score"] else replace(protocol, views=2)  # two for the diagnostics
         self.start = time.perf_counter()
         files.writable_folder(plan.folder, "dir")
