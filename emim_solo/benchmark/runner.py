@@ -279,9 +279,8 @@ class Runner:
     def _row(self, run: Entry, stage: str, evaluate: Callable[[], Mapping[str, float]]) -> dict[str, Any]:
         start = time.perf_counter()
         metrics = evaluate()
-        seconds = time.perf_counter() - start
         epochs = self._rows_of(run)["pretrain"]["epochs"]  # fewer than planned if score.patience ended the run
-        return evaluation_row(stage, run.cfg, self._folder(run), metrics, seconds, self._settings(run, stage), epochs)
+        return evaluation_row(stage, run.cfg, self._folder(run), metrics, start, self._settings(run, stage), epochs)
 
     def _diagnosed(self, run: Entry, seen: SeenViews) -> dict[str, Any]:
         images = min(self.plan.settings["diagnostics"]["images"], *map(len, seen.parts.values()))
