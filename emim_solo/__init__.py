@@ -15,12 +15,14 @@ __version__ = "0.3.0"
 
 sys.meta_path.append(OldPaths())
 
-if TYPE_CHECKING:
-    from emim_solo.emim.loss import EMIMLoss
-    from emim_solo.emim.measures import view_information
-    from emim_solo.emim.objective import emim_loss_func, mutual_information, null_mutual_information
-    from emim_solo.ground.errors import UsageError
-    from emim_solo.plugin.registration import register
+if TYPE_CHECKING:  # a name as itself: type checkers take it for a name of this package
+    from emim_solo.emim.loss import EMIMLoss as EMIMLoss
+    from emim_solo.emim.measures import view_information as view_information
+    from emim_solo.emim.objective import emim_loss_func as emim_loss_func
+    from emim_solo.emim.objective import mutual_information as mutual_information
+    from emim_solo.emim.objective import null_mutual_information as null_mutual_information
+    from emim_solo.ground.errors import UsageError as UsageError
+    from emim_solo.plugin.registration import register as register
 
 _HOME = {
     "EMIMLoss": "emim.loss",
@@ -31,15 +33,7 @@ _HOME = {
     "register": "plugin.registration",
     "view_information": "emim.measures",
 }
-__all__ = [
-    "EMIMLoss",
-    "UsageError",
-    "emim_loss_func",
-    "mutual_information",
-    "null_mutual_information",
-    "register",
-    "view_information",
-]
+__all__ = list(_HOME)
 
 
 def __getattr__(name: str) -> Any:

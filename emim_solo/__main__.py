@@ -23,20 +23,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         cli.main(arguments)
         return
     script = Path(arguments[0])
+    if not script.is_file():
+        commands = ", ".join(cli.COMMANDS)
+        cli.refuse(f"no script '{script}': expected a Python file, or one of the commands {commands}")
     try:
-        if not script.is_file():
-            commands = ", ".join(cli.COMMANDS)
-            raise UsageError(
-                "script", f"no script '{script}': expected a Python file, or one of the commands {commands}"
-            )
         register()
         sys.argv = arguments
         if not getattr(sys.flags, "safe_path", False):
             sys.path[0] = str(script.resolve().parent)  # as Python itself does for `python SCRIPT`
         runpy.run_path(str(script), run_name="__main__")
     except UsageError as error:
-        print(f"emim-solo: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        cli.refuse(str(error))
 
 
 if __name__ == "__main__":

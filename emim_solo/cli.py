@@ -15,7 +15,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from emim_solo import completion
 from emim_solo.ground import files
@@ -115,11 +115,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         _leave_out_what_libraries_say()
     command, rest = arguments[0], arguments[1:]
-    if command in _HELP and {"-h", "--help"}.intersection(rest) and not any(_names_a_config(word) for word in rest):
+    flags = {word.partition("=")[0] for word in rest}  # with those of a config, Hydra shows that config
+    if command in _HELP and {"-h", "--help"}.intersection(rest) and flags.isdisjoint(completion.OF_CONFIG):
         print(_HELP[command])
         return
     if command not in COMMANDS:
-        _exit(f"unknown command '{command}': expected one of {', '.join(COMMANDS)}")
+        refuse(f"unknown command '{command}': expected one of {', '.join(COMMANDS)}")
     if isinstance(sys.stdout, io.TextIOWrapper):  # a user's folder name may not be UTF-8
         sys.stdout.reconfigure(errors="backslashreplace")
     if not sys.stdout.isatty():  # a log file keeps every state of a progress bar: write one in a thousand
@@ -132,10 +133,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"emim-solo: {stopped}", file=sys.stderr)
         raise SystemExit(stopped.status) from None
-
-
-def _names_a_config(word: str) -> bool:
-    return word.partition("=")[0] in ("--config-name", "-cn", "--config-path", "-cp")  # then Hydra shows the config
 
 
 def _leave_out_what_libraries_say() -> None:
@@ -157,18 +154,19 @@ def _one_line() -> Iterator[None]:
     try:
         yield
     except (UsageError, FloatingPointError) as error:
-        _exit(str(error))
+        refuse(str(error))
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] in ("emim_solo", "solo"):
             raise
-        _exit(f"this command needs '{error.name}', which is not installed: pip install 'emim-solo[solo]'")
+        refuse(f"this command needs '{error.name}', which is not installed: pip install 'emim-solo[solo]'")
     except OSError as error:
         if line := files.explain(error):
-            _exit(line)
+            refuse(line)
         raise
 
 
-def _exit(message: str) -> None:
+def refuse(message: str) -> NoReturn:
+    """Exit with status 2 and one line on standard error."""
     print(f"emim-solo: {message}", file=sys.stderr)
     raise SystemExit(2)
 

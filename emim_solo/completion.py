@@ -17,6 +17,7 @@ from emim_solo.ground.errors import UsageError
 
 FLAGS = ("-sc", "--shell-completion")
 _PATH, _NAME = ("--config-path", "-cp"), ("--config-name", "-cn")
+OF_CONFIG = (*_PATH, *_NAME)
 _PARSER = argparse.ArgumentParser(add_help=False, allow_abbrev=False)  # the flags by which Hydra finds the config
 _PARSER.add_argument(*_PATH)
 _PARSER.add_argument(*_NAME)

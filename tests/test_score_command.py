@@ -27,6 +27,7 @@ from emim_solo.evaluation.protocol import Protocol
 from emim_solo.evaluation.score import ScoredViews, score_checkpoint, score_main, see
 from emim_solo.ground import compare, configs
 from emim_solo.ground.errors import UsageError
+from emim_solo.ground.settings import read
 from emim_solo.results import rows
 from emim_solo.results.tables import NO_DECAY
 from emim_solo.suite import load_suite
@@ -175,17 +176,17 @@ def test_every_key_of_a_protocol_is_kept_or_refused_in_one_line():
         except OmegaConfBaseException:
             continue
         try:
-            protocol = Protocol.of(changed)
+            protocol = read(Protocol, changed, "protocol")
         except UsageError as error:
             refusals.append(error)
         else:
-            assert Protocol.of(asdict(protocol)) == protocol
+            assert read(Protocol, asdict(protocol), "protocol") == protocol
             taken += 1
     assert 10 < taken < 60 < len(refusals)
     assert all(error.key.startswith("protocol") and "\n" not in str(error) for error in refusals)
     for other in (None, "text", [1], 3):
         with pytest.raises(UsageError):
-            Protocol.of(other)
+            read(Protocol, other, "protocol")
 
 
 def test_protocol_files(tmp_path, refused):
@@ -201,7 +202,7 @@ def test_protocol_files(tmp_path, refused):
 
 
 def test_hashes_of_the_shipped_protocols_are_those_in_rows_of_before():
-    assert {name: Protocol.read(name).hash for name in configs.protocols()} == {
+    assert {name: Protocol.read(name).hash for name in configs.stems("score")} == {
         "default": "47ad64d92658",
         "digits": "c50398233e3c",
     }

@@ -562,9 +562,9 @@ def test_each_key_of_a_search_file_takes_what_it_is_for_and_refuses_the_rest(
 
 
 def test_shipped_searches_are_accepted(few_digits: Path, refused: Refused) -> None:
-    assert configs.searches() == ["default", "digits"]
+    assert configs.stems("tune") == ["default", "digits"]
     images = [f"data.{split}_path={few_digits / split}" for split in ("train", "val")]
-    for name in configs.searches():
+    for name in configs.stems("tune"):
         search = read(*images, search=name)
         base = search.check()
         assert base.config.score.enabled and isinstance(search.make_sampler(0), optuna.samplers.TPESampler)

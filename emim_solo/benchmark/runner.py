@@ -36,6 +36,7 @@ from emim_solo.evaluation.score import SeenViews, score_checkpoint, see
 from emim_solo.evaluation.umap import make_pictures
 from emim_solo.ground import files
 from emim_solo.ground.errors import UsageError
+from emim_solo.ground.settings import read
 from emim_solo.ground.stopping import Stopped
 from emim_solo.images.folders import differing_images
 from emim_solo.report.page import ROWS, spectrum_file, write_report
@@ -80,7 +81,7 @@ class Runner:
         self.forecast: dict[str, float] = {}  # expected seconds by stage
         self.costs: dict[str, Cost] = {}
         self.made = 0
-        protocol = Protocol.of(plan.settings["diagnostics"]["protocol"])
+        protocol = read(Protocol, plan.settings["diagnostics"]["protocol"], "protocol")
         self.protocol = protocol if plan.settings["score"] else replace(protocol, views=2)  # two for the diagnostics
         self.start = time.perf_counter()
         files.writable_folder(plan.folder, "dir")
@@ -272,9 +273,8 @@ class Runner:
     def _row(self, run: Entry, stage: str, evaluate: Callable[[], Mapping[str, float]]) -> dict[str, Any]:
         start = time.perf_counter()
         metrics = evaluate()
-        seconds = time.perf_counter() - start
         epochs = self._rows_of(run)["pretrain"]["epochs"]  # fewer than planned if score.patience ended the run
-        return evaluation_row(stage, run.cfg, self._folder(run), metrics, seconds, self._settings(run, stage), epochs)
+        return evaluation_row(stage, run.cfg, self._folder(run), metrics, start, self._settings(run, stage), epochs)
 
     def _diagnosed(self, run: Entry, seen: SeenViews) -> dict[str, Any]:
         images = min(self.plan.settings["diagnostics"]["images"], *map(len, seen.parts.values()))

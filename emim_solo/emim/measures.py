@@ -344,8 +344,7 @@ def _half_widths(features: Tensor, values: Callable[[Tensor], list[float]], spli
         halves = torch.randperm(images, generator=generator)[: images // 2 * 2].view(2, -1)
         one, other = (torch.tensor(values(features[half]), dtype=torch.float64) for half in halves)
         square = square + (one - other).square() / splits
-    widths: list[float] = (t_quantile(splits) * (square / 4).sqrt()).tolist()
-    return widths
+    return (t_quantile(splits) * (square / 4).sqrt()).tolist()
 
 
 @cache

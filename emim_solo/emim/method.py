@@ -114,7 +114,6 @@ class EMIMMethod(LightningModule):
     takes_many_views = True
     features_dim: int
     num_large_crops: int
-    num_small_crops: int
     projector: nn.Sequential
     method_settings: dict[str, Any]
     objective_kwargs: dict[str, Any]
@@ -150,8 +149,7 @@ class EMIMMethod(LightningModule):
 
     def embeddings(self, out: Mapping[str, Any]) -> list[Tensor]:
         """Embeddings of the views, large crops first, from the base training step's outputs."""
-        embeddings: list[Tensor] = out["z"]
-        return embeddings
+        return out["z"]
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """EMIM's loss plus the online classifier's loss."""
@@ -172,10 +170,13 @@ class EMIMMethod(LightningModule):
         if trainer is not None and interval and (trainer.global_step + 1) % interval == 0:
             self._check_finite(emim_loss, z1, z2, *more)
             noise_variance = self.objective_kwargs["noise_variance"]
+            of_terms = {name: self.objective_kwargs[name] for name in ("marginal", "residual", "noise_variance")}
+            if self.objective_kwargs["objective"] == "exact":
+                of_terms |= {"marginal": "exact", "residual": "exact"}
             with torch.no_grad():
                 self.log("train_mi", mutual_information(z1, z2, noise_variance=noise_variance))
                 self.log("train_mi_null", null_mutual_information(z1, z2, noise_variance=noise_variance))
-                entropy, residual_entropy = entropies(z1, z2, *more, **self._entropy_kwargs())
+                entropy, residual_entropy = entropies(z1, z2, *more, **of_terms)
                 self.log("train_entropy", entropy)
                 self.log("train_residual_entropy", residual_entropy)
                 distance, null = non_gaussianity(z1)
@@ -184,17 +185,6 @@ class EMIMMethod(LightningModule):
 
         self._latest = z1.detach()[:_IMAGES_TO_JUDGE_COLLAPSE]
         return emim_loss + out["loss"]
-
-    def _entropy_kwargs(self) -> dict[str, Any]:
-        """Settings of the loss's two terms; ``objective="exact"`` has exact ones."""
-        kwargs = {
-            name: self.objective_kwargs[name] for name in ("marginal", "series_order", "residual", "noise_variance")
-        }
-        return (
-            kwargs
-            if self.objective_kwargs["objective"] == "bound"
-            else kwargs | dict.fromkeys(("marginal", "residual"), "exact")
-        )
 
     def _check_finite(self, emim_loss: Tensor, *embeddings: Tensor) -> None:
         """Raises on a GPU what the objective raises on a CPU at once. NaN stays until then: its gradient is NaN."""

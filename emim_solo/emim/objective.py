@@ -196,7 +196,13 @@ def check_loss_settings(
 ) -> None:
     """Raises ValueError for a setting that `emim_loss_func` cannot take."""
     _check_choice("objective", objective, OBJECTIVES)
-    _check_terms(marginal, residual, series_order, noise_variance)
+    _check_choice("marginal", marginal, MARGINALS)
+    _check_choice("residual", residual, RESIDUALS)
+    _check_number("noise_variance", noise_variance, above_0=True)
+    if type(series_order) is not int or series_order != 2:
+        raise ValueError(
+            f"series_order must be 2, got {series_order!r}; marginal='exact' is the whole series, for less"
+        )
     _check_number("weight", weight)
     _check_number("gaussian_weight", gaussian_weight)
 
@@ -214,14 +220,11 @@ def entropies(
 
     In nats, 0-dim, both without the constant d/2 log(2 pi e). Arguments and errors are those of `emim_loss_func`.
     """
-    _check_terms(marginal, residual, series_order, noise_variance)
-
-    def terms(views: Tensor) -> Tensor:
-        return torch.stack(_entropies(views, marginal, residual, noise_variance))
-
+    check_loss_settings("bound", marginal, series_order, residual, noise_variance=noise_variance)
     with _full_precision(z1):
-        entropy, residual_entropy = _with_retry(terms, _views((z1, z2, *more), standardise=True)).unbind()
-    return entropy, residual_entropy
+        views = _views((z1, z2, *more), True)
+        terms = _with_retry(lambda x: torch.stack(_entropies(x, marginal, residual, noise_variance)), views)
+        return terms[0], terms[1]
 
 
 def epps_pulley(samples: Tensor) -> Tensor:
@@ -323,23 +326,18 @@ def _wide(embeddings: Tensor) -> bool:
 def _joint_log_det(views: Tensor, noise_variance: float) -> Tensor:
     """log det(I + joint covariance / e) of two of K exchangeable views, whose sum and difference are uncorrelated.
 
-    `_helmert` gives a mean with covariance C + (K - 1) S and differences with C - S. The sum's C + S is a mix of both.
+    sqrt(K) times the mean has the covariance C + (K - 1) S. Helmert's K - 1 contrasts, of view j + 1 and the mean of the views
+    before, have C - S. The sum's C + S is a mix of both.
     """
     count = len(views)
-    mean, differences = _helmert(views)
-    total = mean * math.sqrt(2 / count)
-    if count > 2:  # the weights of the rows make their mean C + S
-        of_differences = math.sqrt((count - 2) / (count * (count - 1)))
-        total = torch.cat((total, (differences * of_differences).flatten(0, 1))) * math.sqrt(count)
-    return _log_det(total, noise_variance) + _log_det(differences.flatten(0, 1), noise_variance)
-
-
-def _helmert(views: Tensor) -> tuple[Tensor, Tensor]:
-    """sqrt(K) times the mean of K views, and Helmert's K - 1 contrasts: view j + 1 against the mean of the views before."""
-    count = len(views)
-    total = views.cumsum(0)
+    sums = views.cumsum(0)
     j = torch.arange(1, count, dtype=views.dtype, device=views.device)[:, None, None]
-    return total[-1] / math.sqrt(count), (total[:-1] - j * views[1:]) / (j * (j + 1)).sqrt()
+    contrasts = ((sums[:-1] - j * views[1:]) / (j * (j + 1)).sqrt()).flatten(0, 1)
+    total = sums[-1] / math.sqrt(count) * math.sqrt(2 / count)
+    if count > 2:  # the weights of the rows make their mean C + S
+        of_contrasts = math.sqrt((count - 2) / (count * (count - 1)))
+        total = torch.cat((total, contrasts * of_contrasts)) * math.sqrt(count)
+    return _log_det(total, noise_variance) + _log_det(contrasts, noise_variance)
 
 
 def _with_retry(compute: Callable[[Tensor], Tensor], views: Tensor) -> Tensor:
@@ -492,8 +490,7 @@ class _LogDet(Function):
 
 def gram(x: Tensor) -> Tensor:
     """X X^T of (a stack of) matrices, differentiable."""
-    result: Tensor = _Gram.apply(x)
-    return result
+    return _Gram.apply(x)
 
 
 def log_det(matrices: Tensor) -> Tensor:
@@ -502,8 +499,7 @@ def log_det(matrices: Tensor) -> Tensor:
     Raises:
         FloatingPointError: a matrix is not positive definite in its precision. NaN wherever `mutual_information` gives NaN.
     """
-    result: Tensor = _LogDet.apply(matrices)
-    return result
+    return _LogDet.apply(matrices)
 
 
 class _NotPositiveDefinite(FloatingPointError):
@@ -530,7 +526,7 @@ def _views(embeddings: Sequence[Tensor], standardise: bool, gather: bool = True)
         raise ValueError(f"embeddings must be N x d with d >= 1, got shape {shapes[0]}")
     dtype = torch.float64 if any(z.dtype == torch.float64 for z in embeddings) else torch.float32
     views = [z.to(dtype) for z in embeddings]
-    gathered = gather and _in_several_processes()
+    gathered = gather and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
     if gathered:
         views = list(_gather(torch.stack(views)))
     samples = len(views[0])
@@ -608,8 +604,7 @@ def _gather(views: Tensor) -> Tensor:
                 f"every process must hold a batch of the same shape, got {listed}; drop the last, smaller batch"
             )
         agreed_shapes[len(views)] = views.shape
-    result: Tensor = _Gather.apply(views)
-    return result
+    return _Gather.apply(views)
 
 
 def _check_changed_together(gathered: Tensor) -> None:
@@ -620,10 +615,6 @@ def _check_changed_together(gathered: Tensor) -> None:
             f"every process must hold a batch of the same shape: on rank {ranks} alone it is no longer that of the "
             "batch before; drop the last, smaller batch"
         )
-
-
-def _in_several_processes() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 _is_compiling = getattr(torch.compiler, "is_compiling", lambda: False)  # missing in the oldest supported torch
@@ -645,16 +636,6 @@ def _full_precision(tensor: Tensor) -> torch.autocast:
 def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
         raise ValueError(f"unknown {name} {value!r}; there are {', '.join(known)}")
-
-
-def _check_terms(marginal: str, residual: str, series_order: int, noise_variance: float) -> None:
-    _check_choice("marginal", marginal, MARGINALS)
-    _check_choice("residual", residual, RESIDUALS)
-    _check_number("noise_variance", noise_variance, above_0=True)
-    if type(series_order) is not int or series_order != 2:
-        raise ValueError(
-            f"series_order must be 2, got {series_order!r}; marginal='exact' is the whole series, for less"
-        )
 
 
 def _check_number(name: str, value: float, *, above_0: bool = False) -> None:

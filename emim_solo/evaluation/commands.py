@@ -31,18 +31,18 @@ def evaluation_row(
     cfg: DictConfig,
     folder: Path,
     metrics: Mapping[str, float],
-    seconds: float,
+    start: float,
     settings: Mapping[str, Any],
     epochs: int,
 ) -> dict[str, Any]:
-    """The row of one evaluation of a run in ``folder``, trained with ``cfg`` for ``epochs`` epochs."""
+    """The row of an evaluation, begun at ``start``, of a run in ``folder``, trained with ``cfg`` for ``epochs`` epochs."""
     return rows.new_row(
         stage,
         config=as_dict(cfg),
         suite=load_suite().identity,
         device=str(device_of(cfg)),
         epochs=epochs,
-        seconds=round(seconds, 1),
+        seconds=round(time.perf_counter() - start, 1),
         checkpoint=str(folder),
         metrics=dict(metrics),
         settings=dict(settings),
@@ -124,8 +124,7 @@ def _each(
     for checkpoint, place in zip(checkpoints, places, strict=True):
         start, cfg = time.perf_counter(), checkpoint.cfg
         metrics = evaluate(checkpoint, extract_features(checkpoint, place.parent, views))
-        seconds = time.perf_counter() - start
-        rows.append(place, evaluation_row(stage, cfg, checkpoint.folder, metrics, seconds, settings, checkpoint.epochs))
+        rows.append(place, evaluation_row(stage, cfg, checkpoint.folder, metrics, start, settings, checkpoint.epochs))
         of_views = "" if views is None else f", features averaged over {views} views of each image"
         print(f"{cfg.name} ({checkpoint.path}): accuracies in %{of_views}")
         for name, value in metrics.items():

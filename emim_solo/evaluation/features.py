@@ -76,8 +76,7 @@ class Features:
         with in_one_line("features.damaged", f"features '{path}' are damaged", "remove the file"):
             content = torch.load(str(path), map_location="cpu", weights_only=True, mmap=True)
             val = None if content["val"] is None else Split(**content["val"])
-            features = Features(Split(**content["train"]), val, content["classes"])
-        return features
+            return Features(Split(**content["train"]), val, content["classes"])
 
 
 def is_whole(matrix: Tensor) -> bool:

@@ -88,15 +88,10 @@ class Protocol:
         return {"noise_variance": self.noise_variance, "delta": self.delta, "seed": self.seed}
 
     @staticmethod
-    def of(values: Any) -> Protocol:
-        """A protocol from its values by name; UsageError for an unknown or missing key, or a wrong value."""
-        return read(Protocol, values, "protocol")
-
-    @staticmethod
     def read(name: str, changes: Sequence[str] = ()) -> Protocol:
         """A protocol from a YAML file or a shipped one (``default``, ``digits``), with changes, ``key=value`` each.
 
-        UsageError as :meth:`of`, or if there is no such file.
+        UsageError for an unknown or missing key, a wrong value, or if there is no such file.
         """
         path = configs.file_or_shipped(name, "score", "protocol")
         try:
@@ -105,4 +100,4 @@ class Protocol:
             raise UsageError("protocol", f"protocol '{path}' is no YAML ({' '.join(str(error).split())})") from error
         if not isinstance(values, dict):
             raise UsageError("protocol", f"protocol '{path}' is no mapping: expected the keys of default.yaml")
-        return Protocol.of(from_dotlist(changes, values))
+        return read(Protocol, from_dotlist(changes, values), "protocol")

@@ -133,8 +133,7 @@ def score_checkpoint(
             metrics["knn_acc1"] = accuracies[f"{protocol.features}_cosine_k{NEIGHBOURS}"]
         except UsageError as error:  # a score needs no labels, so wrong labels must not stop it
             warnings.warn(f"{cfg.name}: no {NEIGHBOURS}-NN beside the score: {error}", stacklevel=2)
-    seconds = time.perf_counter() - start
-    row = evaluation_row("score", cfg, checkpoint.folder, metrics, seconds, asdict(protocol), checkpoint.epochs)
+    row = evaluation_row("score", cfg, checkpoint.folder, metrics, start, asdict(protocol), checkpoint.epochs)
     row |= {"protocol": protocol.hash, "images": len(features), "of": seen.of, "width": features.shape[2]}
     return row | ({} if neighbour_views is None else {"knn_views": neighbour_views})
 

@@ -30,7 +30,7 @@ from torch import Tensor
 from emim_solo.evaluation.features import Features
 from emim_solo.evaluation.thumbnails import thumbnail, write_sprite_sheet
 from emim_solo.ground.errors import UsageError
-from emim_solo.ground.files import beside, whole, write_figure, write_text
+from emim_solo.ground.files import whole, write_figure, write_text
 from emim_solo.images.folders import RunImages
 from emim_solo.results.palette import DISTINCT_STYLES, PALETTE, class_styles
 from emim_solo.suite import load_suite
@@ -201,7 +201,7 @@ def write_layout(
     ``indices`` are those of the images in their dataset. Without labels, ``labels`` are -1 and ``class_names`` is empty.
     """
     targets = labels.tolist()
-    with whole(beside(stem, ".csv")) as unfinished, open(unfinished, "w", newline="", encoding="utf-8") as file:
+    with whole(f"{stem}.csv") as unfinished, open(unfinished, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["method", "image", "class", "x", "y"])
         for name, panel in panels.items():
@@ -217,7 +217,7 @@ def write_layout(
         for name, panel in panels.items()
     ]
     content = about | {"classes": list(class_names), "labels": targets, "images": list(indices), "panels": shown}
-    write_text(beside(stem, ".json"), json.dumps(content))
+    write_text(f"{stem}.json", json.dumps(content))
 
 
 def _or_none(value: float) -> float | None:

@@ -57,17 +57,8 @@ def _is_whole(path: Path) -> bool:
     return path.suffix == ".yaml" and not path.name.startswith("_") and path.parent.name not in parts
 
 
-def protocols() -> list[str]:
-    """Names of the shipped protocols of ``emim-solo score``."""
-    return _stems("score")
-
-
-def searches() -> list[str]:
-    """Names of the shipped searches of ``emim-solo tune``."""
-    return _stems("tune")
-
-
-def _stems(folder: str) -> list[str]:
+def stems(folder: str) -> list[str]:
+    """Names of the YAML files in a shipped folder: the protocols in ``score``, the searches in ``tune``."""
     return sorted(path.stem for path in (root() / folder).glob("*.yaml"))
 
 
@@ -76,7 +67,7 @@ def file_or_shipped(name: str, folder: str, kind: str) -> Path:
     for path in (Path(name).expanduser(), root() / folder / f"{name}.yaml"):
         if path.is_file():
             return path
-    expected = f"expected a YAML file, or a shipped one: {', '.join(_stems(folder))}"
+    expected = f"expected a YAML file, or a shipped one: {', '.join(stems(folder))}"
     raise UsageError(kind, f"no {kind} '{name}': {expected}")
 
 
@@ -115,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"in '{root()}', usable from anywhere as --config-path FOLDER --config-name FILE:")
         for folder in folders():
             print(f"  {folder}: {', '.join(names(root() / folder))}")
-        print(f"protocols of emim-solo score, usable as --protocol NAME: {', '.join(protocols())}")
-        print(f"searches of emim-solo tune, usable as --search NAME: {', '.join(searches())}")
+        print(f"protocols of emim-solo score, usable as --protocol NAME: {', '.join(stems('score'))}")
+        print(f"searches of emim-solo tune, usable as --search NAME: {', '.join(stems('tune'))}")
         print("for the scripts of a solo-learn clone, to be copied and run with bash:")
         print(f"  {', '.join(path.as_posix() for path in files() if path.suffix == '.sh')}")

@@ -15,7 +15,6 @@ from urllib.error import URLError
 
 from emim_solo.ground.errors import UsageError
 
-PICTURES = (".png", ".pdf")
 _OF_PATHS = (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
 _OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG, errno.EFBIG, errno.EIO, errno.EMFILE)
 _IN_NO_NAME = r'[/\\:*?"<>|{}\x00-\x1f\x7f]'
@@ -41,15 +40,10 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         unfinished.write_text(text, encoding="utf-8")
 
 
-def beside(stem: Path, suffix: str) -> Path:
-    """Append a suffix to a path. ``Path.with_suffix`` would replace the ``.5-val`` of ``emim-0.5-val``."""
-    return stem.with_name(f"{stem.name}{suffix}")
-
-
 def write_figure(stem: Path, figure: Any) -> None:
     """Write a matplotlib figure to ``stem``.png and ``stem``.pdf, each whole or not at all."""
-    for suffix in PICTURES:
-        with whole(beside(stem, suffix)) as unfinished:
+    for suffix in (".png", ".pdf"):  # Path.with_suffix would replace the .5-val of emim-0.5-val
+        with whole(f"{stem}{suffix}") as unfinished:
             figure.savefig(unfinished, dpi=200)
 
 

@@ -27,7 +27,7 @@ def tune_main(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--config-path", "-cp", required=True, help="folder of the config, as in pretrain")
     parser.add_argument("--config-name", "-cn", required=True, help="its name")
-    parser.add_argument("--search", help=f"a YAML file, or a shipped one: {', '.join(configs.searches())}")
+    parser.add_argument("--search", help=f"a YAML file, or a shipped one: {', '.join(configs.stems('tune'))}")
     parser.add_argument("--trials", type=int, help="how many in all, instead of the search's")
     parser.add_argument("--output", type=Path, help="folder of the search, by default runs/tune/<name of the config>")
     parser.add_argument(
