@@ -9,10 +9,9 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -29,9 +28,12 @@ from emim_solo.images.folders import RunImages
 from emim_solo.suite import dali
 from emim_solo.suite.api import Suite, allow_few_classes, as_dict, give_small_image_stem, open_copy
 from emim_solo.suite.fixes import LabelsOptional
-from emim_solo.suite.loaders import reading_folders
+from emim_solo.suite.loaders import reading_folders, replaced
 from emim_solo.suite.preflight import check_numbers
 from emim_solo.suite.views import ViewsTogether
+
+# Where solo-learn counts the folders in data.train_path, it finds none: they are listed already.
+_NO_FOLDERS = SimpleNamespace(scandir=lambda _: [])
 
 
 class EMIM(EMIMMethod, LabelsOptional, ViewsTogether, BaseMethod):
@@ -75,17 +77,6 @@ def _names_read_by(method: type) -> set[str]:
     return set(re.findall(r"method_kwargs\.(\w+)", source))
 
 
-@contextmanager
-def _no_listing(module: ModuleType) -> Iterator[None]:
-    """Within it, a module of solo-learn that counts the folders in ``data.train_path`` finds none: they are listed already."""
-    theirs = module.os
-    module.os = SimpleNamespace(scandir=lambda _: [])  # type: ignore[attr-defined]
-    try:
-        yield
-    finally:
-        module.os = theirs  # type: ignore[attr-defined]
-
-
 class MainSuite(Suite):
     generation = "main"
     evaluation_module = "solo.data.classification_dataloader"
@@ -104,7 +95,7 @@ class MainSuite(Suite):
     def _complete(self, cfg: DictConfig, images: RunImages) -> DictConfig:
         from solo.args import pretrain
 
-        with _no_listing(pretrain):
+        with replaced(pretrain, os=_NO_FOLDERS):
             cfg = pretrain.parse_cfg(cfg)
         method = self.method(cfg.method)
         if issubclass(method, BaseMomentumMethod) and OmegaConf.select(cfg, "momentum") is None:
@@ -217,7 +208,7 @@ class MainSuite(Suite):
         from solo.methods.linear import LinearModel
 
         classes = cfg.data.get("num_classes", 1)
-        with _no_listing(linear):
+        with replaced(linear, os=_NO_FOLDERS):
             cfg = LinearModel.add_and_assert_specific_cfg(linear.parse_cfg(open_copy(cfg)))
         cfg.data.num_classes = classes
         return cfg
