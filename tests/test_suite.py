@@ -26,10 +26,10 @@ Refused = Callable[..., AbstractContextManager[Any]]
 
 def test_emim_is_in_the_suites_own_registry() -> None:
     suite = load_suite()
-    assert suite.methods()["emim"] is suite.emim_class()
+    assert suite.methods()["emim"] is suite.emim_class
     from solo.methods import METHODS
 
-    assert METHODS["emim"] is suite.emim_class()
+    assert METHODS["emim"] is suite.emim_class
     assert {"barlow_twins", "vicreg", "byol", "simclr"} <= suite.methods().keys()
     assert not {"base", "linear"} & suite.methods().keys()
 

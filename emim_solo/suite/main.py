@@ -79,14 +79,11 @@ def _names_read_by(method: type) -> set[str]:
 
 class MainSuite(Suite):
     generation = "main"
+    emim_class = EMIM
     evaluation_module = "solo.data.classification_dataloader"
+    evaluation_folders = ("train_data_path", "val_data_path")
+    optimizers = BaseMethod._OPTIMIZERS
     any_number_of_views = ("mae", "simclr", "supcon", "wmse")
-
-    def emim_class(self) -> type[LightningModule]:
-        return EMIM
-
-    def optimizer_makers(self) -> dict[str, Callable[..., Any]]:
-        return dict(BaseMethod._OPTIMIZERS)
 
     def uses_small_crops(self, method: str) -> bool:
         # The base class computes features of a small crop, no embedding. Other methods never use them.
@@ -184,9 +181,6 @@ class MainSuite(Suite):
         from solo.data.pretrain_dataloader import build_transform_pipeline
 
         return build_transform_pipeline(cfg.data.dataset, view)
-
-    def _evaluation_folders(self, train_path: Path, val_path: Path) -> dict[str, Any]:
-        return {"train_data_path": train_path, "val_data_path": val_path}
 
     def checkpointer(self, cfg: DictConfig) -> Callback:
         from solo.utils.checkpointer import Checkpointer

@@ -7,7 +7,7 @@ import importlib
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
@@ -74,18 +74,31 @@ class CollectiveCheckpointer(Checkpointer):
             trainer.save_checkpoint(self.path / self.ckpt_placeholder.format(trainer.current_epoch))
 
 
+def _lars(
+    params: Any,
+    lr: float,
+    weight_decay: float,
+    momentum: float = 0.0,
+    dampening: float = 0.0,
+    nesterov: bool = False,
+    eta: float = 1e-3,
+    clip_lr: bool = False,
+    exclude_bias_n_norm: bool = False,
+) -> LARSWrapper:
+    """main's LARS as 1.0.2 builds it: SGD in a wrapper."""
+    sgd = torch.optim.SGD(params, lr, momentum, dampening, weight_decay, nesterov)
+    return LARSWrapper(sgd, eta=eta, clip=clip_lr, exclude_bias_n_norm=exclude_bias_n_norm)
+
+
 class Release102Suite(Suite):
     generation = "1.0.2"
+    emim_class = EMIM
     evaluation_module = "solo.utils.classification_dataloader"
+    evaluation_folders = ("train_dir", "val_dir")  # joined to a folder of its own, which absolute ones replace
+    optimizers: ClassVar = {"sgd": torch.optim.SGD, "lars": _lars, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
     any_number_of_views = ("wmse",)
     linear_optimizers = ("sgd", "lars", "adam")
     schedulers = ("warmup_cosine", "cosine", "step", "none")
-
-    def emim_class(self) -> type[LightningModule]:
-        return EMIM
-
-    def optimizer_makers(self) -> dict[str, Callable[..., Any]]:
-        return {"sgd": torch.optim.SGD, "lars": _lars, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
     def uses_small_crops(self, method: str) -> bool:
         # other methods of 1.0.2 unpack the features of exactly two crops
@@ -219,9 +232,6 @@ class Release102Suite(Suite):
         transform: Any = pretrain_dataloader.prepare_transform(cfg.data.dataset, **view_kwargs(cfg, view))
         return transform
 
-    def _evaluation_folders(self, train_path: Path, val_path: Path) -> dict[str, Any]:
-        return {"data_dir": Path("/"), "train_dir": train_path, "val_dir": val_path}  # absolute, so a join leaves them
-
     def checkpointer(self, cfg: DictConfig) -> Callback:
         return CollectiveCheckpointer(
             Namespace(**as_dict(cfg)),
@@ -264,22 +274,6 @@ class Release102Suite(Suite):
 
         module.LinearWarmupCosineAnnealingLR = annealing  # type: ignore[attr-defined]
         return model
-
-
-def _lars(
-    params: Any,
-    lr: float,
-    weight_decay: float,
-    momentum: float = 0.0,
-    dampening: float = 0.0,
-    nesterov: bool = False,
-    eta: float = 1e-3,
-    clip_lr: bool = False,
-    exclude_bias_n_norm: bool = False,
-) -> LARSWrapper:
-    """main's LARS as 1.0.2 builds it: SGD in a wrapper."""
-    sgd = torch.optim.SGD(params, lr, momentum, dampening, weight_decay, nesterov)
-    return LARSWrapper(sgd, eta=eta, clip=clip_lr, exclude_bias_n_norm=exclude_bias_n_norm)
 
 
 def _refuse(key: str, wanted: Any, instead: str = "leave it out", what: str = "") -> None:
