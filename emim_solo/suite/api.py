@@ -319,10 +319,6 @@ class Suite(ABC):
         return umap
 
     @abstractmethod
-    def knn_classifier(self, k: int, temperature: float, distance: str) -> Any:
-        """solo-learn's WeightedKNNClassifier; ``distance`` is ``cosine`` or ``euclidean``."""
-
-    @abstractmethod
     def complete_linear(self, cfg: DictConfig) -> DictConfig:
         """Like :meth:`complete`, for the schema of linear evaluation."""
 

@@ -118,20 +118,15 @@ class MainSuite(Suite):
     def _finish(self, model: Any, cfg: DictConfig) -> None:
         from solo.utils.misc import make_contiguous
 
-        self._fit_stem(model, cfg)
+        if OmegaConf.select(cfg, "backbone.small_image_stem", default=False):
+            give_small_image_stem(model.backbone)
+            if (momentum := getattr(model, "momentum_backbone", None)) is not None:
+                give_small_image_stem(momentum)
+                momentum.conv1.load_state_dict(model.backbone.conv1.state_dict())
+                momentum.conv1.requires_grad_(False)
         make_contiguous(model)
         if not cfg.performance.disable_channel_last:
             model.to(memory_format=torch.channels_last)
-
-    def _fit_stem(self, model: Any, cfg: DictConfig) -> None:
-        if not OmegaConf.select(cfg, "backbone.small_image_stem", default=False):
-            return
-        give_small_image_stem(model.backbone)
-        momentum = getattr(model, "momentum_backbone", None)
-        if momentum is not None:
-            give_small_image_stem(momentum)
-            momentum.conv1.load_state_dict(model.backbone.conv1.state_dict())
-            momentum.conv1.requires_grad_(False)
 
     def train_loader(self, cfg: DictConfig, images: RunImages) -> DataLoader:
         from solo.data import pretrain_dataloader as suite_data
@@ -191,11 +186,6 @@ class MainSuite(Suite):
             frequency=cfg.checkpoint.frequency,
             keep_prev=cfg.checkpoint.keep_prev,
         )
-
-    def knn_classifier(self, k: int, temperature: float, distance: str) -> Any:
-        from solo.utils.knn import WeightedKNNClassifier
-
-        return WeightedKNNClassifier(k=k, T=temperature, distance_fx=distance)
 
     def complete_linear(self, cfg: DictConfig) -> DictConfig:
         from solo.args import linear

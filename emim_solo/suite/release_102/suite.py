@@ -154,7 +154,9 @@ class Release102Suite(Suite):
     def _finish(self, model: Any, cfg: DictConfig) -> None:
         model.scheduler_interval = cfg.scheduler.interval
         if cfg.knn_eval.enabled:  # 1.0.2 itself has only Euclidean distance
-            model.knn = self.knn_classifier(cfg.knn_eval.k, 0.07, cfg.knn_eval.distance_func)
+            distance = cfg.knn_eval.distance_func
+            kind = CosineKNNClassifier if distance == "cosine" else WeightedKNNClassifier
+            model.knn = kind(k=cfg.knn_eval.k, T=0.07, distance_fx=distance)
         # main's default. Here only on request: it changes rounding, and committed rows were made without it
         if not OmegaConf.select(cfg, "performance.disable_channel_last", default=True):
             model.to(memory_format=torch.channels_last)
@@ -239,10 +241,6 @@ class Release102Suite(Suite):
             frequency=cfg.checkpoint.frequency,
             keep_previous_checkpoints=cfg.checkpoint.keep_prev,
         )
-
-    def knn_classifier(self, k: int, temperature: float, distance: str) -> Any:
-        kind = CosineKNNClassifier if distance == "cosine" else WeightedKNNClassifier
-        return kind(k=k, T=temperature, distance_fx=distance)
 
     def complete_linear(self, cfg: DictConfig) -> DictConfig:
         cfg = self._complete_common(cfg, _DEFAULTS["linear"])
