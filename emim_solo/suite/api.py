@@ -65,8 +65,7 @@ class Suite(ABC):
     @property
     def METHODS(self) -> dict[str, Any]:
         """solo-learn's own dictionary, which may be changed in place."""
-        methods: dict[str, Any] = importlib.import_module("solo.methods").METHODS
-        return methods
+        return importlib.import_module("solo.methods").METHODS
 
     def methods(self) -> dict[str, Any]:
         """Name and class of every pretraining method, including EMIM and the methods of other packages."""
@@ -213,8 +212,7 @@ class Suite(ABC):
 
     def backbone(self, model: Any) -> nn.Module:
         """The backbone inside a method, which maps images to features."""
-        backbone: nn.Module = getattr(model, self.backbone_name)
-        return backbone
+        return getattr(model, self.backbone_name)
 
     # -- data ---------------------------------------------------------------------------------------------------
 
@@ -312,10 +310,9 @@ class Suite(ABC):
             UsageError: umap-learn is not installed.
         """
         with in_one_line("auto_umap.enabled", "auto_umap.enabled", "pip install 'emim-solo[umap]'"):
-            callback: Any = importlib.import_module("solo.utils.auto_umap").AutoUMAP
+            callback = importlib.import_module("solo.utils.auto_umap").AutoUMAP
         place = Path(cfg.auto_umap.dir) / cfg.method
-        umap: Callback = callback(cfg.name, logdir=place, frequency=cfg.auto_umap.frequency)
-        return umap
+        return callback(cfg.name, logdir=place, frequency=cfg.auto_umap.frequency)
 
     @abstractmethod
     def complete_linear(self, cfg: DictConfig) -> DictConfig:

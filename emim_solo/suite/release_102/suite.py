@@ -231,8 +231,7 @@ class Release102Suite(Suite):
         return DALIData(cfg, [view_kwargs(cfg, view) for view in cfg.augmentations], listing)
 
     def view_transform(self, cfg: DictConfig, view: DictConfig) -> Callable[[Any], Tensor]:
-        transform: Any = pretrain_dataloader.prepare_transform(cfg.data.dataset, **view_kwargs(cfg, view))
-        return transform
+        return pretrain_dataloader.prepare_transform(cfg.data.dataset, **view_kwargs(cfg, view))
 
     def checkpointer(self, cfg: DictConfig) -> Callback:
         return CollectiveCheckpointer(
