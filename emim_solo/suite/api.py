@@ -156,12 +156,12 @@ class Suite(ABC):
             UsageError: the method has no such setting, or cannot train with these settings.
         """
         with in_one_line("method_kwargs", f"config of {cfg.method} in solo-learn {self.version}"):
-            cfg = count_classes(self._complete(open_copy(cfg), images), images.listed)
+            cfg = count_classes(self._complete(open_copy(cfg)), images.listed)
             check_method(cfg, None if images.train is None else len(images.train))
         return dali.complete_dali(cfg) if cfg.data.format == "dali" else cfg
 
     @abstractmethod
-    def _complete(self, cfg: DictConfig, images: RunImages) -> DictConfig:
+    def _complete(self, cfg: DictConfig) -> DictConfig:
         """:meth:`complete`, as far as generations differ; ``cfg`` may be changed."""
 
     @abstractmethod
@@ -216,9 +216,16 @@ class Suite(ABC):
 
     # -- data ---------------------------------------------------------------------------------------------------
 
-    @abstractmethod
     def train_loader(self, cfg: DictConfig, images: RunImages) -> DataLoader:
         """Shuffled batches of (indices, views, labels), without the last incomplete batch."""
+        module, arguments = self._training_data(cfg)
+        with reading_folders(module, images.train):
+            dataset = module.prepare_datasets(cfg.data.dataset, no_labels=cfg.data.no_labels, **arguments)
+        return module.prepare_dataloader(dataset, cfg.optimizer.batch_size, cfg.data.num_workers)
+
+    @abstractmethod
+    def _training_data(self, cfg: DictConfig) -> tuple[Any, dict[str, Any]]:
+        """solo-learn's module of training images, and arguments of its ``prepare_datasets``."""
 
     @abstractmethod
     def view_transform(self, cfg: DictConfig, view: DictConfig) -> Callable[[Any], torch.Tensor]:

@@ -20,15 +20,13 @@ from omegaconf import DictConfig, OmegaConf
 from solo.methods import METHODS
 from solo.methods.base import BaseMethod, BaseMomentumMethod
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from emim_solo.emim.method import EMIMMethod, complete_method_kwargs
 from emim_solo.ground.errors import UsageError
-from emim_solo.images.folders import RunImages
 from emim_solo.suite import dali
 from emim_solo.suite.api import Suite, allow_few_classes, as_dict, give_small_image_stem, open_copy
 from emim_solo.suite.fixes import LabelsOptional
-from emim_solo.suite.loaders import reading_folders, replaced
+from emim_solo.suite.loaders import replaced
 from emim_solo.suite.preflight import check_numbers
 from emim_solo.suite.views import ViewsTogether
 
@@ -89,7 +87,7 @@ class MainSuite(Suite):
         # The base class computes features of a small crop, no embedding. Other methods never use them.
         return self.methods()[method].multicrop_forward is not BaseMethod.multicrop_forward
 
-    def _complete(self, cfg: DictConfig, images: RunImages) -> DictConfig:
+    def _complete(self, cfg: DictConfig) -> DictConfig:
         from solo.args import pretrain
 
         with replaced(pretrain, os=_NO_FOLDERS):
@@ -128,24 +126,16 @@ class MainSuite(Suite):
         if not cfg.performance.disable_channel_last:
             model.to(memory_format=torch.channels_last)
 
-    def train_loader(self, cfg: DictConfig, images: RunImages) -> DataLoader:
-        from solo.data import pretrain_dataloader as suite_data
+    def _training_data(self, cfg: DictConfig) -> tuple[Any, dict[str, Any]]:
+        from solo.data import pretrain_dataloader as module
 
-        views = [
-            suite_data.NCropAugmentation(self.view_transform(cfg, view), view.num_crops) for view in cfg.augmentations
-        ]
-        with reading_folders(suite_data, images.train):
-            dataset = suite_data.prepare_datasets(
-                cfg.data.dataset,
-                suite_data.FullTransformPipeline(views),
-                train_data_path=cfg.data.train_path,
-                data_format=cfg.data.format,
-                no_labels=cfg.data.no_labels,
-                data_fraction=cfg.data.fraction,
-            )
-        return suite_data.prepare_dataloader(
-            dataset, batch_size=cfg.optimizer.batch_size, num_workers=cfg.data.num_workers
-        )
+        views = [module.NCropAugmentation(self.view_transform(cfg, view), view.num_crops) for view in cfg.augmentations]
+        return module, {
+            "transform": module.FullTransformPipeline(views),
+            "train_data_path": cfg.data.train_path,
+            "data_format": cfg.data.format,
+            "data_fraction": cfg.data.fraction,
+        }
 
     def _dali_datamodule(self, cfg: DictConfig, listing: Any) -> LightningDataModule:
         from solo.data import dali_dataloader

@@ -22,16 +22,13 @@ from solo.utils.knn import WeightedKNNClassifier
 from solo.utils.lars import LARSWrapper
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.data import DataLoader
 
 from emim_solo.emim.method import DEFAULTS as EMIM_DEFAULTS
 from emim_solo.emim.method import EMIMMethod, complete_method_kwargs
 from emim_solo.ground import compare
 from emim_solo.ground.errors import UsageError
-from emim_solo.images.folders import RunImages
 from emim_solo.suite.api import IMAGENET_MEAN, IMAGENET_STD, Suite, allow_few_classes, as_dict, open_copy
 from emim_solo.suite.fixes import LabelsOptional
-from emim_solo.suite.loaders import reading_folders
 from emim_solo.suite.preflight import check_numbers
 from emim_solo.suite.release_102.compat import linear_warmup_cosine_annealing
 from emim_solo.suite.release_102.dali import DALIData
@@ -104,7 +101,7 @@ class Release102Suite(Suite):
         # other methods of 1.0.2 unpack the features of exactly two crops
         return method in ("byol", "simclr") or getattr(self.methods()[method], "takes_many_views", False)
 
-    def _complete(self, cfg: DictConfig, images: RunImages) -> DictConfig:
+    def _complete(self, cfg: DictConfig) -> DictConfig:
         cfg = self._complete_common(cfg, _DEFAULTS["pretrain"])
         if cfg.backbone.name not in (known := BaseMethod._SUPPORTED_ENCODERS):
             text = f"backbone.name '{cfg.backbone.name}' is not in 1.0.2: expected one of {', '.join(known)}"
@@ -210,22 +207,13 @@ class Release102Suite(Suite):
             "extra_optimizer_args": extra,
         }
 
-    def train_loader(self, cfg: DictConfig, images: RunImages) -> DataLoader:
+    def _training_data(self, cfg: DictConfig) -> tuple[Any, dict[str, Any]]:
         views = [self.view_transform(cfg, view) for view in cfg.augmentations]
         crops = [view.num_crops for view in cfg.augmentations]
         transform = pretrain_dataloader.prepare_n_crop_transform(views, num_crops_per_aug=crops)
         train_path = Path(cfg.data.train_path).absolute()
-        with reading_folders(pretrain_dataloader, images.train):
-            dataset = pretrain_dataloader.prepare_datasets(
-                cfg.data.dataset,
-                transform,
-                data_dir=train_path.parent,
-                train_dir=train_path.name,
-                no_labels=cfg.data.no_labels,
-            )
-        return pretrain_dataloader.prepare_dataloader(
-            dataset, batch_size=cfg.optimizer.batch_size, num_workers=cfg.data.num_workers
-        )
+        folder = {"data_dir": train_path.parent, "train_dir": train_path.name}
+        return pretrain_dataloader, {"transform": transform, **folder}
 
     def _dali_datamodule(self, cfg: DictConfig, listing: Any) -> LightningDataModule:
         return DALIData(cfg, [view_kwargs(cfg, view) for view in cfg.augmentations], listing)
