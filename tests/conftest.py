@@ -156,6 +156,20 @@ def built_to_step() -> Callable[[DictConfig], LightningModule]:
 
 
 @pytest.fixture
+def suites_knn(make_cfg: Callable[..., DictConfig]) -> Callable[[str], Callable[[int], Any]]:
+    """For a distance, makes the k-NN classifier of k neighbours that the suite's methods have."""
+
+    def of(distance: str) -> Callable[[int], Any]:
+        from emim_solo.training.pretraining import prepare
+
+        cfg = prepare(make_cfg(knn_eval__enabled=True, knn_eval__distance_func=distance)).config
+        kind = type(load_suite().build(cfg).knn)
+        return lambda k: kind(k=k, T=0.07, distance_fx=distance)
+
+    return of
+
+
+@pytest.fixture
 def killed_when(tmp_path: Path) -> Callable[[DictConfig, str], int]:
     """Trains a config as version "run" in a real process, killed before a step if an expression of ``trainer`` is true then.
 

@@ -190,7 +190,7 @@ def test_what_is_no_method_is_warned_of_refused_when_asked_for_and_the_rest_goes
         methods = methods_of({"odd": (name, value, source), "good": ("good", f"good_{name}:Method", METHOD)})
     assert name not in methods
     assert methods["good"].__name__ == "Method"
-    assert methods["emim"] is load_suite().emim_class()
+    assert methods["emim"] is load_suite().emim_class
     with refused(key, f"method '{name}' is not available", "package odd", said):
         load_suite().method(name)
 

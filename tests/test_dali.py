@@ -22,6 +22,7 @@ from PIL import Image
 
 from emim_solo.images.folders import HeldOut, RunImages, find_images, load_rgb
 from emim_solo.suite import dali, load_suite
+from emim_solo.training.run import prepare
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 Refused = Callable[..., AbstractContextManager[Any]]
@@ -356,7 +357,8 @@ def clone_script(name: str) -> Path:
     ("overrides", "key", "message"),
     [
         ({"data__dataset": "cifar10"}, "data.format", "does not know data.dataset=cifar10"),
-        ({"dali__device": "tpu"}, "dali.device", "expected cpu or gpu"),
+        ({"dali__device": "tpu"}, "dali.device", "expected one of cpu, gpu"),
+        ({"dali__device": "cpu", "augmentations__0__equalization__prob": 0.1}, "augmentations", "DALI has none"),
         pytest.param(
             {"dali__device": "gpu"},
             "dali.device",
@@ -370,7 +372,7 @@ def test_what_dali_cannot_do_is_refused(
     make_jpeg_cfg: Callable[..., DictConfig], overrides: dict[str, Any], key: str, message: str, refused: Refused
 ) -> None:
     with refused(key, message):
-        dali.complete_dali(make_jpeg_cfg(data__format="dali", **overrides))
+        prepare(make_jpeg_cfg(data__format="dali", **overrides))
 
 
 @pytest.mark.skipif(dali.is_installed(), reason="DALI is installed")

@@ -156,12 +156,12 @@ def collapsed(features) -> Features:
 
 @pytest.mark.parametrize("case", ["features", "collapsed", "pixels"])
 @pytest.mark.parametrize("distance", ["cosine", "euclidean"])
-def test_knn_equals_the_suites_classifier(case, distance, request):
+def test_knn_equals_the_suites_classifier(case, distance, request, suites_knn):
     features = request.getfixturevalue(case)
     train, val, ks = features.train, features.val, [1, 5, 20, 200]
-    found = knn(features, ks=ks, distances=[distance])
+    found, suites = knn(features, ks=ks, distances=[distance]), suites_knn(distance)
     for k in ks:
-        classifier = load_suite().knn_classifier(k=k, temperature=0.07, distance=distance)
+        classifier = suites(k)
         classifier.update(train_features=train.backbone, train_targets=train.labels)
         classifier.update(test_features=val.backbone, test_targets=val.labels)
         assert found[f"backbone_{distance}_k{k}"] == classifier.compute()[0]

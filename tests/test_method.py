@@ -140,4 +140,4 @@ def test_a_checkpoint_of_other_settings_is_not_trained_on(
 
     # To evaluate it, no setting of the training matters.
     cfg = prepare(make_cfg(method_kwargs__weight=1.0)).config
-    suite.emim_class().load_from_checkpoint(path, **suite.constructor_kwargs(cfg))
+    suite.emim_class.load_from_checkpoint(path, **suite.constructor_kwargs(cfg))

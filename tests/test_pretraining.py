@@ -195,7 +195,7 @@ def test_lightnings_load_from_checkpoint(trained: Path) -> None:
     suite = load_suite()
     opened = open_checkpoint(trained)
     path = opened.path
-    model = suite.emim_class().load_from_checkpoint(path, strict=True, **suite.constructor_kwargs(opened.cfg))
+    model = suite.emim_class.load_from_checkpoint(path, strict=True, **suite.constructor_kwargs(opened.cfg))
     weights = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
     assert torch.equal(model.projector[0].weight, weights["projector.0.weight"])
 

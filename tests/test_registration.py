@@ -88,14 +88,14 @@ def test_emim_is_there_when_load_suite_imports_solo(tmp_path: Path) -> None:
         suite = load_suite()
         from solo.methods import METHODS
 
-        assert METHODS["emim"] is suite.emim_class()
+        assert METHODS["emim"] is suite.emim_class
         """,
         tmp_path,
     )
 
 
 def test_emim_is_put_into_loaded_methods_in_place() -> None:
-    emim = load_suite().emim_class()
+    emim = load_suite().emim_class
     from solo.methods import METHODS
 
     METHODS.pop("emim", None)

@@ -14,17 +14,21 @@ from typing import Any
 
 import pytest
 import torch
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from lightning.pytorch import Callback, LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ReadonlyConfigError
 
 from emim_solo.checkpoints import opening
 from emim_solo.checkpoints.opening import by_epoch, open_checkpoint
+from emim_solo.ground import configs
 from emim_solo.images.folders import Images, find_images
 from emim_solo.results import rows
 from emim_solo.training import schema
 from emim_solo.training.pretraining import prepare, pretrain
 from emim_solo.training.resume import decide
+from emim_solo.training.run import composed
 
 MakeCfg = Callable[..., DictConfig]
 Refused = Callable[..., AbstractContextManager[Any]]
@@ -401,3 +405,11 @@ def test_a_config_that_is_given_is_not_changed(small: MakeCfg) -> None:
     before = OmegaConf.to_container(cfg)
     prepare(cfg)
     assert OmegaConf.to_container(cfg) == before
+
+
+def test_composing_a_config_leaves_an_outer_hydra_active() -> None:
+    folder = configs.find("pretrain/digits")
+    with initialize_config_dir(str(folder), version_base="1.2"):
+        outer = GlobalHydra.instance().hydra
+        assert composed(folder, "emim").method == "emim"
+        assert GlobalHydra.instance().hydra is outer is not None

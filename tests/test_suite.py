@@ -27,10 +27,10 @@ Refused = Callable[..., AbstractContextManager[Any]]
 
 def test_emim_is_in_the_suites_own_registry() -> None:
     suite = load_suite()
-    assert suite.methods()["emim"] is suite.emim_class()
+    assert suite.methods()["emim"] is suite.emim_class
     from solo.methods import METHODS
 
-    assert METHODS["emim"] is suite.emim_class()
+    assert METHODS["emim"] is suite.emim_class
     assert {"barlow_twins", "vicreg", "byol", "simclr"} <= suite.methods().keys()
     assert not {"base", "linear"} & suite.methods().keys()
 
@@ -101,14 +101,15 @@ def test_evaluation_loaders_are_whole_and_in_order(make_cfg: MakeCfg) -> None:
     assert len(labels) == 60
 
 
-def test_cosine_knn_has_no_use_for_length() -> None:
+def test_cosine_knn_has_no_use_for_length(suites_knn: Callable[[str], Callable[[int], Any]]) -> None:
+    classifier = suites_knn("cosine")
     torch.manual_seed(0)
     features, labels = torch.randn(200, 8), torch.arange(200) % 4
     features[:, 0] += 3 * labels
     scaled = features * (10 * torch.rand(200, 1) + 0.1)
     scores = []
     for each in (features, scaled):
-        knn = load_suite().knn_classifier(k=5, temperature=0.07, distance="cosine")
+        knn = classifier(5)
         knn(train_features=each[:100], train_targets=labels[:100])
         knn(test_features=each[100:], test_targets=labels[100:])
         scores.append(knn.compute())

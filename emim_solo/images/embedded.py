@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
 import os
-import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -41,14 +39,14 @@ def _digits() -> Written:
 def _fashion_mnist(*, few: bool = False) -> Written:
     """70,000 images of 28x28 pixels (H. Xiao, K. Rasul, R. Vollgraf, 2017). The 10,000 test images are for validation."""
     from torchvision.datasets import FashionMNIST
+    from torchvision.datasets.utils import extract_archive
 
     with tempfile.TemporaryDirectory() as folder:
         raw = Path(folder) / "FashionMNIST" / "raw"
         raw.mkdir(parents=True)
         for name, _ in FashionMNIST.resources:
             if (FASHION_FOLDER / name).is_file():  # unpacked, as Debian's .gz fail torchvision's checksums
-                with gzip.open(FASHION_FOLDER / name) as packed, open(raw / Path(name).stem, "wb") as file:
-                    shutil.copyfileobj(packed, file)
+                extract_archive(str(FASHION_FOLDER / name), str(raw))
         try:
             splits = [(FashionMNIST(folder, train=train, download=True), train) for train in (True, False)]
         except (OSError, RuntimeError) as error:

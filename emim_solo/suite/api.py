@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -38,10 +38,12 @@ class Suite(ABC):
     """Models, data and callbacks of one generation of solo-learn, configured by the YAML schema of solo-learn main."""
 
     generation: ClassVar[str]
+    emim_class: ClassVar[type[LightningModule]]  # EMIM on this generation's base method
     evaluation_module: ClassVar[str]  # solo-learn's module with the evaluation datasets
+    evaluation_folders: ClassVar[tuple[str, str]]  # its arguments that say where training and validation images are
     backbone_names: ClassVar[dict[str, str]] = {"main": "backbone", "1.0.2": "encoder"}
-    optimizers: ClassVar[tuple[str, ...]] = ("sgd", "lars", "adam", "adamw")
-    linear_optimizers: ClassVar[tuple[str, ...]] = optimizers
+    optimizers: ClassVar[Mapping[str, Callable[..., Any]]]  # take params, lr, weight_decay and optimizer.kwargs
+    linear_optimizers: ClassVar[tuple[str, ...]] = ("sgd", "lars", "adam", "adamw")
     any_number_of_views: ClassVar[tuple[str, ...]]  # solo-learn's methods whose loss takes 3 or more of one size
     schedulers: ClassVar[tuple[str, ...]] = ("warmup_cosine", "step", "none")
 
@@ -60,19 +62,14 @@ class Suite(ABC):
 
     # -- methods ------------------------------------------------------------------------------------------------
 
-    @abstractmethod
-    def emim_class(self) -> type[LightningModule]:
-        """EMIM on this generation's base method."""
-
     @property
     def METHODS(self) -> dict[str, Any]:
         """solo-learn's own dictionary, which may be changed in place."""
-        methods: dict[str, Any] = importlib.import_module("solo.methods").METHODS
-        return methods
+        return importlib.import_module("solo.methods").METHODS
 
     def methods(self) -> dict[str, Any]:
         """Name and class of every pretraining method, including EMIM and the methods of other packages."""
-        add_methods(self.METHODS, self.emim_class())
+        add_methods(self.METHODS, self.emim_class)
         return {name: method for name, method in self.METHODS.items() if name not in ("base", "linear")}
 
     def method(self, name: str) -> Any:
@@ -105,10 +102,6 @@ class Suite(ABC):
     def uses_small_crops(self, method: str) -> bool:
         """Whether a method's loss takes crops of a smaller ``crop_size`` (multi-crop)."""
 
-    @abstractmethod
-    def optimizer_makers(self) -> dict[str, Callable[..., Any]]:
-        """A function for each optimizer; it takes ``params``, ``lr``, ``weight_decay`` and ``optimizer.kwargs``."""
-
     def check_values(self, cfg: DictConfig, *, linear: bool = False) -> None:
         """Check names and settings that only solo-learn knows: those of its optimizers and schedulers.
 
@@ -133,10 +126,10 @@ class Suite(ABC):
             cfg.optimizer.kwargs = self._kwargs_of_optimizer(cfg.optimizer.name, as_dict(kwargs))
 
     def _kwargs_of_optimizer(self, name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
-        makers, key = self.optimizer_makers(), "optimizer.kwargs"
+        key = "optimizer.kwargs"
         known = {
             optimizer: inspect.signature(maker).parameters.keys() - {"params", "lr", "weight_decay"}
-            for optimizer, maker in makers.items()
+            for optimizer, maker in self.optimizers.items()
         }
         others = [each for each in kwargs if each not in known[name]]
         if unknown := [each for each in others if not any(each in settings for settings in known.values())]:
@@ -149,7 +142,7 @@ class Suite(ABC):
         weight.grad = torch.ones_like(weight)  # LARS skips gradients of 0
         on_any_device = {each: value for each, value in kwargs.items() if each != "capturable"}  # GPU only
         with in_one_line(key, f"{key} of {name}"):  # one step, because the optimizer itself checks its settings
-            makers[name]([weight], lr=0.1, weight_decay=0.0, **on_any_device).step()
+            self.optimizers[name]([weight], lr=0.1, weight_decay=0.0, **on_any_device).step()
         return kwargs
 
     def complete(self, cfg: DictConfig, images: RunImages) -> DictConfig:
@@ -163,12 +156,12 @@ class Suite(ABC):
             UsageError: the method has no such setting, or cannot train with these settings.
         """
         with in_one_line("method_kwargs", f"config of {cfg.method} in solo-learn {self.version}"):
-            cfg = count_classes(self._complete(open_copy(cfg), images), images.listed)
+            cfg = count_classes(self._complete(open_copy(cfg)), images.listed)
             check_method(cfg, None if images.train is None else len(images.train))
         return dali.complete_dali(cfg) if cfg.data.format == "dali" else cfg
 
     @abstractmethod
-    def _complete(self, cfg: DictConfig, images: RunImages) -> DictConfig:
+    def _complete(self, cfg: DictConfig) -> DictConfig:
         """:meth:`complete`, as far as generations differ; ``cfg`` may be changed."""
 
     @abstractmethod
@@ -219,14 +212,20 @@ class Suite(ABC):
 
     def backbone(self, model: Any) -> nn.Module:
         """The backbone inside a method, which maps images to features."""
-        backbone: nn.Module = getattr(model, self.backbone_name)
-        return backbone
+        return getattr(model, self.backbone_name)
 
     # -- data ---------------------------------------------------------------------------------------------------
 
-    @abstractmethod
     def train_loader(self, cfg: DictConfig, images: RunImages) -> DataLoader:
         """Shuffled batches of (indices, views, labels), without the last incomplete batch."""
+        module, arguments = self._training_data(cfg)
+        with reading_folders(module, images.train):
+            dataset = module.prepare_datasets(cfg.data.dataset, no_labels=cfg.data.no_labels, **arguments)
+        return module.prepare_dataloader(dataset, cfg.optimizer.batch_size, cfg.data.num_workers)
+
+    @abstractmethod
+    def _training_data(self, cfg: DictConfig) -> tuple[Any, dict[str, Any]]:
+        """solo-learn's module of training images, and arguments of its ``prepare_datasets``."""
 
     @abstractmethod
     def view_transform(self, cfg: DictConfig, view: DictConfig) -> Callable[[Any], torch.Tensor]:
@@ -242,9 +241,8 @@ class Suite(ABC):
             images: to train on.
 
         Raises:
-            UsageError: DALI or this generation lacks an augmentation, or DALI cannot read an image.
+            UsageError: this generation lacks an augmentation, or DALI cannot read an image.
         """
-        dali.check_augmentations(cfg)
         dali.check_training_images(images)
         return self._dali_datamodule(cfg, listed_as_os(images))
 
@@ -263,19 +261,13 @@ class Suite(ABC):
         """
         transform = transform or self.evaluation_transform(cfg)
         module = importlib.import_module(self.evaluation_module)
-        train_path, val_path = (
-            Path(path).absolute() for path in (cfg.data.train_path, cfg.data.val_path or cfg.data.train_path)
-        )
-        more = {"data_format": cfg.data.format} if cfg.data.format == "h5" else {}
+        paths = (Path(path).absolute() for path in (cfg.data.train_path, cfg.data.val_path or cfg.data.train_path))
+        arguments: dict[str, Any] = dict(zip(self.evaluation_folders, paths, strict=True))
+        if cfg.data.format == "h5":
+            arguments["data_format"] = "h5"
         with reading_folders(module, images.listed, images.val):
-            train, val = module.prepare_datasets(
-                cfg.data.dataset, transform, transform, **self._evaluation_folders(train_path, val_path), **more
-            )
+            train, val = module.prepare_datasets(cfg.data.dataset, transform, transform, **arguments)
         return train, val if cfg.data.val_path is not None else None
-
-    @abstractmethod
-    def _evaluation_folders(self, train_path: Path, val_path: Path) -> dict[str, Any]:
-        """Arguments of solo-learn's ``prepare_datasets`` that say where the images are."""
 
     def evaluation_transform(self, cfg: DictConfig) -> Any:
         """solo-learn's transform of validation images, at the size that the backbone was trained on.
@@ -325,14 +317,9 @@ class Suite(ABC):
             UsageError: umap-learn is not installed.
         """
         with in_one_line("auto_umap.enabled", "auto_umap.enabled", "pip install 'emim-solo[umap]'"):
-            callback: Any = importlib.import_module("solo.utils.auto_umap").AutoUMAP
+            callback = importlib.import_module("solo.utils.auto_umap").AutoUMAP
         place = Path(cfg.auto_umap.dir) / cfg.method
-        umap: Callback = callback(cfg.name, logdir=place, frequency=cfg.auto_umap.frequency)
-        return umap
-
-    @abstractmethod
-    def knn_classifier(self, k: int, temperature: float, distance: str) -> Any:
-        """solo-learn's WeightedKNNClassifier; ``distance`` is ``cosine`` or ``euclidean``."""
+        return callback(cfg.name, logdir=place, frequency=cfg.auto_umap.frequency)
 
     @abstractmethod
     def complete_linear(self, cfg: DictConfig) -> DictConfig:

@@ -11,12 +11,12 @@ resumed run starts the order again.
 from __future__ import annotations
 
 import functools
-import importlib.util
 import sys
 from typing import Any
 
 import numpy as np
 import torch
+from lightning_utilities.core.imports import package_available
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
@@ -26,24 +26,17 @@ from emim_solo.images.folders import Images, load_rgb
 _DATASETS = ("imagenet100", "imagenet", "custom")
 _DEFAULTS = {"device": "gpu", "encode_indexes_into_labels": False}
 _BITS_PER_SAMPLE = 258  # TIFF tag
-
-
-def is_installed() -> bool:
-    """Whether ``nvidia.dali`` can be imported."""
-    try:
-        return importlib.util.find_spec("nvidia.dali") is not None
-    except ModuleNotFoundError:  # not even the namespace
-        return False
+is_installed = functools.partial(package_available, "nvidia.dali")
 
 
 def complete_dali(cfg: DictConfig) -> DictConfig:
     """Fill in main's defaults of ``dali`` and check that this machine supports the settings. Changes ``cfg``.
 
     Args:
-        cfg: a config with ``data.format: dali``, of pretraining or linear evaluation.
+        cfg: a config with ``data.format: dali``; its values have the schema's types.
 
     Raises:
-        UsageError: DALI is not installed, the dataset is not of image folders, or there is no such device.
+        UsageError: DALI is not installed or lacks an augmentation, the dataset is not of image folders, or there is no GPU.
     """
     if not is_installed():
         raise UsageError(
@@ -58,10 +51,11 @@ def complete_dali(cfg: DictConfig) -> DictConfig:
             "leave data.format out",
         )
     cfg.dali = OmegaConf.merge(_DEFAULTS, OmegaConf.select(cfg, "dali", default={}))
-    if cfg.dali.device not in ("cpu", "gpu"):
-        raise UsageError("dali.device", f"dali.device={cfg.dali.device}: expected cpu or gpu")
     if cfg.dali.device == "gpu" and not torch.cuda.is_available():
         raise UsageError("dali.device", "dali.device=gpu, but there is no GPU: add dali.device=cpu")
+    if any(OmegaConf.select(view, "equalization.prob", default=0.0) for view in cfg.augmentations):
+        text = "equalization.prob > 0: DALI has none; set it to 0, or data.format=image_folder"
+        raise UsageError("augmentations", f"augmentations: {text}")
     return cfg
 
 
@@ -86,19 +80,6 @@ def check_training_images(images: Images) -> None:
                     f"data.train_path: DALI does not read image '{path}', a TIFF of mode {mode}: "
                     "convert it to 8-bit RGB, or data.format=image_folder",
                 )
-
-
-def check_augmentations(cfg: DictConfig) -> None:
-    """Check that DALI has every augmentation of a complete pretraining config.
-
-    Raises:
-        UsageError: DALI lacks one.
-    """
-    if any(OmegaConf.select(view, "equalization.prob", default=0.0) for view in cfg.augmentations):
-        raise UsageError(
-            "augmentations",
-            "augmentations: equalization.prob > 0: DALI has none; set it to 0, or data.format=image_folder",
-        )
 
 
 def free_cpu_pipelines_from_cuda() -> None:

@@ -177,10 +177,7 @@ class _StaticRates(LRScheduler):
     static_rates: dict[int, float]
 
     def get_lr(self) -> list[Any]:
-        rates = super().get_lr()
-        for group, rate in self.static_rates.items():
-            rates[group] = rate
-        return rates
+        return [self.static_rates.get(group, rate) for group, rate in enumerate(super().get_lr())]
 
 
 def _keep_static_rates_as_data(schedule: Any) -> None:

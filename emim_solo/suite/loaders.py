@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -47,18 +47,21 @@ class ListedImages(ImageFolder):
 
 
 @contextmanager
-def reading_folders(module: ModuleType, *listed: Images | None) -> Iterator[None]:
-    """Within it, a module of solo-learn makes :class:`ListedImages` of these folders."""
-    by_folder = {os.path.abspath(images.folder): images for images in listed if images is not None}
-    names = ("ImageFolder", "CustomDatasetWithoutLabels")
-    theirs = {name: getattr(module, name) for name in names if by_folder and hasattr(module, name)}
-    for name, dataset in theirs.items():
-        setattr(module, name, type(dataset.__name__, (ListedImages,), {"listed": by_folder}))
+def replaced(owner: Any, **values: Any) -> Iterator[None]:
+    """Within it, a module or object of solo-learn has other values of these names."""
+    theirs = {name: getattr(owner, name) for name in values}
+    vars(owner).update(values)
     try:
         yield
     finally:
-        for name, dataset in theirs.items():
-            setattr(module, name, dataset)
+        vars(owner).update(theirs)
+
+
+def reading_folders(module: ModuleType, *listed: Images | None) -> AbstractContextManager[None]:
+    """Within it, a module of solo-learn makes :class:`ListedImages` of these folders."""
+    by_folder = {os.path.abspath(images.folder): images for images in listed if images is not None}
+    names = [name for name in ("ImageFolder", "CustomDatasetWithoutLabels") if by_folder and hasattr(module, name)]
+    return replaced(module, **{name: type(name, (ListedImages,), {"listed": by_folder}) for name in names})
 
 
 def listed_as_os(images: Images) -> SimpleNamespace:

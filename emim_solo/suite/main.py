@@ -9,10 +9,9 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -21,17 +20,18 @@ from omegaconf import DictConfig, OmegaConf
 from solo.methods import METHODS
 from solo.methods.base import BaseMethod, BaseMomentumMethod
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from emim_solo.emim.method import EMIMMethod, complete_method_kwargs
 from emim_solo.ground.errors import UsageError
-from emim_solo.images.folders import RunImages
 from emim_solo.suite import dali
 from emim_solo.suite.api import Suite, allow_few_classes, as_dict, give_small_image_stem, open_copy
 from emim_solo.suite.fixes import LabelsOptional
-from emim_solo.suite.loaders import reading_folders
+from emim_solo.suite.loaders import replaced
 from emim_solo.suite.preflight import check_numbers
 from emim_solo.suite.views import ViewsTogether
+
+# Where solo-learn counts the folders in data.train_path, it finds none: they are listed already.
+_NO_FOLDERS = SimpleNamespace(scandir=lambda _: [])
 
 
 class EMIM(EMIMMethod, LabelsOptional, ViewsTogether, BaseMethod):
@@ -75,36 +75,22 @@ def _names_read_by(method: type) -> set[str]:
     return set(re.findall(r"method_kwargs\.(\w+)", source))
 
 
-@contextmanager
-def _no_listing(module: ModuleType) -> Iterator[None]:
-    """Within it, a module of solo-learn that counts the folders in ``data.train_path`` finds none: they are listed already."""
-    theirs = module.os
-    module.os = SimpleNamespace(scandir=lambda _: [])  # type: ignore[attr-defined]
-    try:
-        yield
-    finally:
-        module.os = theirs  # type: ignore[attr-defined]
-
-
 class MainSuite(Suite):
     generation = "main"
+    emim_class = EMIM
     evaluation_module = "solo.data.classification_dataloader"
+    evaluation_folders = ("train_data_path", "val_data_path")
+    optimizers = BaseMethod._OPTIMIZERS
     any_number_of_views = ("mae", "simclr", "supcon", "wmse")
-
-    def emim_class(self) -> type[LightningModule]:
-        return EMIM
-
-    def optimizer_makers(self) -> dict[str, Callable[..., Any]]:
-        return dict(BaseMethod._OPTIMIZERS)
 
     def uses_small_crops(self, method: str) -> bool:
         # The base class computes features of a small crop, no embedding. Other methods never use them.
         return self.methods()[method].multicrop_forward is not BaseMethod.multicrop_forward
 
-    def _complete(self, cfg: DictConfig, images: RunImages) -> DictConfig:
+    def _complete(self, cfg: DictConfig) -> DictConfig:
         from solo.args import pretrain
 
-        with _no_listing(pretrain):
+        with replaced(pretrain, os=_NO_FOLDERS):
             cfg = pretrain.parse_cfg(cfg)
         method = self.method(cfg.method)
         if issubclass(method, BaseMomentumMethod) and OmegaConf.select(cfg, "momentum") is None:
@@ -130,39 +116,26 @@ class MainSuite(Suite):
     def _finish(self, model: Any, cfg: DictConfig) -> None:
         from solo.utils.misc import make_contiguous
 
-        self._fit_stem(model, cfg)
+        if OmegaConf.select(cfg, "backbone.small_image_stem", default=False):
+            give_small_image_stem(model.backbone)
+            if (momentum := getattr(model, "momentum_backbone", None)) is not None:
+                give_small_image_stem(momentum)
+                momentum.conv1.load_state_dict(model.backbone.conv1.state_dict())
+                momentum.conv1.requires_grad_(False)
         make_contiguous(model)
         if not cfg.performance.disable_channel_last:
             model.to(memory_format=torch.channels_last)
 
-    def _fit_stem(self, model: Any, cfg: DictConfig) -> None:
-        if not OmegaConf.select(cfg, "backbone.small_image_stem", default=False):
-            return
-        give_small_image_stem(model.backbone)
-        momentum = getattr(model, "momentum_backbone", None)
-        if momentum is not None:
-            give_small_image_stem(momentum)
-            momentum.conv1.load_state_dict(model.backbone.conv1.state_dict())
-            momentum.conv1.requires_grad_(False)
+    def _training_data(self, cfg: DictConfig) -> tuple[Any, dict[str, Any]]:
+        from solo.data import pretrain_dataloader as module
 
-    def train_loader(self, cfg: DictConfig, images: RunImages) -> DataLoader:
-        from solo.data import pretrain_dataloader as suite_data
-
-        views = [
-            suite_data.NCropAugmentation(self.view_transform(cfg, view), view.num_crops) for view in cfg.augmentations
-        ]
-        with reading_folders(suite_data, images.train):
-            dataset = suite_data.prepare_datasets(
-                cfg.data.dataset,
-                suite_data.FullTransformPipeline(views),
-                train_data_path=cfg.data.train_path,
-                data_format=cfg.data.format,
-                no_labels=cfg.data.no_labels,
-                data_fraction=cfg.data.fraction,
-            )
-        return suite_data.prepare_dataloader(
-            dataset, batch_size=cfg.optimizer.batch_size, num_workers=cfg.data.num_workers
-        )
+        views = [module.NCropAugmentation(self.view_transform(cfg, view), view.num_crops) for view in cfg.augmentations]
+        return module, {
+            "transform": module.FullTransformPipeline(views),
+            "train_data_path": cfg.data.train_path,
+            "data_format": cfg.data.format,
+            "data_fraction": cfg.data.fraction,
+        }
 
     def _dali_datamodule(self, cfg: DictConfig, listing: Any) -> LightningDataModule:
         from solo.data import dali_dataloader
@@ -194,9 +167,6 @@ class MainSuite(Suite):
 
         return build_transform_pipeline(cfg.data.dataset, view)
 
-    def _evaluation_folders(self, train_path: Path, val_path: Path) -> dict[str, Any]:
-        return {"train_data_path": train_path, "val_data_path": val_path}
-
     def checkpointer(self, cfg: DictConfig) -> Callback:
         from solo.utils.checkpointer import Checkpointer
 
@@ -207,17 +177,12 @@ class MainSuite(Suite):
             keep_prev=cfg.checkpoint.keep_prev,
         )
 
-    def knn_classifier(self, k: int, temperature: float, distance: str) -> Any:
-        from solo.utils.knn import WeightedKNNClassifier
-
-        return WeightedKNNClassifier(k=k, T=temperature, distance_fx=distance)
-
     def complete_linear(self, cfg: DictConfig) -> DictConfig:
         from solo.args import linear
         from solo.methods.linear import LinearModel
 
         classes = cfg.data.get("num_classes", 1)
-        with _no_listing(linear):
+        with replaced(linear, os=_NO_FOLDERS):
             cfg = LinearModel.add_and_assert_specific_cfg(linear.parse_cfg(open_copy(cfg)))
         cfg.data.num_classes = classes
         return cfg

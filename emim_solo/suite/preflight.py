@@ -119,14 +119,10 @@ def _mae(run: _Run) -> Iterator[str]:
 
 
 def _labels(run: _Run) -> Iterator[str]:
-    if run.cfg.data.no_labels or run.cfg.data.num_classes < 2:
+    supervised = run.cfg.method == "supcon" or run.kwargs.get("supervised")
+    if supervised and (run.cfg.data.no_labels or run.cfg.data.num_classes < 2):
         folders = "give data.train_path with class folders and leave data.no_labels out, or take simclr"
         yield f"labels of two classes or more, whose images it draws together: {folders}"
-
-
-def _simclr(run: _Run) -> Iterator[str]:
-    if run.kwargs.get("supervised"):
-        yield from _labels(run)
 
 
 _CHECKS: dict[str, Callable[[_Run], Iterator[str]]] = {
@@ -134,7 +130,7 @@ _CHECKS: dict[str, Callable[[_Run], Iterator[str]]] = {
     "deepclusterv2": _deepclusterv2,
     "dino": _dino,
     "mae": _mae,
-    "simclr": _simclr,
+    "simclr": _labels,
     "supcon": _labels,
     "swav": _swav,
     "wmse": _wmse,

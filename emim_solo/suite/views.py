@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from emim_solo.ground.errors import UsageError
+from emim_solo.suite.loaders import replaced
 
 FEWEST = 3  # two views go one by one, as in solo-learn, so that earlier runs keep their exact weights
 
@@ -27,8 +28,6 @@ class ViewsTogether(LightningModule):
     """
 
     num_large_crops: int
-    num_small_crops: int
-    num_crops: int
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         """The base method's outputs, whose lists have one entry per view.
@@ -38,7 +37,7 @@ class ViewsTogether(LightningModule):
             batch_idx: number of the batch.
         """
         indices, views, labels = batch
-        large, small, crops = self.num_large_crops, self.num_small_crops, self.num_crops
+        large = self.num_large_crops
         views = [views] if isinstance(views, Tensor) else views
         of_large, of_small = at_once(views[:large]), at_once(views[large:])
         if len(of_large) > 1:  # the base method uses the same labels for each large batch
@@ -46,14 +45,10 @@ class ViewsTogether(LightningModule):
         self.views_at_once = [*of_large, *of_small]
         if len(self.views_at_once) == len(views):
             return super().training_step(batch, batch_idx)
-        self.num_large_crops, self.num_small_crops, self.num_crops = (
-            len(each) for each in (of_large, of_small, self.views_at_once)
-        )
-        try:
-            joined = [torch.cat(together) for together in _split(views, self.views_at_once)]
+        joined = [torch.cat(together) for together in _split(views, self.views_at_once)]
+        batches = {"num_large_crops": len(of_large), "num_small_crops": len(of_small), "num_crops": len(joined)}
+        with replaced(self, **batches):
             out: Any = super().training_step([indices, joined, labels.repeat(of_large[0])], batch_idx)
-        finally:
-            self.num_large_crops, self.num_small_crops, self.num_crops = large, small, crops
         return {name: self._of_each(value) if isinstance(value, list) else value for name, value in out.items()}
 
     def on_each_view(self, module: Callable[[Tensor], Tensor], features: Sequence[Tensor]) -> list[Tensor]:

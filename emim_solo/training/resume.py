@@ -56,7 +56,7 @@ def decide(run: Run, version: str | None = None) -> Run:
     _check_images(path, stored, recorded, run)
     differing = differing_images(recorded, run.images.record)
     if batches:
-        _check_within(path, [*_differences(stored, run), *differing, *_other_processes(stored, run)])
+        _check_within(path, stored, differing, run)
     elif differing:
         message = f"checkpoint '{path}' is of other images: {', '.join(differing)}"
         if version is not None:  # a run of a benchmark or a search, compared with its other runs
@@ -127,19 +127,17 @@ def _check_schedule(path: Path, stored: Mapping[str, Any], run: Run) -> None:
                 rank_zero_warn(f"resuming goes on with the checkpoint's {key}={before}, not with {now}")
 
 
-def _check_within(path: Path, differing: Sequence[str]) -> None:
+def _check_within(path: Path, stored: Mapping[str, Any], images: Sequence[str], run: Run) -> None:
     """Refuse to resume within an epoch with other settings: other batches would show images twice, or not at all."""
+    differing = [*_differences(stored, run), *images]
+    if (before := compare.processes(stored)) != run.processes:
+        differing.append(f"processes ({before} there, {run.processes} here)")
     if differing:
         raise UsageError(
             "resume.within_epoch",
             f"checkpoint '{path}' is from within an epoch, of another run: {', '.join(differing)}; go on with the same "
             "config, images and number of processes, or from the checkpoint of an epoch's end",
         )
-
-
-def _other_processes(stored: Mapping[str, Any], run: Run) -> list[str]:
-    before = compare.processes(stored)
-    return [] if before == run.processes else [f"processes ({before} there, {run.processes} here)"]
 
 
 def _check_score(path: Path, stored: Mapping[str, Any], run: Run) -> None:

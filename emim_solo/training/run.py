@@ -76,16 +76,15 @@ class Run:
 
 def composed(folder: Path, name: str, overrides: Sequence[str] = ()) -> DictConfig:
     """A config as Hydra composes it, else a UsageError. Only one Hydra can be active, so an outer one is set aside meanwhile."""
-    instance = GlobalHydra.instance()
-    outer = instance.hydra
-    instance.clear()
+    outer = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(folder), version_base="1.2"):
             return open_copy(compose(name, overrides=list(overrides)))
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise UsageError("config", " ".join(str(error).split())) from error
     finally:
-        instance.hydra = outer
+        GlobalHydra.instance().hydra = outer  # another instance: initialize_config_dir has replaced it
 
 
 def prepare(cfg: DictConfig, listings: Listings | None = None) -> Run:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from typing import Any, cast, get_args, get_type_hints
 
+from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import StrategyRegistry
 from omegaconf import DictConfig
 
@@ -18,20 +19,8 @@ from emim_solo.ground.settings import setting
 MOST_PROCESSES = 4_096
 _MOST_CROPS, _MOST_PIXELS, _MOST_WORKERS = 1_000, 4_096, 1_024  # more is a typing error and would exhaust memory
 
-_MIXED = ("16-true", "16-mixed", "bf16-true", "bf16-mixed", "32-true", "64-true")
-_PRECISIONS = (
-    "auto",
-    16,
-    32,
-    64,
-    "16",
-    "32",
-    "64",
-    "bf16",
-    "transformer-engine",
-    "transformer-engine-float16",
-    *_MIXED,
-)
+_OF_TRAINER = get_args(get_type_hints(Trainer.__init__)["precision"])
+_PRECISIONS = ("auto", *(value for literal in _OF_TRAINER for value in get_args(literal)))
 
 
 @dataclass(kw_only=True)
@@ -42,17 +31,16 @@ class Crop:
 
 
 @dataclass(kw_only=True)
-class Jitter:
+class Chance:
     prob: float = setting(0.0, least=0, most=1)
+
+
+@dataclass(kw_only=True)
+class Jitter(Chance):
     brightness: float | tuple[float, float] = setting(0.0, least=0)
     contrast: float | tuple[float, float] = setting(0.0, least=0)
     saturation: float | tuple[float, float] = setting(0.0, least=0)
     hue: float | tuple[float, float] = setting(0.0, least=-0.5, most=0.5)
-
-
-@dataclass(kw_only=True)
-class Chance:
-    prob: float = setting(0.0, least=0, most=1)
 
 
 @dataclass(kw_only=True)
@@ -114,8 +102,12 @@ class Scheduler:
 
 
 @dataclass(kw_only=True)
-class CheckpointKeys:
+class Switch:
     enabled: bool = False
+
+
+@dataclass(kw_only=True)
+class CheckpointKeys(Switch):
     dir: str = "trained_models"
     frequency: int = setting(1, least=1)
     keep_prev: bool = False
@@ -123,14 +115,12 @@ class CheckpointKeys:
 
 
 @dataclass(kw_only=True)
-class AutoResume:
-    enabled: bool = False
+class AutoResume(Switch):
     max_hours: float = setting(36.0, least=0)
 
 
 @dataclass(kw_only=True)
-class Wandb:
-    enabled: bool = False
+class Wandb(Switch):
     entity: str | None = None
     project: str | None = "solo-learn"
     group: str | None = None
@@ -138,20 +128,13 @@ class Wandb:
 
 
 @dataclass(kw_only=True)
-class Switch:
-    enabled: bool = False
-
-
-@dataclass(kw_only=True)
-class KNN:
-    enabled: bool = False
+class KNN(Switch):
     k: int = setting(20, least=1)
     distance_func: str = setting("euclidean", choices=("cosine", "euclidean"))
 
 
 @dataclass(kw_only=True)
-class UMAP:
-    enabled: bool = False
+class UMAP(Switch):
     dir: str = "auto_umap"
     frequency: int = setting(1, least=1)
 
@@ -175,10 +158,9 @@ class Performance:
 
 
 @dataclass(kw_only=True)
-class Score:
+class Score(Switch):
     """The label-free score during training."""
 
-    enabled: bool = False
     protocol: str = "default"  # of emim-solo score: name of a shipped one, or a file
     every_n_epochs: int | None = setting(None, least=1)  # None: a scoring costs less than 5 % of the training
     patience: int | None = setting(None, least=1)  # the run ends after so many scorings without a better score

@@ -13,6 +13,8 @@ import lightning.pytorch
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
+from emim_solo.suite.loaders import replaced
+
 
 def install() -> None:
     """Make ``import solo`` work and its models train. Call it before that import; safe to call again."""
@@ -92,11 +94,8 @@ def _step_schedules(model: Any) -> None:
             return configure_optimizers(self)
         epochs = {name: vars(self)[name] for name in ("max_epochs", "warmup_epochs") if name in vars(self)}
         steps = self.trainer.estimated_stepping_batches / self.max_epochs
-        try:
-            vars(self).update({name: number * steps for name, number in epochs.items()})
+        with replaced(self, **{name: number * steps for name, number in epochs.items()}):
             optimizers, (scheduler,) = configure_optimizers(self)
-        finally:
-            vars(self).update(epochs)
         return optimizers, [{"scheduler": scheduler, "interval": "step"}]
 
     model.configure_optimizers = configure

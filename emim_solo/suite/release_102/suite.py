@@ -7,7 +7,7 @@ import importlib
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
@@ -22,16 +22,13 @@ from solo.utils.knn import WeightedKNNClassifier
 from solo.utils.lars import LARSWrapper
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.data import DataLoader
 
 from emim_solo.emim.method import DEFAULTS as EMIM_DEFAULTS
 from emim_solo.emim.method import EMIMMethod, complete_method_kwargs
 from emim_solo.ground import compare
 from emim_solo.ground.errors import UsageError
-from emim_solo.images.folders import RunImages
 from emim_solo.suite.api import IMAGENET_MEAN, IMAGENET_STD, Suite, allow_few_classes, as_dict, open_copy
 from emim_solo.suite.fixes import LabelsOptional
-from emim_solo.suite.loaders import reading_folders
 from emim_solo.suite.preflight import check_numbers
 from emim_solo.suite.release_102.compat import linear_warmup_cosine_annealing
 from emim_solo.suite.release_102.dali import DALIData
@@ -74,24 +71,37 @@ class CollectiveCheckpointer(Checkpointer):
             trainer.save_checkpoint(self.path / self.ckpt_placeholder.format(trainer.current_epoch))
 
 
+def _lars(
+    params: Any,
+    lr: float,
+    weight_decay: float,
+    momentum: float = 0.0,
+    dampening: float = 0.0,
+    nesterov: bool = False,
+    eta: float = 1e-3,
+    clip_lr: bool = False,
+    exclude_bias_n_norm: bool = False,
+) -> LARSWrapper:
+    """main's LARS as 1.0.2 builds it: SGD in a wrapper."""
+    sgd = torch.optim.SGD(params, lr, momentum, dampening, weight_decay, nesterov)
+    return LARSWrapper(sgd, eta=eta, clip=clip_lr, exclude_bias_n_norm=exclude_bias_n_norm)
+
+
 class Release102Suite(Suite):
     generation = "1.0.2"
+    emim_class = EMIM
     evaluation_module = "solo.utils.classification_dataloader"
+    evaluation_folders = ("train_dir", "val_dir")  # joined to a folder of its own, which absolute ones replace
+    optimizers: ClassVar = {"sgd": torch.optim.SGD, "lars": _lars, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
     any_number_of_views = ("wmse",)
     linear_optimizers = ("sgd", "lars", "adam")
     schedulers = ("warmup_cosine", "cosine", "step", "none")
-
-    def emim_class(self) -> type[LightningModule]:
-        return EMIM
-
-    def optimizer_makers(self) -> dict[str, Callable[..., Any]]:
-        return {"sgd": torch.optim.SGD, "lars": _lars, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
     def uses_small_crops(self, method: str) -> bool:
         # other methods of 1.0.2 unpack the features of exactly two crops
         return method in ("byol", "simclr") or getattr(self.methods()[method], "takes_many_views", False)
 
-    def _complete(self, cfg: DictConfig, images: RunImages) -> DictConfig:
+    def _complete(self, cfg: DictConfig) -> DictConfig:
         cfg = self._complete_common(cfg, _DEFAULTS["pretrain"])
         if cfg.backbone.name not in (known := BaseMethod._SUPPORTED_ENCODERS):
             text = f"backbone.name '{cfg.backbone.name}' is not in 1.0.2: expected one of {', '.join(known)}"
@@ -141,7 +151,9 @@ class Release102Suite(Suite):
     def _finish(self, model: Any, cfg: DictConfig) -> None:
         model.scheduler_interval = cfg.scheduler.interval
         if cfg.knn_eval.enabled:  # 1.0.2 itself has only Euclidean distance
-            model.knn = self.knn_classifier(cfg.knn_eval.k, 0.07, cfg.knn_eval.distance_func)
+            distance = cfg.knn_eval.distance_func
+            kind = CosineKNNClassifier if distance == "cosine" else WeightedKNNClassifier
+            model.knn = kind(k=cfg.knn_eval.k, T=0.07, distance_fx=distance)
         # main's default. Here only on request: it changes rounding, and committed rows were made without it
         if not OmegaConf.select(cfg, "performance.disable_channel_last", default=True):
             model.to(memory_format=torch.channels_last)
@@ -195,32 +207,19 @@ class Release102Suite(Suite):
             "extra_optimizer_args": extra,
         }
 
-    def train_loader(self, cfg: DictConfig, images: RunImages) -> DataLoader:
+    def _training_data(self, cfg: DictConfig) -> tuple[Any, dict[str, Any]]:
         views = [self.view_transform(cfg, view) for view in cfg.augmentations]
         crops = [view.num_crops for view in cfg.augmentations]
         transform = pretrain_dataloader.prepare_n_crop_transform(views, num_crops_per_aug=crops)
         train_path = Path(cfg.data.train_path).absolute()
-        with reading_folders(pretrain_dataloader, images.train):
-            dataset = pretrain_dataloader.prepare_datasets(
-                cfg.data.dataset,
-                transform,
-                data_dir=train_path.parent,
-                train_dir=train_path.name,
-                no_labels=cfg.data.no_labels,
-            )
-        return pretrain_dataloader.prepare_dataloader(
-            dataset, batch_size=cfg.optimizer.batch_size, num_workers=cfg.data.num_workers
-        )
+        folder = {"data_dir": train_path.parent, "train_dir": train_path.name}
+        return pretrain_dataloader, {"transform": transform, **folder}
 
     def _dali_datamodule(self, cfg: DictConfig, listing: Any) -> LightningDataModule:
         return DALIData(cfg, [view_kwargs(cfg, view) for view in cfg.augmentations], listing)
 
     def view_transform(self, cfg: DictConfig, view: DictConfig) -> Callable[[Any], Tensor]:
-        transform: Any = pretrain_dataloader.prepare_transform(cfg.data.dataset, **view_kwargs(cfg, view))
-        return transform
-
-    def _evaluation_folders(self, train_path: Path, val_path: Path) -> dict[str, Any]:
-        return {"data_dir": Path("/"), "train_dir": train_path, "val_dir": val_path}  # absolute, so a join leaves them
+        return pretrain_dataloader.prepare_transform(cfg.data.dataset, **view_kwargs(cfg, view))
 
     def checkpointer(self, cfg: DictConfig) -> Callback:
         return CollectiveCheckpointer(
@@ -229,10 +228,6 @@ class Release102Suite(Suite):
             frequency=cfg.checkpoint.frequency,
             keep_previous_checkpoints=cfg.checkpoint.keep_prev,
         )
-
-    def knn_classifier(self, k: int, temperature: float, distance: str) -> Any:
-        kind = CosineKNNClassifier if distance == "cosine" else WeightedKNNClassifier
-        return kind(k=k, T=temperature, distance_fx=distance)
 
     def complete_linear(self, cfg: DictConfig) -> DictConfig:
         cfg = self._complete_common(cfg, _DEFAULTS["linear"])
@@ -264,22 +259,6 @@ class Release102Suite(Suite):
 
         module.LinearWarmupCosineAnnealingLR = annealing  # type: ignore[attr-defined]
         return model
-
-
-def _lars(
-    params: Any,
-    lr: float,
-    weight_decay: float,
-    momentum: float = 0.0,
-    dampening: float = 0.0,
-    nesterov: bool = False,
-    eta: float = 1e-3,
-    clip_lr: bool = False,
-    exclude_bias_n_norm: bool = False,
-) -> LARSWrapper:
-    """main's LARS as 1.0.2 builds it: SGD in a wrapper."""
-    sgd = torch.optim.SGD(params, lr, momentum, dampening, weight_decay, nesterov)
-    return LARSWrapper(sgd, eta=eta, clip=clip_lr, exclude_bias_n_norm=exclude_bias_n_norm)
 
 
 def _refuse(key: str, wanted: Any, instead: str = "leave it out", what: str = "") -> None:
