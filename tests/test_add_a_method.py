@@ -71,6 +71,7 @@ def test_its_commands_train_evaluate_and_compare(installed: Path, few_digits: Pa
                 "max_epochs=1",
                 "linear.max_epochs=1",
                 "score.enabled=False",
+                "umap.enabled=False",
                 "diagnostics.images=64",
             ),
             *(f"+run.{setting}" for setting in (*data, *SMALL[1:2], "data.num_workers=0", "accelerator=cpu")),
