@@ -544,7 +544,7 @@ def test_barlow_twins_in_several_processes_is_said_to_have_a_share_of_the_gradie
     assert not any("gradient" in note.text for note in results.notes(results.collect(rows.read(file))))
     file.write_text(file.read_text().replace('"devices": [0]', '"devices": [0, 1]'))
     (said,) = [note for note in results.notes(results.collect(rows.read(file))) if "gradient" in note.text]
-    assert str(said).startswith("barlow_twins: the suite's Barlow Twins has 1/2 of the gradient in 2 processes")
+    assert str(said).startswith("barlow_twins: solo-learn's Barlow Twins has 1/2 of the gradient in 2 processes")
 
 
 def test_the_terms_of_the_loss_are_drawn_apart(folder):

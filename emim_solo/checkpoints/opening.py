@@ -180,7 +180,7 @@ def open_checkpoint(place: Path | str, changes: Sequence[str] = (), listings: Li
     cfg = OmegaConf.create(files.read_json(arguments))
     if missing := [key for key in ("name", "method", "seed", "data", "backbone") if cfg.get(key) is None]:
         reason = f"'{arguments}' lacks {', '.join(missing)}"
-        raise UsageError("checkpoint.arguments", f"{reason}: expected what the suite's Checkpointer writes")
+        raise UsageError("checkpoint.arguments", f"{reason}: expected what solo-learn's Checkpointer writes")
     suite = load_suite()
     if cfg.method not in suite.methods():
         reason = f"'{folder}' is of method '{cfg.method}'"

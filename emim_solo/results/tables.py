@@ -326,7 +326,7 @@ def notes(results: Results) -> Iterator[Note]:
         config, method = results.first(name)["config"], results.first(name)["method"]
         processes = compare.processes(config)
         if method == "barlow_twins" and processes > 1:
-            text = f"the suite's Barlow Twins has 1/{processes} of the gradient in {processes} processes"
+            text = f"solo-learn's Barlow Twins has 1/{processes} of the gradient in {processes} processes"
             yield Note(f"{name}: {text} (docs/distributed.md).")
     fewest = Metric(stage="knn", source="fewest_val_images")
     few = [value for name in results.names for value in results.values(name, fewest).values() if value < FEW_IMAGES]
