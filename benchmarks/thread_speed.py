@@ -47,7 +47,12 @@ def seconds(folder: str, views: int, loader: str, steps: int) -> dict[str, float
         *(f"data.train_path={folder}", "data.val_path=null", "data.image_size=32", "+backbone.small_image_stem=True"),
         *(f"augmentations.0.crop_size={32 if views == 2 else 16}", f"augmentations.0.num_crops={views}"),
         *("optimizer.batch_size=64", "max_epochs=1", "accelerator=cpu", "devices=1", "strategy=auto"),
-        *("sync_batchnorm=False", "checkpoint.enabled=False", "++knn_eval.enabled=False", "++enable_progress_bar=False"),
+        *(
+            "sync_batchnorm=False",
+            "checkpoint.enabled=False",
+            "++knn_eval.enabled=False",
+            "++enable_progress_bar=False",
+        ),
         *(f"+limit_train_batches={steps + WARM_UP}", f"data.num_workers={2 if loader == 'dali' else loader}"),
         *(["data.format=dali", "+dali.device=cpu"] if loader == "dali" else []),
     ]

@@ -54,7 +54,9 @@ def small(make_cfg: MakeCfg, three_classes: Path) -> MakeCfg:
         settings: dict[str, Any] = {
             "method": method,
             "method_kwargs": SMALL | OWN.get(method, {}),
-            "backbone": SMALL_BACKBONE,
+            "backbone": {"name": "vit_tiny"}
+            if method in ("mae", "mocov3")
+            else SMALL_BACKBONE,  # with ViTs of their own
             "data__train_path": str(three_classes / ("train" if labels else "flat")),
             "data__val_path": str(three_classes / "val") if labels else None,
             "data__no_labels": not labels,

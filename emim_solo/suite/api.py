@@ -155,10 +155,13 @@ class Suite(ABC):
         Raises:
             UsageError: the method has no such setting, or cannot train with these settings.
         """
+        cfg = open_copy(cfg)
+        if cfg.data.get("format") == "dali":  # before solo-learn's own assertion, which has no message
+            cfg = dali.complete_dali(cfg)
         with in_one_line("method_kwargs", f"config of {cfg.method} in solo-learn {self.version}"):
-            cfg = count_classes(self._complete(open_copy(cfg)), images.listed)
+            cfg = count_classes(self._complete(cfg), images.listed)
             check_method(cfg, None if images.train is None else len(images.train))
-        return dali.complete_dali(cfg) if cfg.data.format == "dali" else cfg
+        return cfg
 
     @abstractmethod
     def _complete(self, cfg: DictConfig) -> DictConfig:
