@@ -24,6 +24,7 @@ from emim_solo.results import rows
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 README = REPOSITORY / "README.md"
+RESULTS = REPOSITORY / "docs" / "results"
 PAGES = (README, REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md")))
 # What runs a command that matches from its beginning, the first that does: a test, or a file of the repository and the words in
 # it. A command that nothing here can run says `# needs a GPU`, or which data set, behind it or in the line before.
@@ -227,3 +228,10 @@ def test_numbers_of_readme_are_those_of_the_committed_tables() -> None:
     assert f"VICReg is {rounded(behind).lstrip('-')} above" in text.replace("\n  ", " ") and behind.startswith("-")
     of_digits = table("docs/results/label-free/digits.md", "Spearman, all")["view information"]["Spearman, all"]
     assert f"{of_digits.split()[0]} on the digits" in text
+    kept = rows.read(RESULTS / "real-size" / "two-views.jsonl")
+    of_one_epoch = {row["stage"]: row for row in kept if (row["name"], row["seed"]) == ("emim", 0)}
+    linear, nearest = (
+        of_one_epoch[stage]["metrics"][key] for stage, key in (("linear", "acc1"), ("knn", "backbone_cosine_k20"))
+    )
+    minutes = of_one_epoch["pretrain"]["cpu_seconds"] / 60
+    assert f"{linear:.1f} % (linear; 20-NN {nearest:.1f} %) in {minutes:.0f} minutes" in text
