@@ -171,6 +171,7 @@ def test_training_is_the_same_to_the_bit(scored: MakeCfg, tmp_path: Path) -> Non
         cfg = scored(
             method="byol",
             backbone=RESNET,
+            optimizer__batch_size=80,
             max_epochs=2,
             data__num_workers=1,
             score__enabled=enabled,

@@ -164,7 +164,7 @@ def test_other_sections_that_a_method_needs(small: MakeCfg, refused: Refused) ->
     del cfg.momentum
     assert prepare(cfg).config.momentum == {"base_tau": 0.99, "final_tau": 1.0, "classifier": False}
     with refused("method", "deepclusterv2 needs ", "set data.format=image_folder"):
-        prepare(small("deepclusterv2", data__format="dali"))
+        prepare(small("deepclusterv2", data__format="dali", dali={"device": "cpu"}))
     if "mae" in METHODS:
         with refused("method", "mae needs a ViT:", "got resnet18"):
             prepare(small("mae", backbone={"name": "resnet18"}))
