@@ -95,13 +95,14 @@ BATCH = 64
 BATCHES = 4  # per round
 
 
-def patches(folder: Path, crops: int) -> Run:
+def patches(folder: Path, crops: int, *more: str) -> Run:
+    """The shipped pretrain/custom emim_patches on a folder of small images, with more overrides."""
     size = 32 if crops == 2 else 16
     overrides = [f"data.train_path={folder}", "data.num_workers=0", "data.image_size=32", "+num_sanity_val_steps=0"]
     overrides += [f"augmentations.0.crop_size={size}", f"augmentations.0.num_crops={crops}", "accelerator=cpu"]
     overrides += ["+backbone.small_image_stem=True", f"optimizer.batch_size={BATCH}", "checkpoint.enabled=False"]
     with initialize_config_dir(config_dir=str(configs.find("pretrain/custom")), version_base="1.2"):
-        return prepare(compose("emim_patches", overrides=overrides))
+        return prepare(compose("emim_patches", overrides=[*overrides, *more]))
 
 
 def by_v2(view: DictConfig) -> v2.Transform:

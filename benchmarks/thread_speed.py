@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 WARM_UP = 3
@@ -27,11 +28,10 @@ WARM_UP = 3
 
 def seconds(folder: str, views: int, loader: str, steps: int) -> dict[str, float]:
     """Medians of a step and of the network's part of it, in this process."""
-    from hydra import compose, initialize_config_dir
     from lightning.pytorch import Callback
+    from loader_speed import patches
 
-    from emim_solo.ground import configs
-    from emim_solo.training.pretraining import prepare, pretrain
+    from emim_solo.training.pretraining import pretrain
 
     starts: list[float] = []
     ends: list[float] = []
@@ -43,23 +43,12 @@ def seconds(folder: str, views: int, loader: str, steps: int) -> dict[str, float
         def on_train_batch_end(self, *_: Any) -> None:
             ends.append(time.perf_counter())
 
-    overrides = [
-        *(f"data.train_path={folder}", "data.val_path=null", "data.image_size=32", "+backbone.small_image_stem=True"),
-        *(f"augmentations.0.crop_size={32 if views == 2 else 16}", f"augmentations.0.num_crops={views}"),
-        *("optimizer.batch_size=64", "max_epochs=1", "accelerator=cpu", "devices=1", "strategy=auto"),
-        *(
-            "sync_batchnorm=False",
-            "checkpoint.enabled=False",
-            "++knn_eval.enabled=False",
-            "++enable_progress_bar=False",
-        ),
-        *(f"+limit_train_batches={steps + WARM_UP}", f"data.num_workers={2 if loader == 'dali' else loader}"),
-        *(["data.format=dali", "+dali.device=cpu"] if loader == "dali" else []),
-    ]
+    more = [f"+limit_train_batches={steps + WARM_UP}", f"data.num_workers={2 if loader == 'dali' else loader}"]
+    more += ["max_epochs=1", "devices=1", "strategy=auto", "sync_batchnorm=False"]
+    more += ["++knn_eval.enabled=False", "++enable_progress_bar=False"]
+    more += ["data.val_path=null", *(["data.format=dali", "+dali.device=cpu"] if loader == "dali" else [])]
     with tempfile.TemporaryDirectory() as place:
-        with initialize_config_dir(config_dir=str(configs.find("pretrain/custom")), version_base="1.2"):
-            cfg = compose("emim_patches", overrides=[*overrides, f"checkpoint.dir={place}"])
-        pretrain(prepare(cfg), more_callbacks=[Clock()])
+        pretrain(patches(Path(folder), views, f"checkpoint.dir={place}", *more), more_callbacks=[Clock()])
     steps_seconds = [later - earlier for earlier, later in itertools.pairwise(ends[WARM_UP - 1 :])]
     network = [end - start for start, end in zip(starts, ends, strict=True)][WARM_UP:]
     return {"step": statistics.median(steps_seconds), "network": statistics.median(network)}

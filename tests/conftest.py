@@ -86,7 +86,10 @@ def three_classes(few_digits: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 # The smallest network of both generations: a third of the time of a ResNet-18, and a fifth of its checkpoints.
 SMALL_BACKBONE: dict[str, Any] = {"name": "vit_tiny", "kwargs": {"mlp_ratio": 0.25}}
-SMALL_OVERRIDES = ["backbone.name=vit_tiny", "+backbone.kwargs.mlp_ratio=0.25"]
+SMALL_OVERRIDES = [
+    f"backbone.name={SMALL_BACKBONE['name']}",
+    *(f"+backbone.kwargs.{key}={value}" for key, value in SMALL_BACKBONE["kwargs"].items()),
+]
 RESNET: dict[str, Any] = {"name": "resnet18"}
 
 

@@ -31,7 +31,6 @@ BLOCKS = dict.fromkeys(("python", "toml", "console"), "") | dict(
 )
 COMMANDS = [shlex.split(line) for line in BLOCKS["console"].splitlines()]
 SMALL = ["method_kwargs.proj_hidden_dim=32", "optimizer.batch_size=32", "max_epochs=1", "data.num_workers=0"]
-SMALL += SMALL_OVERRIDES
 
 
 def run(*arguments: object, cwd: Path, path: Path) -> subprocess.CompletedProcess[str]:
@@ -63,7 +62,7 @@ def test_the_page_shows_the_example_as_it_is() -> None:
 def test_its_commands_train_evaluate_and_compare(installed: Path, few_digits: Path, tmp_path: Path) -> None:
     data = [f"data.train_path={few_digits / 'train'}", f"data.val_path={few_digits / 'val'}"]
     small = {
-        "pretrain": [*SMALL, *data],
+        "pretrain": [*SMALL, *SMALL_OVERRIDES, *data],
         "benchmark": [
             *(
                 "only=corinfomax",
@@ -75,7 +74,7 @@ def test_its_commands_train_evaluate_and_compare(installed: Path, few_digits: Pa
                 "diagnostics.images=64",
             ),
             *(f"+run.{setting}" for setting in (*data, *SMALL[1:2], "data.num_workers=0", "accelerator=cpu")),
-            *("+run.backbone.name=vit_tiny", "+run.backbone.kwargs.mlp_ratio=0.25"),
+            *(f"+run.{setting.lstrip('+')}" for setting in SMALL_OVERRIDES),
         ],
     }
     for _, command, *words in COMMANDS[1:4]:
@@ -104,7 +103,7 @@ def test_main_pretrain_of_an_unmodified_clone_trains_it(installed: Path, few_dig
     _, script, *words = COMMANDS[4]
     words = [str(clone / word) if word == "scripts/pretrain/cifar" else word for word in words]
     words += ["data.dataset=custom", f"data.train_path={few_digits / 'train'}", f"data.val_path={few_digits / 'val'}"]
-    words += [*SMALL[:4], "accelerator=cpu", "devices='1'", "strategy=auto", "precision=32", "sync_batchnorm=False"]
+    words += [*SMALL, "accelerator=cpu", "devices='1'", "strategy=auto", "precision=32", "sync_batchnorm=False"]
     done = run(clone / script, *words, "wandb.enabled=False", "+limit_val_batches=0", cwd=tmp_path, path=installed)
     assert done.returncode == 0, done.stderr[-3000:]
     assert list(tmp_path.glob("trained_models/corinfomax/*/corinfomax-*.ckpt"))

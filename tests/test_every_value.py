@@ -30,7 +30,7 @@ VALUES: tuple[Any, ...] = (
     *(-1, 0, 1, 1.5, math.inf, math.nan, 10**6, 10**20, True, False),
     *([], [1, 2], [["text"]], {}, {"a": 1}),
 )
-SECONDS = 10  # for the sample
+SECONDS = 20  # for the sample
 
 
 class Reached(Exception):

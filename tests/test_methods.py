@@ -54,9 +54,8 @@ def small(make_cfg: MakeCfg, three_classes: Path) -> MakeCfg:
         settings: dict[str, Any] = {
             "method": method,
             "method_kwargs": SMALL | OWN.get(method, {}),
-            "backbone": {"name": "vit_tiny"}
-            if method in ("mae", "mocov3")
-            else SMALL_BACKBONE,  # with ViTs of their own
+            # MAE and MoCo v3 have ViTs of their own, which take no mlp_ratio.
+            "backbone": {"name": "vit_tiny"} if method in ("mae", "mocov3") else SMALL_BACKBONE,
             "data__train_path": str(three_classes / ("train" if labels else "flat")),
             "data__val_path": str(three_classes / "val") if labels else None,
             "data__no_labels": not labels,

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import re
-import runpy
 import sys
 from itertools import combinations
 from pathlib import Path
@@ -13,8 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-REPOSITORY = Path(__file__).parents[1]
-RESEARCH = REPOSITORY / "research"
+RESEARCH = Path(__file__).parents[1] / "research"
 
 
 @pytest.fixture(scope="module")
@@ -99,16 +96,3 @@ def test_the_noisy_mean_tells_of_its_image(methods: Any, count: int, samples: in
     expected = r / 2 * torch.log(1 + within / count) - torch.log(1 + eigenvalues).sum() / 2
     found = candidates.spanned(*views, entropy="mean", noise=1.0, averaged=True)
     torch.testing.assert_close(found.double(), expected / r, rtol=1e-4, atol=1e-6)
-
-
-def test_what_one_forward_costs_is_that_of_the_rows(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    results = REPOSITORY / "docs" / "results" / "out-of-the-box"
-    script = REPOSITORY / "research" / "out_of_the_box" / "forwards.py"
-    monkeypatch.setattr(sys, "argv", [str(script), str(results / "rows.jsonl"), str(results / "forwards.jsonl")])
-    runpy.run_path(str(script), run_name="__main__")
-    found = re.search(r"(\d+) settings: -([\d.]+ ± [\d.]+) points", capsys.readouterr().out)
-    assert found is not None
-    page = (REPOSITORY / "docs" / "many-views.md").read_text()
-    assert f"over {found[1]} settings" in page and f"{found[2]} points below one for each" in page

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import runpy
 import sys
 import warnings
@@ -187,3 +188,12 @@ def test_pictures_are_of_the_committed_rows(picture: str, rows: list[str]) -> No
     content = b"".join((REPOSITORY / "docs" / "results" / f"{name}.jsonl").read_bytes() for name in rows)
     with Image.open(REPOSITORY / "docs" / "images" / f"{picture}.png") as image:
         assert image.info["rows"] == hashlib.sha256(content).hexdigest(), "make the picture again"
+
+
+def test_what_one_forward_costs_is_that_of_the_rows(script: Script) -> None:
+    results = REPOSITORY / "docs" / "results" / "out-of-the-box"
+    said = script("out_of_the_box/table.py", results / "rows.jsonl", "--forwards", results / "forwards.jsonl")
+    found = re.search(r"(\d+) settings: -([\d.]+ ± [\d.]+) points", said)
+    assert found is not None
+    page = (REPOSITORY / "docs" / "many-views.md").read_text()
+    assert f"over {found[1]} settings" in page and f"{found[2]} points below one for each" in page

@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 from methods import METHODS
 
+from emim_solo.results.statistics import estimate
+
 CHANCE, RESAMPLES, FEWEST, REFERENCE = 10.0, 10_000, 6, "emim"  # FEWEST: settings needed for an interval
 
 
@@ -48,13 +50,31 @@ def worst_tenth(values: np.ndarray, axis: int = 0) -> Any:
     return np.quantile(values, 0.9, axis=axis)
 
 
+def compare_forwards(together: dict[int, dict[str, Any]], each: dict[int, dict[str, Any]]) -> None:
+    """Print what one forward of all views costs against one for each, by setting and in the mean."""
+    print(
+        "| setting | data | views | batch | one forward | one for each | difference |\n|---|---|---:|---:|---:|---:|---:|"
+    )
+    differences = {number: accuracy(together[number]) - accuracy(row) for number, row in each.items()}
+    for number, row in each.items():
+        own, accuracies = row["settings"], [f"{accuracy(other):.1f}" for other in (together[number], row)]
+        cells = (number, own["data"], own["views"], own["batch"], *accuracies, f"{differences[number]:+.1f}")
+        print(f"| {' | '.join(map(str, cells))} |")
+    found = estimate(differences.values())
+    print(f"\n{found.n} settings: {found.mean:+.2f} ± {found.half_width:.2f} points (95 % t-interval over settings).")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", type=Path)
     parser.add_argument("--half", choices=("choose", "show"))
     parser.add_argument("--more", type=Path, nargs="+", default=[], help="rows of candidates")
     parser.add_argument("--each", action="store_true", help="the accuracies of each setting, too")
+    parser.add_argument("--forwards", type=Path, help="rows of run.py --each: EMIM's default with both forwards, alone")
     arguments = parser.parse_args()
+    if arguments.forwards:
+        compare_forwards(*(read(path, arguments.half)["emim"] for path in (arguments.rows, arguments.forwards)))
+        return
     rows = read(arguments.rows, arguments.half)
     complete = sorted(set.intersection(*(set(by_setting) for by_setting in rows.values())))
     every = {setting for by_setting in rows.values() for setting in by_setting}
