@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from emim_solo import completion
 from emim_solo.ground import files
 from emim_solo.ground.errors import UsageError
+from emim_solo.ground.imports import no_garbage_collection
 from emim_solo.ground.stopping import Stopped, stoppable
 
 if TYPE_CHECKING:
@@ -127,7 +128,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         os.environ.setdefault("TQDM_MINITERS", "1000")
     try:
         with stoppable(), _one_line():
-            pkgutil.resolve_name(f"emim_solo.{COMMANDS[command]}")(rest)
+            with no_garbage_collection():
+                run = pkgutil.resolve_name(f"emim_solo.{COMMANDS[command]}")
+            run(rest)
     except Stopped as stopped:
         stopped.continues = _CONTINUES.get(command) or stopped.continues or "the same command starts again"
         if os.environ.get("LOCAL_RANK", "0") == "0":

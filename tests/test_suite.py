@@ -204,6 +204,21 @@ def test_unsupported_version(tmp_path: Path) -> None:
     assert "expected main (1.0.6) or 1.0.2" in done.stdout
 
 
+def test_loading_imports_no_umap_and_leaves_garbage_collection_on() -> None:
+    if load_suite().generation == "main":
+        pytest.skip("solo-learn main imports umap itself, to complete a config")
+    program = (
+        "import gc, sys\n"
+        "from emim_solo.suite import load_suite\n"
+        "load_suite()\n"
+        "assert not {'umap', 'seaborn'} & sys.modules.keys()\n"
+        "assert gc.isenabled() and gc.get_freeze_count() > 100_000\n"
+        "from solo.utils.auto_umap import AutoUMAP\n"
+        "assert 'umap' in sys.modules and AutoUMAP.__name__ == 'AutoUMAP'\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
 @pytest.mark.parametrize(
     ("backbone", "kwargs"),
     [("resnet18", {}), ("vit_tiny", {"img_size": 32, "patch_size": 8}), ("convnext_tiny", {})],

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -28,7 +29,8 @@ def install() -> None:
     bolts.LinearWarmupCosineAnnealingLR = linear_warmup_cosine_annealing
     for name in ("", ".optimizers", ".optimizers.lr_scheduler"):
         sys.modules["pl_bolts" + name] = bolts
-    base = importlib.import_module("solo.methods.base")
+    with _without_auto_umap():
+        base = importlib.import_module("solo.methods.base")
     linear = importlib.import_module("solo.methods.linear")
     for model in (base.BaseMethod, linear.LinearModel):
         _modernise_validation(model)
@@ -42,6 +44,18 @@ def install() -> None:
     # 1.0.2 sets compute_on_step=False, which torchmetrics no longer has: calling the metric must only update it.
     knn = importlib.import_module("solo.utils.knn").WeightedKNNClassifier
     knn.forward = lambda self, *args, **kwargs: self.update(*args, **kwargs)
+
+
+@contextmanager
+def _without_auto_umap() -> Iterator[None]:
+    """Import ``solo.utils`` without its optional AutoUMAP, whose umap and seaborn take 3 s to import. Later, it can be."""
+    name: Any = "solo.utils.auto_umap"
+    sys.modules.setdefault(name, None)  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        if sys.modules[name] is None:
+            del sys.modules[name]
 
 
 def linear_warmup_cosine_annealing(
