@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pkgutil
+import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -205,6 +207,48 @@ def test_a_method_of_another_package_takes_patches_if_it_says_so(
     Spread.takes_many_views = False
     with refused("augmentations", "spread takes 2 large crops,", "augmentations give 8"):
         prepare(patches("method=spread"))
+
+
+RIVALS = Path(__file__).parents[1] / "research" / "real_size" / "rivals"
+
+
+@pytest.fixture
+def rivals(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The classes that the entry points of research/real_size/rivals name."""
+    pytest.importorskip("lightly")
+    load_suite()
+    monkeypatch.syspath_prepend(RIVALS)
+    names = re.findall(r'^(\w+) = "(rivals_solo:\w+)"', (RIVALS / "pyproject.toml").read_text(), re.MULTILINE)
+    return {name: pkgutil.resolve_name(place) for name, place in names}
+
+
+def test_the_rivals_of_patches_have_their_published_weights_and_want_views_to_agree(rivals: dict[str, Any]) -> None:
+    import methods  # research/out_of_the_box, which rivals_solo.py has put on the path
+
+    assert sorted(rivals) == ["emp_ssl", "frossl", "lejepa", "mmcr", "vicreg_views"]
+    torch.manual_seed(0)
+    images, noise = torch.randn(64, 8), torch.randn(3, 64, 8)
+    for name, of in rivals.items():
+        agree, differ = images + 0.1 * noise, (images + noise) / 2**0.5
+        published = getattr(methods, name.removesuffix("_views"))
+        values = []
+        for views in (agree, differ):
+            torch.manual_seed(1)  # of LeJEPA's directions
+            values.append(of.loss(None, *views, **of.WEIGHTS))
+            torch.manual_seed(1)
+            torch.testing.assert_close(values[-1], published(*views))
+        assert values[0] < values[1], name
+
+
+def test_a_rival_of_patches_trains_on_all_of_them(
+    rivals: dict[str, Any], patches: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(load_suite().METHODS, "mmcr", rivals["mmcr"])
+    forwards = Forwards()
+    row = pretrain(prepare(patches("method=mmcr")), more_callbacks=[forwards])
+    assert set(forwards.shapes) == {(8 * BATCH, 3, 16, 16)}
+    assert row["config"]["method_kwargs"]["lmda"] == 0.0
+    assert -1 < row["metrics"]["train_mmcr_loss_epoch"] < 0
 
 
 def test_a_method_of_two_views_is_refused_with_those_that_take_more(

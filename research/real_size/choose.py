@@ -4,7 +4,7 @@
     python research/real_size/choose.py ROWS.jsonl --table    # what was found, as Markdown
 
 The rule: the highest mean of 20-NN (cosine, k = 20) and of the linear classifier on images that were not trained on. A
-recipe that diverged has no such mean. Recipes are named METHOD_ANYTHING. A method of which a recipe is missing is an error.
+recipe that diverged has no such mean. Recipes are named METHOD_ANYTHING. A method with fewer recipes than another is an error.
 """
 
 from __future__ import annotations
@@ -15,15 +15,30 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-TRIES = 4
-OWN = {"emim": "weight", "vicreg": "sim_loss_weight", "barlow_twins": "lamb", "simclr": "temperature"}
+OWN = {  # the weight of each method that is searched
+    "emim": "weight",
+    "emim_bound": "noise_variance",
+    "vicreg": "sim_loss_weight",
+    "barlow_twins": "lamb",
+    "simclr": "temperature",
+    "emp_ssl": "inv_coef",
+    "mmcr": "lmda",
+    "vicreg_views": "similarity",
+    "frossl": "invariance_weight",
+    "lejepa": "lambda_param",
+}
+
+
+def method_of(recipe: str) -> str:
+    """The method of a recipe METHOD_ANYTHING; of two that fit, such as emim and emim_bound, the longer."""
+    return max((method for method in OWN if recipe.startswith(f"{method}_")), key=len)
 
 
 def recipes(path: Path) -> dict[str, dict[str, dict[str, Any]]]:
     """By method, then recipe: 20-NN, linear, their mean, and the row of the pretraining."""
     found: dict[tuple[str, str], dict[str, Any]] = defaultdict(dict)
     for row in map(json.loads, path.read_text().splitlines()):
-        entry = found[row["method"], row["name"]]
+        entry = found[method_of(row["name"]), row["name"]]
         if row["stage"] == "pretrain":
             entry |= {"pretrain": row, "failed": row.get("failed")}
         elif row["stage"] == "knn":
@@ -55,15 +70,22 @@ def main() -> None:
                 mark = "**" if name == best else ""
                 print(f"| {mark}{name}{mark} | {' | '.join(cells)} |")
         return
-    for method in OWN:
-        entries = by_method.get(method, {})
-        if len(entries) < TRIES:
-            parser.error(f"{method} has {len(entries)} of {TRIES} recipes so far")
+    tries = max(map(len, by_method.values()))
+    for method, entries in by_method.items():
+        if len(entries) < tries:
+            parser.error(f"{method} has {len(entries)} of {tries} recipes so far")
         best = max(entries.values(), key=lambda entry: entry.get("mean", 0.0))
-        config = best["pretrain"]["config"]
-        rate = config["optimizer"]["lr"] * 256 / config["optimizer"]["batch_size"]
-        print(f"methods.{method}.run.optimizer.lr={rate:g}")
-        print(f"methods.{method}.method_kwargs.{OWN[method]}={config['method_kwargs'][OWN[method]]:g}")
+        if len({_rate(entry) for entry in entries.values()}) > 1:
+            print(f"methods.{method}.run.optimizer.lr={_rate(best):g}")
+        print(
+            f"methods.{method}.method_kwargs.{OWN[method]}={best['pretrain']['config']['method_kwargs'][OWN[method]]:g}"
+        )
+
+
+def _rate(entry: dict[str, Any]) -> float:
+    """The learning rate as configs have it, for a batch of 256."""
+    optimizer = entry["pretrain"]["config"]["optimizer"]
+    return float(f"{optimizer['lr'] * 256 / optimizer['batch_size']:g}")
 
 
 if __name__ == "__main__":
