@@ -8,6 +8,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -65,6 +66,31 @@ def test_losses_are_those_of_their_libraries(methods: Any, name: str, count: int
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize(("count", "samples", "dimension"), [(2, 12, 5), (3, 6, 20)])
+def test_mmcr_is_the_information_of_the_noisy_mean_averaged_over_all_noise(
+    methods: Any, count: int, samples: int, dimension: int
+) -> None:
+    """By quadrature over the noise e, with the weight e^(-1/2) / pi; the candidate's residual in the same way."""
+    import candidates
+    from scipy.integrate import quad
+
+    torch.manual_seed(0)
+    views = [torch.randn(samples, dimension) + torch.arange(dimension) for _ in range(count)]
+    z = torch.nn.functional.normalize(torch.stack(views), dim=-1).double()
+    eigenvalues = torch.linalg.svdvals(z.mean(0)).square().numpy()
+
+    def averaged(information: Any) -> float:  # e = exp(t): the integrand is then smooth
+        return float(quad(lambda t: information(np.exp(t)) * np.exp(t / 2) / np.pi, -60, 60, limit=500)[0])
+
+    of_mean = averaged(lambda e: 0.5 * np.log1p(eigenvalues / e).sum())
+    assert float(methods.mmcr(*views)) == pytest.approx(-of_mean / samples, rel=1e-4)
+    r = min(samples, dimension)
+    v = float((z - z.mean(0)).square().sum()) / (samples * (count - 1))
+    of_noise = averaged(lambda e: 0.5 * r * np.log1p(v / count / e))
+    found = candidates.spanned(*views, entropy="mean", form="root", averaged=True)
+    assert float(found) == pytest.approx((of_noise - of_mean * np.sqrt(r / samples)) / r, rel=1e-4)
+
+
 def test_settings_are_as_drawn() -> None:
     """The committed settings are what the committed seed draws: 40, both halves the same size, within the ranges."""
     pytest.importorskip("lightly")
@@ -95,4 +121,8 @@ def test_the_noisy_mean_tells_of_its_image(methods: Any, count: int, samples: in
     within = (z - z.mean(0)).square().sum() / (samples * (count - 1))
     expected = r / 2 * torch.log(1 + within / count) - torch.log(1 + eigenvalues).sum() / 2
     found = candidates.spanned(*views, entropy="mean", noise=1.0, averaged=True)
+    torch.testing.assert_close(found.double(), expected / r, rtol=1e-4, atol=1e-6)
+    noise = torch.linalg.svdvals((z - z.mean(0)).flatten(0, 1)).square() * r / (samples * (count - 1) * count)
+    expected = (torch.log(1 + noise).sum() - torch.log(1 + eigenvalues).sum()) / 2
+    found = candidates.spanned(*views, entropy="mean", noise=1.0, averaged=True, residual="exact")
     torch.testing.assert_close(found.double(), expected / r, rtol=1e-4, atol=1e-6)

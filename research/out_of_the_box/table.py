@@ -6,7 +6,7 @@ Accuracy is the mean of 20-NN and linear. A run that diverged has 10 %, which is
 method of the setting, the distance that a tenth of the settings exceed, the share of runs that collapsed or diverged, and
 EMIM's default less the method. Brackets are 95 % intervals by bootstrap over settings, from six settings on. Settings that some method
 lacks are left out and counted; methods without any row are named. With --more, rows of candidates are compared in the same way; the best of a setting stays that of the
-methods, so a candidate's distance can be negative.
+methods, so a candidate's distance can be negative. A second table chooses among the methods of a setting without labels.
 """
 
 from __future__ import annotations
@@ -37,17 +37,33 @@ def read(path: Path, half: str | None, seed: int = 0) -> dict[str, dict[int, dic
     return found
 
 
-def interval(values: np.ndarray, statistic: Any = np.mean) -> str:
+def interval(values: np.ndarray, statistic: Any = np.mean, digits: int = 1) -> str:
     """The statistic and its interval; no interval for fewer than FEWEST settings."""
     if len(values) < FEWEST:
-        return f"{statistic(values):.1f}"
+        return f"{statistic(values):.{digits}f}"
     chosen = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
     low, high = np.quantile(statistic(values[chosen], axis=1), [0.025, 0.975])
-    return f"{statistic(values):.1f} [{low:.1f}, {high:.1f}]"
+    return f"{statistic(values):.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def worst_tenth(values: np.ndarray, axis: int = 0) -> Any:
     return np.quantile(values, 0.9, axis=axis)
+
+
+def compare_choice(by_setting: dict[int, list[dict[str, Any]]]) -> None:
+    """Print how measures without labels rank the methods of a setting, and how far the method with the highest value is from the best."""
+    from scipy.stats import spearmanr
+
+    print("\n| without labels | rank correlation with accuracy | distance of its choice to the best |\n|---|---:|---:|")
+    for key, name in (("view_information", "view information"), ("backbone_rank", "effective rank of the features")):
+        correlations, distances = [], []
+        for rows in by_setting.values():
+            whole = [row for row in rows if "failed" not in row]
+            values, accuracies = [row[key] for row in whole], [accuracy(row) for row in whole]
+            correlations.append(spearmanr(values, accuracies).statistic)
+            distances.append(max(accuracies) - accuracies[int(np.argmax(values))])
+        found = interval(np.array(distances))
+        print(f"| {name} | {interval(np.array(correlations), digits=2)} | {found} |")
 
 
 def compare_forwards(together: dict[int, dict[str, Any]], each: dict[int, dict[str, Any]]) -> None:
@@ -118,6 +134,7 @@ def main() -> None:
         cells = [interval(distance), interval(distance, worst_tenth), *(f"{share:.0f} %" for share in shares), paired]
         lines.append((distance.mean(), f"| {name} | {len(own)} | {' | '.join(cells)} |"))
     print("\n".join(line for _, line in sorted(lines)))
+    compare_choice({setting: [rows[name][setting] for name in methods] for setting in complete})
 
 
 if __name__ == "__main__":
