@@ -140,8 +140,9 @@ def spanned(
     weight: float = 1.0,
     averaged: bool = False,
     residual: str = "isotropic",
+    sphere: bool = True,
 ) -> Tensor:
-    """(-H + weight H(Z|Z')) / r on the sphere. Both entropies use the r = min(N, d) directions that a batch can span.
+    """(-H + weight H(Z|Z')) / r on the sphere, or with features of mean 0 and variance 1 / d if not `sphere`. Both entropies use the r = min(N, d) directions that a batch can span.
 
     The package's isotropic bound takes Jensen's inequality over all d. Its residual then has d / 2 logarithms, while only
     r / 2 in the log det can change. Here both have r / 2. Moments are scaled so that a direction has variance 1 on
@@ -157,7 +158,10 @@ def spanned(
     `form` "root" is "log_det" averaged over all noise: the integral over e > 0 of log(1 + x / e) e^(-1/2) is 2 pi sqrt(x). So it has
     no noise to set. With entropy "mean" and weight 0 it is MMCR's nuclear norm, up to a factor.
     """
-    z = torch.nn.functional.normalize(torch.stack([view.float() for view in embeddings]), dim=-1)
+    if sphere:
+        z = torch.nn.functional.normalize(torch.stack([view.float() for view in embeddings]), dim=-1)
+    else:
+        z = torch.stack([standardised(view.float()) / math.sqrt(view.shape[1]) for view in embeddings])
     views, samples, d = z.shape
     r = min(samples, d)
     within = z - z.mean(0)

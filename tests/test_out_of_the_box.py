@@ -89,6 +89,10 @@ def test_mmcr_is_the_information_of_the_noisy_mean_averaged_over_all_noise(
     of_noise = averaged(lambda e: 0.5 * r * np.log1p(v / count / e))
     found = candidates.spanned(*views, entropy="mean", form="root", averaged=True)
     assert float(found) == pytest.approx((of_noise - of_mean * np.sqrt(r / samples)) / r, rel=1e-4)
+    z = torch.stack([(view - view.mean(0)) / view.std(0, correction=0) for view in views]).double()
+    eigenvalues = torch.linalg.svdvals(z.mean(0)).square().numpy() * r / (samples * dimension)
+    found = candidates.spanned(*views, entropy="mean", form="root", weight=0.0, sphere=False)
+    assert float(found) == pytest.approx(-averaged(lambda e: 0.5 * np.log1p(eigenvalues / e).sum()) / r, rel=1e-4)
 
 
 def test_settings_are_as_drawn() -> None:
