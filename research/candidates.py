@@ -141,6 +141,7 @@ def spanned(
     averaged: bool = False,
     residual: str = "isotropic",
     sphere: bool = True,
+    centred: bool = False,
 ) -> Tensor:
     """(-H + weight H(Z|Z')) / r on the sphere, or with features of mean 0 and variance 1 / d if not `sphere`. Both entropies use the r = min(N, d) directions that a batch can span.
 
@@ -152,6 +153,7 @@ def spanned(
     With "mean", `averaged` and noise 1, the loss is minus the information about the image in the mean of its views, seen
     through noise with the variance of one direction: the mean has K times less residual variance than a view. Weight 0
     leaves the information of the noisy mean about the mean itself.
+    `centred` takes the mean over the batch away after the sphere, so that moments are covariances.
     `residual` "exact" has the log det of the covariance within images in place of its trace's logarithm, so that variance
     between views costs less where it lies in few directions.
     `form` "renyi" replaces the log det by the logarithm of tr C^2: exact in the scale, and to second order in the shape.
@@ -160,6 +162,7 @@ def spanned(
     """
     if sphere:
         z = torch.nn.functional.normalize(torch.stack([view.float() for view in embeddings]), dim=-1)
+        z = z - z.mean((0, 1)) if centred else z
     else:
         z = torch.stack([standardised(view.float()) / math.sqrt(view.shape[1]) for view in embeddings])
     views, samples, d = z.shape
