@@ -30,6 +30,7 @@ MakeCfg = Callable[..., DictConfig]
 KINDS: list[dict[str, Any]] = [
     {},
     {"objective": "exact"},
+    {"objective": "mean"},
     {"marginal": "exact", "residual": "exact", "weight": 1.0},
     {"marginal": "exact", "residual": "isotropic", "weight": 1.0, "noise_variance": 0.5},
     {"residual": "diagonal"},

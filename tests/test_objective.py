@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from scipy.integrate import quad
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -26,6 +27,7 @@ from emim_solo.emim.objective import (
 
 FAMILY = [
     {"objective": "exact"},
+    {"objective": "mean"},
     *(
         {"marginal": marginal, "residual": residual, "weight": weight}
         for marginal, residual, weight in itertools.product(
@@ -33,6 +35,7 @@ FAMILY = [
         )
     ),
 ]
+STANDARDISED = [kwargs for kwargs in FAMILY if kwargs.get("objective") != "mean"]
 FORMS = ["primal", "dual", "pooled"]
 SIZES = [(40, 6), (24, 16), (12, 17), (8, 40)]  # N >= 2d, d < N < 2d, N < d <= 2N, 2N < d: each its own route
 
@@ -465,6 +468,45 @@ def test_exact_residual_prefers_collapse_only_above_the_documented_weight(e):
         assert sign * (emim_loss_func(z, z, **kwargs) - emim_loss_func(constant, constant, **kwargs)) > 0
 
 
+@pytest.mark.parametrize("count", [2, 5])
+@pytest.mark.parametrize("size", [(24, 16), (8, 40)])
+def test_the_mean_tells_of_itself_through_all_noise(count, size):
+    """Quadrature of the Gaussian channel's information over its noise e, weight e^(-1/2) / pi; gradient by differences."""
+    views = several(count, *size)
+    on_the_sphere = np.stack([z / np.linalg.norm(z, axis=1, keepdims=True) for z in views]) * size[1] ** 0.5
+    c = on_the_sphere.mean(0)
+    eigenvalues = np.linalg.eigvalsh(c.T @ c / len(c)).clip(0)
+
+    def integrand(t):  # e = exp(t)
+        return 0.5 * np.log1p(eigenvalues / np.exp(t)).sum() * np.exp(t / 2) / np.pi
+
+    expected = -quad(integrand, -70, 70, limit=1000)[0] / size[1]
+    assert emim_loss_func(*views, objective="mean").item() == pytest.approx(expected, rel=1e-5)
+    z = views[0].clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: emim_loss_func(x, *views[1:], objective="mean"), z, rtol=1e-3)
+
+
+def test_the_information_of_the_mean_knows_no_length_and_zeros_have_none():
+    views = several(3, 20, 6)
+    value, *gradients = value_and_gradients(partial(emim_loss_func, objective="mean"), *views)
+    longer = [z * torch.linspace(0.1, 50, 20, dtype=z.dtype)[:, None] for z in views]
+    torch.testing.assert_close(emim_loss_func(*longer, objective="mean"), value)
+    for z, gradient in zip(views, gradients, strict=True):
+        assert (z * gradient).sum(1).abs().max() < 1e-12 < gradient.abs().max(), "along the sphere"
+    zeros = [torch.cat((z, torch.zeros(4, 6))) for z in views]
+    for found in value_and_gradients(partial(emim_loss_func, objective="mean"), *zeros):
+        assert found.isfinite().all()
+    same = torch.ones(8, 6, dtype=torch.float64)
+    assert emim_loss_func(same, same, objective="mean").item() == pytest.approx(-(6**-0.5)), "one direction of six"
+
+
+def test_the_information_of_the_mean_is_lightlys_mmcr():
+    mmcr = pytest.importorskip("lightly.loss").MMCRLoss(0.0)
+    first, second = (torch.nn.functional.normalize(z) for z in several(2, 20, 6))
+    theirs = mmcr(first[:, None], second[:, None]).item()
+    assert emim_loss_func(3 * first, second, objective="mean").item() == pytest.approx(theirs / (20 * 6) ** 0.5, rel=1e-9)
+
+
 @pytest.mark.parametrize("kwargs", FAMILY, ids=name_of)
 def test_descent_on_the_loss_raises_mutual_information(kwargs):
     z1, z2 = (z.requires_grad_() for z in pair(64, 6, noise=1.5))
@@ -628,7 +670,7 @@ def test_no_value_is_read_and_no_device_mixed_on_a_gpu(function):
             bool(value > 0)
 
 
-@every_path
+@pytest.mark.parametrize("function", [function for name, function in EVERY_PATH.items() if name != "mean"])
 def test_second_derivatives_and_torch_func_are_refused(function):
     views = [z.requires_grad_() for z in pair(12, 7)]
     with pytest.raises(RuntimeError, match="no second derivative: call backward without create_graph=True"):
@@ -649,9 +691,19 @@ NO_SIGNAL = pair(300, 16)[0]
         ((FINE, poisoned(-math.inf, 1)), {}),
         ((FINE * 1e30, FINE), {}),
         ((FINE * 1e30, FINE), {"weight": 0.0, "marginal": "exact"}),
+        ((poisoned(math.nan, 1), FINE), {"objective": "mean"}),
+        ((FINE * 1e30, FINE), {"objective": "mean"}),
         ((NO_SIGNAL.float(), NO_SIGNAL.float()), {"objective": "exact", "noise_variance": 1e-10}),
     ],
-    ids=["NaN", "Inf", "overflow", "overflow without a residual", "not positive definite"],
+    ids=[
+        "NaN",
+        "Inf",
+        "overflow",
+        "overflow without a residual",
+        "NaN, mean",
+        "overflow, mean",
+        "not positive definite",
+    ],
 )
 def test_what_no_check_can_refuse_is_nan_with_its_gradient(views, kwargs):
     function = partial(emim_loss_func, **kwargs)
@@ -727,7 +779,7 @@ def test_what_cannot_be_factorised_is_refused_by_name_of_noise_variance():
 # --- edges and bad input --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kwargs", FAMILY, ids=name_of)
+@pytest.mark.parametrize("kwargs", STANDARDISED, ids=name_of)
 @pytest.mark.parametrize("constant", [0.0, 1.0, 100.123, -3e4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_constant_feature_is_as_a_zero_and_gets_no_gradient(kwargs, constant, dtype):
@@ -761,6 +813,7 @@ def calls(z1: Tensor, z2: Tensor):
         lambda: null_mutual_information(z1, z2),
         lambda: emim_loss_func(z1, z2),
         lambda: emim_loss_func(z1, z2, objective="exact"),
+        lambda: emim_loss_func(z1, z2, objective="mean"),
         lambda: mutual_information(z1, z2, standardise=False),
     )
 
@@ -789,7 +842,7 @@ def test_bad_embeddings_are_refused_with_what_they_are(z1, z2, error, message):
 
 
 def test_overflowing_embeddings_are_refused():
-    for call in calls(FINE * 1e30, FINE)[:4]:
+    for call in calls(FINE * 1e30, FINE)[:5]:
         with pytest.raises(FloatingPointError, match=r"too large for torch.float32"):
             call()
 

@@ -23,6 +23,7 @@ SIZES = {"N over 2d": (24, 5), "N under 2d": (12, 8), "2N under d": (6, 20)}
 FUNCTIONS = {
     "default": emim_loss_func,
     "exact": partial(emim_loss_func, objective="exact"),
+    "mean": partial(emim_loss_func, objective="mean"),
     **{
         f"{marginal}-{residual}": partial(emim_loss_func, marginal=marginal, residual=residual)
         for marginal in ("exact", "series")

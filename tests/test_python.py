@@ -122,7 +122,12 @@ assert "emim" in load_suite().methods()
 
 def test_the_module_is_the_function() -> None:
     views = [normal(32, 6, seed=seed) for seed in range(3)]
-    for settings in ({}, {"objective": "exact"}, {"marginal": "exact", "weight": 1.0, "noise_variance": 0.5}):
+    for settings in (
+        {},
+        {"objective": "exact"},
+        {"objective": "mean"},
+        {"marginal": "exact", "weight": 1.0, "noise_variance": 0.5},
+    ):
         assert EMIMLoss(**settings)(*views) == emim_loss_func(*views, **settings)
     assert EMIMLoss()(views[0], views[0]) < EMIMLoss()(*views[:2]), "lower where the views agree"
 

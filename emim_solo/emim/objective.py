@@ -32,7 +32,7 @@ from torch.autograd import Function
 from torch.nn.functional import mse_loss, normalize
 
 FORMS = ("auto", "primal", "dual", "pooled")
-OBJECTIVES = ("exact", "bound")
+OBJECTIVES = ("exact", "bound", "mean")
 MARGINALS = ("exact", "series")
 RESIDUALS = ("exact", "diagonal", "isotropic")
 
@@ -106,7 +106,7 @@ def emim_loss_func(
     z1: Tensor,
     z2: Tensor,
     *more: Tensor,
-    objective: Literal["bound", "exact"] = "bound",
+    objective: Literal["bound", "exact", "mean"] = "bound",
     marginal: Literal["exact", "series"] = "series",
     series_order: int = 2,
     residual: Literal["exact", "diagonal", "isotropic"] = "isotropic",
@@ -120,6 +120,12 @@ def emim_loss_func(
 
     `objective="exact"` is -mutual_information / d, averaged over all pairs of views. It does not use `marginal`,
     `series_order`, `residual` and `weight`.
+
+    `objective="mean"` has no settings. The embeddings are put on the sphere of radius sqrt(d), not standardised. Let c be the
+    mean of an image's views and M = E[c c^T]. Through Gaussian noise of variance e, c + noise says 1/2 log det(I + M/e)
+    about c, or less if c is not Gaussian. Averaged over all noise, with the weight e^(-1/2)/pi, that is the trace of the
+    square root of M. The loss is minus that trace / d: -1 at best. Up to a factor it is the loss of MMCR (Yerxa et al.
+    2023, arXiv 2303.03307). It takes the singular values of an N x d matrix.
 
     `objective="bound"` is (-H(Z) + weight * H(Z|Z')) / d for exchangeable views, with the pooled moments C = Cov(Z) and
     C- = Cov((Z - Z')/sqrt 2) = C - S. For more than two views C is the mean over the views and S the mean over their
@@ -140,10 +146,10 @@ def emim_loss_func(
     added to the loss, the `epps_pulley` statistic of the pooled views, averaged over `directions`.
 
     Args:
-        z1: N x d embeddings of the first view, of this process; standardised here over the global batch.
+        z1: N x d embeddings of the first view, of this process; standardised here over the global batch, but for "mean".
         z2: N x d embeddings of the second view, paired by row.
         more: embeddings of further views (multi-crop), paired by row.
-        objective: "bound" or "exact".
+        objective: "bound", "exact" or "mean".
         marginal: H(Z) = 1/2 log det(C + eI): "exact", or the first two terms of its "series" about (1 + e) I, which
             need no factorisation and are concave everywhere.
         series_order: 2, the number of terms. More terms converge only near I and cost more than "exact".
@@ -158,7 +164,7 @@ def emim_loss_func(
         gather: True joins the samples of all processes into one batch. False: each process computes its own loss.
 
     Returns:
-        The loss in nats per dimension, a 0-dim tensor: float64 if an input is, else float32.
+        The loss in nats per dimension ("mean": times a standard deviation), a 0-dim tensor: float64 if an input is, else float32.
 
     Raises:
         ValueError, TypeError, FloatingPointError: as `mutual_information`.
@@ -172,13 +178,16 @@ def emim_loss_func(
             pairs = combinations(range(len(views)), 2)
             informations = [_mutual_information(views[list(pair)], "auto", noise_variance) for pair in pairs]
             negative = -torch.stack(informations).mean()
+        elif objective == "mean":
+            negative = -_mean_information(views)
         else:
             entropy, residual_entropy = _entropies(views, marginal, residual, noise_variance)
             negative = weight * residual_entropy - entropy
         return negative / views.shape[-1]
 
     with _full_precision(z1):
-        views = _views((z1, z2, *more), True, gather)
+        sphere = objective == "mean"
+        views = _views((z1, z2, *more), not sphere, gather, sphere=sphere)
         value = _with_retry(loss, views)
         if gaussian_weight and directions is not None:
             value = value + gaussian_weight * epps_pulley(views.flatten(0, 1) @ directions.to(views.dtype)).mean()
@@ -284,6 +293,16 @@ def _mutual_information(views: Tensor, form: str, noise_variance: float) -> Tens
         second = log_det(moments[dimension:, dimension:])
         joint = log_det(moments)
     return (first + second - joint) / 2
+
+
+def _mean_information(views: Tensor) -> Tensor:
+    """The information of the views' mean c through Gaussian noise, averaged over all noise: tr sqrt(E[c c^T]) on the sphere of radius sqrt(d)."""
+    _, samples, dimension = views.shape
+    mean = views.mean(0)
+    trace = (
+        torch.linalg.matrix_norm(mean.nan_to_num(), ord="nuc") + 0 * mean.sum()
+    )  # NaN stays NaN: the SVD would raise
+    return trace * math.sqrt(dimension / samples)
 
 
 def _entropies(views: Tensor, marginal: str, residual: str, noise_variance: float) -> tuple[Tensor, Tensor]:
@@ -513,8 +532,11 @@ class _NotPositiveDefinite(FloatingPointError):
 # --- from two tensors to the views over all processes -----------------------------------------------
 
 
-def _views(embeddings: Sequence[Tensor], standardise: bool, gather: bool = True) -> Tensor:
-    """The views, checked, gathered, centred and optionally standardised: K x N_global x d, at least float32."""
+def _views(embeddings: Sequence[Tensor], standardise: bool, gather: bool = True, *, sphere: bool = False) -> Tensor:
+    """The views, checked and gathered: K x N_global x d, at least float32.
+
+    Features are centred and optionally standardised; with ``sphere`` neither, but each embedding has length 1.
+    """
     names = [f"z{number}" for number in range(1, len(embeddings) + 1)]
     for name, z in zip(names, embeddings, strict=True):
         if not z.is_floating_point():
@@ -533,10 +555,15 @@ def _views(embeddings: Sequence[Tensor], standardise: bool, gather: bool = True)
     if samples < 2:
         raise ValueError(f"mutual information needs at least 2 samples, got {samples}")
     if not standardise:
-        means = torch.stack([view.mean(0) for view in views])
+        kept = torch.stack(views)
+        if sphere:
+            lengths = torch.linalg.vector_norm(kept, dim=2, keepdim=True)
+            # An infinite length would make an embedding 0, not NaN.
+            kept = kept / lengths.clamp_min(torch.finfo(dtype).tiny).masked_fill(lengths.isinf(), math.nan)
+        means = kept.mean(1, keepdim=True)
         if _can_look(means):
             _check_finite(means, views, gathered)
-        return torch.stack(views) - means[:, None]
+        return kept if sphere else kept - means
     # Batch normalisation's kernel is the fastest one, has a gradient, and returns the statistics.
     scaled, means, inverse_stds = _Standardise.apply(*views)
     stds = inverse_stds.reciprocal()

@@ -114,6 +114,12 @@ def emim_bound(*views: Tensor) -> Tensor:
     return emim_loss_func(*views, marginal="exact", weight=1.0)
 
 
+def emim_mean(*views: Tensor) -> Tensor:
+    from emim_solo.objective import emim_loss_func
+
+    return emim_loss_func(*views, objective="mean")
+
+
 @dataclass(frozen=True)
 class Method:
     """A loss of the views' embeddings, and where its weights were published."""
@@ -127,6 +133,7 @@ METHODS = {
     "emim_bound": Method(
         emim_bound, "this package's bound: marginal exact, weight 1, noise variance 0.1 (docs/research.md)"
     ),
+    "emim_mean": Method(emim_mean, "this package's information of the mean of the views, which has no settings"),
     "vicreg": Method(vicreg, "25, 25, 1: Bardes et al. 2022, arXiv 2105.04906"),
     "barlow_twins": Method(
         barlow_twins, "lambda 0.0051, scale 0.024: Zbontar et al. 2021, arXiv 2103.03230, and its code"
