@@ -121,11 +121,11 @@ def emim_loss_func(
     `objective="exact"` is -mutual_information / d, averaged over all pairs of views. It does not use `marginal`,
     `series_order`, `residual` and `weight`.
 
-    `objective="mean"` has no settings. The embeddings are put on the sphere of radius sqrt(d), not standardised. Let c be the
-    mean of an image's views and M = E[c c^T]. Through Gaussian noise of variance e, c + noise says 1/2 log det(I + M/e)
-    about c, or less if c is not Gaussian. Averaged over all noise, with the weight e^(-1/2)/pi, that is the trace of the
-    square root of M. The loss is minus that trace / d: -1 at best. Up to a factor it is the loss of MMCR (Yerxa et al.
-    2023, arXiv 2303.03307). It takes the singular values of an N x d matrix.
+    `objective="mean"` has no settings. The embeddings are put on the sphere of radius sqrt(d), not standardised, and centred
+    over the batch. Let c be the mean of an image's views. Through Gaussian noise of variance e, c + noise says
+    1/2 log det(I + Cov(c)/e) about c, or less if c is not Gaussian. Averaged over all noise, with the weight e^(-1/2)/pi,
+    that is the trace of the square root of Cov(c). The loss is minus that trace / d: -1 at best. But for the centring it is
+    the loss of MMCR (Yerxa et al. 2023, arXiv 2303.03307), up to a factor. It takes the singular values of an N x d matrix.
 
     `objective="bound"` is (-H(Z) + weight * H(Z|Z')) / d for exchangeable views, with the pooled moments C = Cov(Z) and
     C- = Cov((Z - Z')/sqrt 2) = C - S. For more than two views C is the mean over the views and S the mean over their
@@ -296,7 +296,7 @@ def _mutual_information(views: Tensor, form: str, noise_variance: float) -> Tens
 
 
 def _mean_information(views: Tensor) -> Tensor:
-    """The information of the views' mean c through Gaussian noise, averaged over all noise: tr sqrt(E[c c^T]) on the sphere of radius sqrt(d)."""
+    """The information of the views' mean c through Gaussian noise, averaged over all noise: tr sqrt(Cov(c)) on the sphere of radius sqrt(d)."""
     _, samples, dimension = views.shape
     mean = views.mean(0)
     trace = (
@@ -533,9 +533,9 @@ class _NotPositiveDefinite(FloatingPointError):
 
 
 def _views(embeddings: Sequence[Tensor], standardise: bool, gather: bool = True, *, sphere: bool = False) -> Tensor:
-    """The views, checked and gathered: K x N_global x d, at least float32.
+    """The views, checked, gathered, centred: K x N_global x d, at least float32.
 
-    Features are centred and optionally standardised; with ``sphere`` neither, but each embedding has length 1.
+    Features are standardised, or each embedding has length 1 before it is centred (``sphere``), or neither.
     """
     names = [f"z{number}" for number in range(1, len(embeddings) + 1)]
     for name, z in zip(names, embeddings, strict=True):
@@ -563,7 +563,7 @@ def _views(embeddings: Sequence[Tensor], standardise: bool, gather: bool = True,
         means = kept.mean(1, keepdim=True)
         if _can_look(means):
             _check_finite(means, views, gathered)
-        return kept if sphere else kept - means
+        return kept - means
     # Batch normalisation's kernel is the fastest one, has a gradient, and returns the statistics.
     scaled, means, inverse_stds = _Standardise.apply(*views)
     stds = inverse_stds.reciprocal()
