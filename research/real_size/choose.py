@@ -15,9 +15,10 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-OWN = {  # the weight of each method that is searched
+OWN: dict[str, str | None] = {  # the weight of each method that is searched
     "emim": "weight",
     "emim_bound": "noise_variance",
+    "emim_mean": None,
     "vicreg": "sim_loss_weight",
     "barlow_twins": "lamb",
     "simclr": "temperature",
@@ -30,7 +31,7 @@ OWN = {  # the weight of each method that is searched
 
 
 def method_of(recipe: str) -> str:
-    """The method of a recipe METHOD_ANYTHING; of two that fit, such as emim and emim_bound, the longer."""
+    """The method of a recipe METHOD_ANYTHING; of two that fit, such as emim and emim_bound, the longer name."""
     return max((method for method in OWN if recipe.startswith(f"{method}_")), key=len)
 
 
@@ -77,9 +78,8 @@ def main() -> None:
         best = max(entries.values(), key=lambda entry: entry.get("mean", 0.0))
         if len({_rate(entry) for entry in entries.values()}) > 1:
             print(f"methods.{method}.run.optimizer.lr={_rate(best):g}")
-        print(
-            f"methods.{method}.method_kwargs.{OWN[method]}={best['pretrain']['config']['method_kwargs'][OWN[method]]:g}"
-        )
+        if own := OWN[method]:
+            print(f"methods.{method}.method_kwargs.{own}={best['pretrain']['config']['method_kwargs'][own]:g}")
 
 
 def _rate(entry: dict[str, Any]) -> float:
