@@ -4,7 +4,7 @@
     python research/real_size/choose.py ROWS.jsonl --table    # what was found, as Markdown
 
 The rule: the highest mean of 20-NN (cosine, k = 20) and of the linear classifier on images that were not trained on. A
-recipe that diverged has no such mean. Recipes are named METHOD_ANYTHING. A method with fewer recipes than another is an error.
+recipe that diverged has no such mean. Recipes are named METHOD_ANYTHING. A recipe without a result is an error.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import json
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 OWN: dict[str, str | None] = {  # the weight of each method that is searched
     "emim": "weight",
@@ -71,10 +73,13 @@ def main() -> None:
                 mark = "**" if name == best else ""
                 print(f"| {mark}{name}{mark} | {' | '.join(cells)} |")
         return
-    tries = max(map(len, by_method.values()))
+    done = {name for entries in by_method.values() for name in entries}
+    searches = [
+        set(yaml.safe_load(path.read_text())["methods"]) for path in Path(__file__).parent.glob("*-recipes.yaml")
+    ]
+    if missing := min((search - done for search in searches if done <= search), key=len, default=done):
+        parser.error(f"{arguments.rows} has no result so far of {', '.join(sorted(missing))}")
     for method, entries in by_method.items():
-        if len(entries) < tries:
-            parser.error(f"{method} has {len(entries)} of {tries} recipes so far")
         best = max(entries.values(), key=lambda entry: entry.get("mean", 0.0))
         if len({_rate(entry) for entry in entries.values()}) > 1:
             print(f"methods.{method}.run.optimizer.lr={_rate(best):g}")
