@@ -394,7 +394,9 @@ def test_knn_command_appends_a_row_beside_the_pretrainings(checkpoint, capsys):
     assert row["stage"] == "knn"
     assert {"backbone_cosine_k1", "projector_cosine_k7"} <= row["metrics"].keys()
     assert row["settings"]["ks"] == [1, 7]
-    assert "backbone_cosine_k7" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "backbone_cosine_k7" in said
+    assert f"the smallest class has {row['metrics']['fewest_val_images']:.0f} validation images" in said, "no accuracy"
 
 
 def test_views_are_in_the_row_and_change_what_it_says(checkpoint, tmp_path, refused, capsys):

@@ -128,7 +128,10 @@ def _each(
         of_views = "" if views is None else f", features averaged over {views} views of each image"
         print(f"{cfg.name} ({checkpoint.path}): accuracies in %{of_views}")
         for name, value in metrics.items():
-            print(f"  {name:<28} {value:8.2f}")
+            if name == "fewest_val_images":
+                print(f"  the smallest class has {value:.0f} validation images")
+            else:
+                print(f"  {name:<28} {value:8.2f}")
         print(f"  row in '{place}'")
 
 
