@@ -33,11 +33,11 @@ docs: setup
 
 test: setup
 	@$(MAKE) --no-print-directory -j2 lint docs
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 test-main: setup
 	test -d '$(SOLO)/solo/data' || { echo "make test-main SOLO=<folder of a clone of solo-learn main>"; exit 2; }
-	PYTHONPATH='$(abspath $(SOLO))' OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	PYTHONPATH='$(abspath $(SOLO))' OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 dist: setup
 	rm -rf dist

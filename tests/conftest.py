@@ -22,6 +22,14 @@ from emim_solo.suite import load_suite
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+SLOWEST = "benchmark tune within_epoch export pretraining live_score registration methods runs add_a_method cli many_views umap"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slowest files first: a worker that began one last would leave the other idle for a minute."""
+    places = {f"test_{name}.py": place for place, name in enumerate(SLOWEST.split())}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
+
 
 @contextmanager
 def _refused(key: str | None, *names: object) -> Iterator[pytest.ExceptionInfo[UsageError]]:
