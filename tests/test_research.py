@@ -190,6 +190,30 @@ def test_pictures_are_of_the_committed_rows(picture: str, rows: list[str]) -> No
         assert image.info["rows"] == hashlib.sha256(content).hexdigest(), "make the picture again"
 
 
+def test_the_tables_out_of_the_box_are_those_of_the_rows(script: Script) -> None:
+    results = REPOSITORY / "docs" / "results" / "out-of-the-box"
+    page, choice = (results / "README.md").read_text(), (results / "default.md").read_text()
+    candidates = ["--half", "choose", "--more", results / "candidates.jsonl"]
+    for options, there in ((["--half", "show"], page), (["--without", "emim_mean"], page), (candidates, None)):
+        said = script("out_of_the_box/table.py", results / "rows.jsonl", *options).splitlines()
+        assert " 0 not complete" in said[0]
+        lines = [line for line in said if re.match(r"\| (emim|mmcr|emp_ssl|simclr|view)", line)]
+        assert len(lines) >= 6
+        if there:
+            missing = [line for line in lines if line not in there]
+            assert not missing
+        else:  # a shorter table, in words
+            for name, line in zip(
+                ("MMCR", "EMP-SSL", "EMIM's default"), _of(lines, "mmcr", "emp_ssl", "emim"), strict=True
+            ):
+                _, _, settings, distance, _, collapsed, *_ = (cell.strip() for cell in line.split("|"))
+                assert f"| {name} | {settings} | {distance} | {collapsed} |" in choice
+
+
+def _of(lines: list[str], *names: str) -> list[str]:
+    return [next(line for line in lines if line.startswith(f"| {name} |")) for name in names]
+
+
 def test_what_one_forward_costs_is_that_of_the_rows(script: Script) -> None:
     results = REPOSITORY / "docs" / "results" / "out-of-the-box"
     said = script("out_of_the_box/table.py", results / "rows.jsonl", "--forwards", results / "forwards.jsonl")

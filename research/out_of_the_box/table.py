@@ -1,6 +1,6 @@
 """Out of the box: how far each method is from the best of each setting, over all settings that have all methods.
 
-    python research/out_of_the_box/table.py docs/results/out-of-the-box/rows.jsonl [--half choose|show] [--more ROWS.jsonl] [--each]
+    python research/out_of_the_box/table.py docs/results/out-of-the-box/rows.jsonl [--half choose|show] [--without METHOD] [--more ROWS.jsonl] [--each]
 
 Accuracy is the mean of 20-NN and linear. A run that diverged has 10 %, which is chance. Columns: mean distance to the best
 method of the setting, the distance that a tenth of the settings exceed, the share of runs that collapsed or diverged, and
@@ -84,6 +84,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", type=Path)
     parser.add_argument("--half", choices=("choose", "show"))
+    parser.add_argument("--without", nargs="+", default=[], choices=METHODS, help="as if they had no rows")
     parser.add_argument("--more", type=Path, nargs="+", default=[], help="rows of candidates")
     parser.add_argument("--each", action="store_true", help="the accuracies of each setting, too")
     parser.add_argument("--forwards", type=Path, help="rows of run.py --each: EMIM's default with both forwards, alone")
@@ -91,7 +92,7 @@ def main() -> None:
     if arguments.forwards:
         compare_forwards(*(read(path, arguments.half)["emim"] for path in (arguments.rows, arguments.forwards)))
         return
-    rows = read(arguments.rows, arguments.half)
+    rows = {name: of for name, of in read(arguments.rows, arguments.half).items() if name not in arguments.without}
     complete = sorted(set.intersection(*(set(by_setting) for by_setting in rows.values())))
     every = {setting for by_setting in rows.values() for setting in by_setting}
     best = {setting: max(accuracy(rows[name][setting]) for name in rows) for setting in complete}
@@ -111,7 +112,7 @@ def main() -> None:
             print(f"| {head} | {' | '.join(cells)} |")
         print()
     print(f"{len(complete)} settings with all of {len(methods)} methods; {len(every) - len(complete)} not complete.")
-    if without := [name for name in METHODS if name not in methods]:
+    if without := [name for name in METHODS if name not in (*methods, *arguments.without)]:
         print(f"Partial: no rows of {', '.join(without)}.")
     print()
     print(
