@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -17,7 +18,7 @@ from emim_solo.emim import method
 from emim_solo.emim.method import DEFAULTS, OBJECTIVE_DEFAULTS, complete_method_kwargs
 from emim_solo.emim.objective import emim_loss_func
 from emim_solo.suite import load_suite
-from emim_solo.training.pretraining import prepare
+from emim_solo.training.pretraining import prepare, pretrain
 
 Refused = Callable[..., AbstractContextManager[Any]]
 
@@ -89,6 +90,16 @@ def test_nan_is_said_at_the_logging_interval_where_no_step_may_wait(
     )
     with pytest.raises(FloatingPointError, match=r"EMIM's loss is NaN or infinite by step 3 .* [1-9]\d* in z1, "):
         trainer.fit(suite.build(run.config), suite.train_loader(run.config, run.images))
+
+
+@pytest.mark.parametrize(("objective", "least"), [("exact", -math.inf), ("mean", -1.0)])
+def test_every_objective_trains_and_logs(objective: str, least: float, make_cfg: Callable[..., DictConfig]) -> None:
+    kwargs = {"proj_hidden_dim": 64, "proj_output_dim": 16, "objective": objective}
+    metrics = pretrain(prepare(make_cfg(method_kwargs=kwargs, log_every_n_steps=5)))["metrics"]
+    assert least < metrics["train_emim_loss_epoch"] < 0
+    assert metrics["train_mi"] > metrics["train_mi_null"]
+    # The two entropies are the exact ones: their difference is the pooled MI of the two views.
+    assert metrics["train_entropy"] > metrics["train_residual_entropy"]
 
 
 def test_training_step_outside_a_trainer(make_cfg: Callable[..., DictConfig]) -> None:
