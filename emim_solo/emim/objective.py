@@ -299,9 +299,8 @@ def _mean_information(views: Tensor) -> Tensor:
     """The information of the views' mean c through Gaussian noise, averaged over all noise: tr sqrt(Cov(c)) on the sphere of radius sqrt(d)."""
     _, samples, dimension = views.shape
     mean = views.mean(0)
-    trace = (
-        torch.linalg.matrix_norm(mean.nan_to_num(), ord="nuc") + 0 * mean.sum()
-    )  # NaN stays NaN: the SVD would raise
+    trace = torch.linalg.matrix_norm(mean.nan_to_num(), ord="nuc")  # on NaN the SVD would raise
+    trace = trace + 0 * mean.sum()  # NaN, if there is one
     return trace * math.sqrt(dimension / samples)
 
 
