@@ -139,7 +139,6 @@ def spanned(
     form: str = "log_det",
     weight: float = 1.0,
     averaged: bool = False,
-    residual: str = "isotropic",
     sphere: bool = True,
     centred: bool = False,
 ) -> Tensor:
@@ -154,8 +153,6 @@ def spanned(
     through noise with the variance of one direction: the mean has K times less residual variance than a view. Weight 0
     leaves the information of the noisy mean about the mean itself.
     `centred` takes the mean over the batch away after the sphere, so that moments are covariances.
-    `residual` "exact" has the log det of the covariance within images in place of its trace's logarithm, so that variance
-    between views costs less where it lies in few directions.
     `form` "renyi" replaces the log det by the logarithm of tr C^2: exact in the scale, and to second order in the shape.
     `form` "root" is "log_det" averaged over all noise: the integral over e > 0 of log(1 + x / e) e^(-1/2) is 2 pi sqrt(x). So it has
     no noise to set. With entropy "mean" and weight 0 it is MMCR's nuclear norm, up to a factor.
@@ -167,17 +164,9 @@ def spanned(
         z = torch.stack([standardised(view.float()) / math.sqrt(view.shape[1]) for view in embeddings])
     views, samples, d = z.shape
     r = min(samples, d)
-    within = z - z.mean(0)
-    share = r / (samples * (views - 1) * (views if averaged else 1))  # so that all the variance within images is r v
-    if form == "root":
-        conditional = r * (within.square().sum() * (share / r) + 1e-12).sqrt()
-    elif residual == "exact":
-        flat = within.flatten(0, 1)
-        smaller = flat if len(flat) < d else flat.T
-        log_det = torch.logdet(torch.eye(len(smaller)) + smaller @ smaller.T * (share / noise))
-        conditional = (log_det + r * math.log(noise)) / 2
-    else:
-        conditional = r / 2 * torch.log(within.square().sum() * (share / r) + noise)
+    within = (z - z.mean(0)).square().sum() / (samples * (views - 1))  # the total variance is 1
+    within = within / views if averaged else within
+    residual = r * (within + 1e-12).sqrt() if form == "root" else r / 2 * torch.log(within + noise)
     h = z.new_zeros(())
     parts = z if entropy == "views" else z.mean(0, keepdim=True)
     for part in parts:
@@ -191,7 +180,7 @@ def spanned(
         else:
             trace = moments.diagonal().sum()
             h = h + r / 2 * torch.log(trace / r + noise) - r / 4 * torch.log(r * moments.square().sum() / trace**2)
-    return (weight * conditional - h / len(parts)) / r
+    return (weight * residual - h / len(parts)) / r
 
 
 class MovingAverage(torch.nn.Module):

@@ -234,7 +234,7 @@ def test_the_rivals_of_patches_have_their_published_weights_and_want_views_to_ag
         values = []
         for views in (agree, differ):
             torch.manual_seed(1)  # of LeJEPA's directions
-            values.append(of.loss(None, *views, **of.WEIGHTS))
+            values.append(of.loss(*views, **of.WEIGHTS))
             torch.manual_seed(1)
             torch.testing.assert_close(values[-1], published(*views))
         assert values[0] < values[1], name

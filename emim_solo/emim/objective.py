@@ -96,7 +96,7 @@ def _of_pairs(
     _check_choice("form", form, FORMS)
     _check_number("noise_variance", noise_variance, above_0=True)
     with _full_precision(z1):
-        views = _views((z1, z2), standardise, gather)
+        views = _views((z1, z2), "features" if standardise else None, gather)
         if roll:
             views = torch.stack((views[0], views[1].roll(roll, 0)))
         return _with_retry(lambda x: _mutual_information(x, form, noise_variance), views)
@@ -186,8 +186,7 @@ def emim_loss_func(
         return negative / views.shape[-1]
 
     with _full_precision(z1):
-        sphere = objective == "mean"
-        views = _views((z1, z2, *more), not sphere, gather, sphere=sphere)
+        views = _views((z1, z2, *more), "samples" if objective == "mean" else "features", gather)
         value = _with_retry(loss, views)
         if gaussian_weight and directions is not None:
             value = value + gaussian_weight * epps_pulley(views.flatten(0, 1) @ directions.to(views.dtype)).mean()
@@ -231,7 +230,7 @@ def entropies(
     """
     check_loss_settings("bound", marginal, series_order, residual, noise_variance=noise_variance)
     with _full_precision(z1):
-        views = _views((z1, z2, *more), True)
+        views = _views((z1, z2, *more), "features")
         terms = _with_retry(lambda x: torch.stack(_entropies(x, marginal, residual, noise_variance)), views)
         return terms[0], terms[1]
 
@@ -531,10 +530,10 @@ class _NotPositiveDefinite(FloatingPointError):
 # --- from two tensors to the views over all processes -----------------------------------------------
 
 
-def _views(embeddings: Sequence[Tensor], standardise: bool, gather: bool = True, *, sphere: bool = False) -> Tensor:
+def _views(embeddings: Sequence[Tensor], scale: Literal["features", "samples"] | None, gather: bool = True) -> Tensor:
     """The views, checked, gathered, centred: K x N_global x d, at least float32.
 
-    Features are standardised, or each embedding has length 1 before it is centred (``sphere``), or neither.
+    ``scale``: features get variance 1, or samples length 1 before they are centred, or neither.
     """
     names = [f"z{number}" for number in range(1, len(embeddings) + 1)]
     for name, z in zip(names, embeddings, strict=True):
@@ -553,9 +552,9 @@ def _views(embeddings: Sequence[Tensor], standardise: bool, gather: bool = True,
     samples = len(views[0])
     if samples < 2:
         raise ValueError(f"mutual information needs at least 2 samples, got {samples}")
-    if not standardise:
+    if scale != "features":
         kept = torch.stack(views)
-        if sphere:
+        if scale == "samples":
             lengths = torch.linalg.vector_norm(kept, dim=2, keepdim=True)
             # An infinite length would make an embedding 0, not NaN.
             kept = kept / lengths.clamp_min(torch.finfo(dtype).tiny).masked_fill(lengths.isinf(), math.nan)

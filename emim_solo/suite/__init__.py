@@ -22,6 +22,7 @@ _INSTALL = (
 
 
 @cache
+@no_garbage_collection()
 def load_suite() -> Suite:
     """The solo-learn that ``import solo`` finds, with EMIM and the methods of other packages added to its METHODS.
 
@@ -32,13 +33,11 @@ def load_suite() -> Suite:
     version = _version(folder)
     # Files decide, not package metadata: a clone on the path shadows an installed release.
     if (folder / "data").is_dir() and (folder / "args" / "pretrain.py").is_file():
-        with no_garbage_collection():
-            from emim_solo.suite.main import MainSuite
+        from emim_solo.suite.main import MainSuite
 
         suite: Suite = MainSuite(version)
     elif version == "1.0.2":
-        with no_garbage_collection():
-            from emim_solo.suite.release_102 import Release102Suite
+        from emim_solo.suite.release_102 import Release102Suite
 
         suite = Release102Suite(version)
     else:

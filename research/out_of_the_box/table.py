@@ -62,8 +62,7 @@ def compare_choice(by_setting: dict[int, list[dict[str, Any]]]) -> None:
             values, accuracies = [row[key] for row in whole], [accuracy(row) for row in whole]
             correlations.append(spearmanr(values, accuracies).statistic)
             distances.append(max(accuracies) - accuracies[int(np.argmax(values))])
-        found = interval(np.array(distances))
-        print(f"| {name} | {interval(np.array(correlations), digits=2)} | {found} |")
+        print(f"| {name} | {interval(np.array(correlations), digits=2)} | {interval(np.array(distances))} |")
 
 
 def compare_forwards(together: dict[int, dict[str, Any]], each: dict[int, dict[str, Any]]) -> None:

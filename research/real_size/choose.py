@@ -77,7 +77,9 @@ def main() -> None:
     searches = [
         set(yaml.safe_load(path.read_text())["methods"]) for path in Path(__file__).parent.glob("*-recipes.yaml")
     ]
-    if missing := min((search - done for search in searches if done <= search), key=len, default=done):
+    if not (fitting := [search for search in searches if done <= search]):
+        parser.error(f"{arguments.rows} has recipes of no *-recipes.yaml beside this file")
+    if missing := fitting[0] - done:
         parser.error(f"{arguments.rows} has no result so far of {', '.join(sorted(missing))}")
     for method, entries in by_method.items():
         best = max(entries.values(), key=lambda entry: entry.get("mean", 0.0))

@@ -5,8 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -29,8 +28,10 @@ def install() -> None:
     bolts.LinearWarmupCosineAnnealingLR = linear_warmup_cosine_annealing
     for name in ("", ".optimizers", ".optimizers.lr_scheduler"):
         sys.modules["pl_bolts" + name] = bolts
-    with _without_auto_umap():
-        base = importlib.import_module("solo.methods.base")
+    # solo.utils imports its optional AutoUMAP, and with it umap and seaborn, for 3 s: left out here, it can be imported later.
+    sys.modules["solo.utils.auto_umap"] = None  # type: ignore[assignment]
+    base = importlib.import_module("solo.methods.base")
+    del sys.modules["solo.utils.auto_umap"]
     linear = importlib.import_module("solo.methods.linear")
     for model in (base.BaseMethod, linear.LinearModel):
         _modernise_validation(model)
@@ -44,18 +45,6 @@ def install() -> None:
     # 1.0.2 sets compute_on_step=False, which torchmetrics no longer has: calling the metric must only update it.
     knn = importlib.import_module("solo.utils.knn").WeightedKNNClassifier
     knn.forward = lambda self, *args, **kwargs: self.update(*args, **kwargs)
-
-
-@contextmanager
-def _without_auto_umap() -> Iterator[None]:
-    """Import ``solo.utils`` without its optional AutoUMAP, whose umap and seaborn take 3 s to import. Later, it can be."""
-    name: Any = "solo.utils.auto_umap"
-    sys.modules.setdefault(name, None)  # type: ignore[arg-type]
-    try:
-        yield
-    finally:
-        if sys.modules[name] is None:
-            del sys.modules[name]
 
 
 def linear_warmup_cosine_annealing(

@@ -10,18 +10,20 @@ losses are of the batch of one process.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from solo.methods.base import BaseMethod
-from torch import Tensor, nn
+from torch import Tensor
 
 RESEARCH = Path(__file__).resolve().parents[2]
 for folder in (RESEARCH / "out_of_the_box", RESEARCH):
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
 
+import lab  # noqa: E402
 import methods  # noqa: E402
 import rivals  # noqa: E402
 
@@ -31,17 +33,14 @@ class OfViews(BaseMethod):  # type: ignore[misc, unused-ignore]
 
     takes_many_views = True
     WEIGHTS: ClassVar[dict[str, float]] = {}
+    loss: Callable[..., Any]
 
     def __init__(self, cfg: Any = None, **kwargs: Any) -> None:  # main gives one config, 1.0.2 keywords
         own = {name: kwargs.pop(name, value) for name, value in self._defaults().items()}
         super().__init__(*([] if cfg is None else [cfg]), **kwargs)
         self.settings = own if cfg is None else {name: cfg.method_kwargs[name] for name in own}
         hidden, output = self.settings["proj_hidden_dim"], self.settings["proj_output_dim"]
-        self.projector = nn.Sequential(
-            *(nn.Linear(self.features_dim, hidden), nn.BatchNorm1d(hidden), nn.ReLU()),
-            *(nn.Linear(hidden, hidden), nn.BatchNorm1d(hidden), nn.ReLU()),
-            nn.Linear(hidden, output),
-        )
+        self.projector = lab.mlp([self.features_dim, hidden, hidden, output])
 
     @classmethod
     def _defaults(cls) -> dict[str, Any]:
@@ -77,29 +76,20 @@ class OfViews(BaseMethod):  # type: ignore[misc, unused-ignore]
         total: Tensor = out["loss"] + loss
         return total
 
-    def loss(self, *views: Tensor, **weights: float) -> Tensor:
-        raise NotImplementedError
-
 
 class EMPSSL(OfViews):
     WEIGHTS: ClassVar = {"inv_coef": 200.0, "tcr_eps": 0.2}
-
-    def loss(self, *views: Tensor, **weights: float) -> Tensor:
-        return methods.emp_ssl(*views, **weights)
+    loss = staticmethod(methods.emp_ssl)
 
 
 class MMCR(OfViews):
     WEIGHTS: ClassVar = {"lmda": 0.0}
-
-    def loss(self, *views: Tensor, **weights: float) -> Tensor:
-        return rivals.mmcr(*views, **weights)
+    loss = staticmethod(rivals.mmcr)
 
 
 class FroSSL(OfViews):
     WEIGHTS: ClassVar = {"invariance_weight": 1.0}
-
-    def loss(self, *views: Tensor, **weights: float) -> Tensor:
-        return rivals.frossl(*views, **weights)
+    loss = staticmethod(rivals.frossl)
 
 
 class LeJEPA(OfViews):
@@ -107,15 +97,13 @@ class LeJEPA(OfViews):
 
     WEIGHTS: ClassVar = {"lambda_param": 0.05}
 
-    def loss(self, *views: Tensor, **weights: float) -> Tensor:
-        loss: Tensor = rivals.LeJEPA(**weights, large=len(views))(*views)
-        return loss
+    @staticmethod
+    def loss(*views: Tensor, lambda_param: float) -> Any:
+        return rivals.LeJEPA(lambda_param, large=len(views))(*views)
 
 
 class VICRegViews(OfViews):
     """VICReg over all pairs of K views, which is each view to the mean of the views at 2K / (K - 1) times the weight."""
 
     WEIGHTS: ClassVar = {"similarity": 25.0, "variance": 25.0, "covariance": 1.0}
-
-    def loss(self, *views: Tensor, **weights: float) -> Tensor:
-        return methods.vicreg(*views, **weights)
+    loss = staticmethod(methods.vicreg)
