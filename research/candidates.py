@@ -183,6 +183,22 @@ def spanned(
     return (weight * residual - h / len(parts)) / r
 
 
+def schatten(*embeddings: Tensor, power: float = 0.5, pairs: bool = False) -> Tensor:
+    """-tr M^power / r. M is the second moment of the views' mean on the sphere, scaled so that r = min(N, d) directions of variance 1
+    have trace r.
+
+    The integral over e > 0 of log(1 + x / e) e^(power - 1) is pi / (power sin(pi power)) x^power. So this is the information of the noisy
+    mean about the mean, averaged over noise levels with the weight e^(power - 1). Power 1/2 is MMCR. Power 1 is the length of
+    the mean alone; toward power 0 only the spread is left. `pairs` takes the mean of each two views (three at the end if their
+    number is odd) in place of the mean of all.
+    """
+    z = torch.nn.functional.normalize(torch.stack([view.float() for view in embeddings]), dim=-1)
+    r = min(z.shape[1:])
+    groups = z.tensor_split(len(z) // 2) if pairs else [z]
+    eigenvalues = torch.stack([torch.linalg.svdvals(group.mean(0)) for group in groups]).square() * (r / z.shape[1])
+    return -(eigenvalues + 1e-6).pow(power).sum(-1).mean() / r
+
+
 class MovingAverage(torch.nn.Module):
     """The default family with pooled second moments averaged over steps; the history has no gradient.
 
@@ -231,6 +247,7 @@ LOSSES: dict[str, Any] = {
     "centroid": centroid,
     "family": family,
     "spanned": spanned,
+    "schatten": schatten,
     "moving_average": MovingAverage,
     "scheduled": Scheduled,
 }

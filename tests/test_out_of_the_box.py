@@ -95,6 +95,26 @@ def test_mmcr_is_the_information_of_the_noisy_mean_averaged_over_all_noise(
     assert float(found) == pytest.approx(-averaged(lambda e: 0.5 * np.log1p(eigenvalues / e).sum()) / r, rel=1e-4)
 
 
+@pytest.mark.parametrize("power", [1 / 3, 1 / 2, 2 / 3])
+def test_powers_are_the_information_averaged_with_other_weights(methods: Any, power: float) -> None:
+    """By quadrature over the noise e, with the weight e^(power - 1); `pairs` is the mean over the pairs of views."""
+    import candidates
+    from scipy.integrate import quad
+
+    torch.manual_seed(0)
+    views = [torch.randn(8, 5) for _ in range(4)]
+    z = torch.nn.functional.normalize(torch.stack(views), dim=-1).double()
+
+    def expected(group: Any) -> float:
+        x = torch.linalg.svdvals(group.mean(0)).square().numpy() * 5 / 8
+        weight = power * np.sin(np.pi * power) / np.pi
+        return -weight * quad(lambda t: np.log1p(x / np.exp(t)).sum() * np.exp(power * t), -60, 60, limit=500)[0] / 5
+
+    assert float(candidates.schatten(*views, power=power)) == pytest.approx(expected(z), rel=1e-4)
+    of_pairs = (expected(z[:2]) + expected(z[2:])) / 2
+    assert float(candidates.schatten(*views, power=power, pairs=True)) == pytest.approx(of_pairs, rel=1e-4)
+
+
 def test_settings_are_as_drawn() -> None:
     """The committed settings are what the committed seed draws: 40, both halves the same size, within the ranges."""
     pytest.importorskip("lightly")
