@@ -21,14 +21,29 @@ from emim_solo.images.embedded import write_images
 from emim_solo.suite import load_suite
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("NUMBA_OPT", "1")  # UMAP is compiled in each process that uses it: 27 s in place of 39
 
-SLOWEST = "benchmark tune within_epoch export pretraining live_score registration methods runs add_a_method cli many_views umap"
+WITH_UMAP = "benchmark export umap evaluation readme"
+SLOWEST = f"{WITH_UMAP} tune pretraining live_score within_epoch many_views methods runs registration cli add_a_method"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The slowest files first: a worker that began one last would leave the other idle for a minute."""
     places = {f"test_{name}.py": place for place, name in enumerate(SLOWEST.split())}
     items.sort(key=lambda item: places.get(item.path.name, len(places)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A file's tests in one worker, as with ``--dist loadfile``; all that use UMAP in the same one, which compiles it once."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file: str = super()._split_scope(nodeid)
+            return "umap" if Path(file).stem.removeprefix("test_") in WITH_UMAP.split() else file
+
+    return Scheduling(config, log)
 
 
 @contextmanager

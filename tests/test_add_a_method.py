@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import processes
 import pytest
 import torch
 from conftest import SMALL_OVERRIDES
@@ -77,8 +78,13 @@ def test_its_commands_train_evaluate_and_compare(installed: Path, few_digits: Pa
             *(f"+run.{setting.lstrip('+')}" for setting in SMALL_OVERRIDES),
         ],
     }
+    there = f"import sys; sys.path.insert(0, {str(installed)!r})"
     for _, command, *words in COMMANDS[1:4]:
-        done = run("-m", "emim_solo", command, *words, *small.get(command, []), cwd=tmp_path, path=installed)
+        words += small.get(command, [])
+        if command == "pretrain":  # in a new interpreter
+            done = run("-m", "emim_solo", command, *words, cwd=tmp_path, path=installed)
+        else:
+            done = processes.command(command, *words, cwd=tmp_path, prepare=there)
         assert done.returncode == 0, done.stderr[-3000:]
     alone = rows.read(tmp_path / "trained_models" / "rows.jsonl")
     assert [(row["stage"], row["method"]) for row in alone] == [("pretrain", "corinfomax"), ("knn", "corinfomax")]

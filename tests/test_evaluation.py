@@ -256,16 +256,14 @@ def test_the_linear_evaluations_warm_up_is_as_long_as_asked_for(features, quiet)
     assert rates == pytest.approx([0.0, 0.4, 0.4, 0.2])  # two epochs up, half a cosine over the other two
 
 
-def test_three_classes(features, quiet, tmp_path):
+def test_three_classes(features, quiet):
     def first(split: Split) -> Split:
         kept = split.labels < 3
         return Split(split.backbone[kept], None, split.labels[kept])
 
     three = Features(first(features.train), first(features.val), ["0", "1", "2"])
-    for name in three.classes:  # the suite counts the folders
-        (tmp_path / name).mkdir()
-    metrics = linear(three, OmegaConf.merge(quiet, {"data": {"train_path": str(tmp_path)}}), {"max_epochs": 2})
-    assert metrics["acc5"] == 100
+    metrics = linear(three, OmegaConf.merge(quiet, {"data": {"num_classes": 3}}), {"max_epochs": 2})
+    assert metrics["acc5"] == 100  # whatever it has learned: solo-learn's own top 5 of 3 classes is an error
     assert 0 <= knn(three, ks=[5])["backbone_cosine_k5"] <= 100
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import processes
 import pytest
 import torch
 import yaml
@@ -270,25 +271,19 @@ def test_a_full_disk_fails_no_trial_however_often(
 def test_after_a_kill_the_same_command_goes_on_in_two_processes_and_nothing_is_counted_twice(
     searched: Path, written: Written, tmp_path: Path
 ) -> None:
-    command = [sys.executable, "-W", "ignore", "-m", "emim_solo", "tune", *written(tmp_path / "search")]
-    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # sums are rounded by it
-
-    def started(log: str) -> subprocess.Popen[bytes]:
-        with open(tmp_path / log, "wb") as output:
-            return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
-
-    first = started("first.log")
+    command = ["tune", *written(tmp_path / "search")]
+    first = processes.start(*command)
     run = tmp_path / "search" / "emim" / "trial-1"
     while not list(run.glob("*.ckpt")):  # after one of its two epochs
-        assert first.poll() is None, (tmp_path / "first.log").read_text()
+        assert first.poll() is None, first.stderr
         time.sleep(0.02)
     first.send_signal(signal.SIGKILL)
     first.wait()
     assert not (tmp_path / "search" / "trials.jsonl").exists()
 
-    others = [started("second.log"), started("third.log")]
+    others = [processes.start(*command) for _ in range(2)]
     assert [process.wait() for process in others] == [0, 0]
-    logs = [(tmp_path / log).read_text() for log in ("second.log", "third.log")]
+    logs = [process.stdout for process in others]
     assert sum(f"Resuming from '{run}" in log for log in logs) == 1
     ended = [line.split()[1] for log in logs for line in log.splitlines() if line.startswith("trial ") and ";" in line]
     assert sorted(ended) == ["1", "2", "3", "4"]

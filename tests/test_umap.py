@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import itertools
 import json
 import math
@@ -25,8 +26,11 @@ from emim_solo.evaluation.thumbnails import thumbnail, write_sprite_sheet
 from emim_solo.images.folders import RunImages
 from emim_solo.results.palette import PALETTE, class_styles
 
-pytest.importorskip("umap", reason="umap-learn is the extra 'umap'")
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
+    # Not importorskip: each worker of pytest would import UMAP, which takes some seconds, to collect these tests.
+    pytest.mark.skipif(importlib.util.find_spec("umap") is None, reason="umap-learn is the extra 'umap'"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ import operator
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any, TypeVar
 
 import yaml
@@ -21,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from emim_solo.ground.errors import UsageError
 
 Kind = TypeVar("Kind")
+types_of: Callable[[Any], dict[str, Any]] = cache(typing.get_type_hints)  # slow: annotations are texts
 _LONGEST = 80  # characters of a value in an error
 _NAMES = {
     int: "a whole number",
@@ -58,7 +60,7 @@ def read(kind: type[Kind], given: Any, key: str = "") -> Kind:
             place = ".".join(part for part in (key, error.full_key) if part)
             raise UsageError(place, f"{place}: {str(error).splitlines()[0]}; expected a value") from error
     values = _values(kind, given, key, read)
-    hints = typing.get_type_hints(kind)
+    hints = types_of(kind)
     if unknown := [name for name in given if name not in hints]:
         place, nearest = _place(key, unknown[0]), difflib.get_close_matches(str(unknown[0]), hints, n=1, cutoff=0.0)[0]
         raise UsageError(place, f"unknown {place}: did you mean '{nearest}'? Known: {', '.join(hints)}")
@@ -75,7 +77,7 @@ def check(kind: type, given: Any, key: str = "") -> None:
 
 
 def _values(kind: type, given: Any, key: str, nested: Callable[..., Any]) -> dict[str, Any]:
-    hints = typing.get_type_hints(kind)
+    hints = types_of(kind)
     if not isinstance(given, Mapping):
         named = f"{key or 'settings'}={_short(given)}"
         raise UsageError(key, f"{named}: expected settings by name, some of {', '.join(hints)}")

@@ -14,7 +14,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import StrategyRegistry
 from omegaconf import DictConfig
 
-from emim_solo.ground.settings import setting
+from emim_solo.ground.settings import setting, types_of
 
 MOST_PROCESSES = 4_096
 _MOST_CROPS, _MOST_PIXELS, _MOST_WORKERS = 1_000, 4_096, 1_024  # more is a typing error and would exhaust memory
@@ -266,4 +266,4 @@ def leave_out_empty_sections(cfg: DictConfig, kind: type = Config) -> None:
 
 def _section(kind: type, name: str) -> type | None:
     """The dataclass of a field that is a section, else None."""
-    return next((cast(type, option) for option in get_args(get_type_hints(kind)[name]) if is_dataclass(option)), None)
+    return next((cast(type, option) for option in get_args(types_of(kind)[name]) if is_dataclass(option)), None)
