@@ -70,7 +70,7 @@ VIEW: dict[str, Any] = {
     "solarization": {"prob": 0.0},
     "equalization": {"prob": 0.0},
     "horizontal_flip": {"prob": 0.0},
-    "crop_size": 32,
+    "crop_size": 16,
     "num_crops": 2,
 }
 
@@ -110,6 +110,7 @@ def three_classes(few_digits: Path, tmp_path_factory: pytest.TempPathFactory) ->
 # The smallest network of both generations: a third of the time of a ResNet-18, and a fifth of its checkpoints.
 SMALL_BACKBONE: dict[str, Any] = {"name": "vit_tiny", "kwargs": {"mlp_ratio": 0.25}}
 SMALL_OVERRIDES = [
+    "augmentations.0.crop_size=16",
     f"backbone.name={SMALL_BACKBONE['name']}",
     *(f"+backbone.kwargs.{key}={value}" for key, value in SMALL_BACKBONE["kwargs"].items()),
 ]

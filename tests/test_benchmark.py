@@ -58,6 +58,7 @@ def settings(few_digits):
                     "val_path": str(few_digits / "val"),
                     "num_workers": 0,
                 },
+                "augmentations": {0: {"crop_size": 16}},
                 "optimizer": {"batch_size": 32},
                 "enable_progress_bar": False,
                 "accelerator": "cpu",

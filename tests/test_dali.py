@@ -115,7 +115,7 @@ def test_every_epoch_has_the_label_counts_of_the_torchvision_loader(make_jpeg_cf
     for _, _, labels in by_torchvision(make_jpeg_cfg()):
         torchvision.update(labels.tolist())
     assert seen.labels == [torchvision] * 3 == [Counter({0: 16, 1: 32, 2: 48})] * 3
-    assert seen.shapes == {(BATCH, 3, 32, 32)}
+    assert seen.shapes == {(BATCH, 3, 16, 16)}
     assert trainer.global_step == 3 * 96 // BATCH
     assert torch.isfinite(trainer.callback_metrics["train_emim_loss"])
 
@@ -145,9 +145,9 @@ def test_images_held_out_for_the_score_do_not_reach_dali(
 @needs_dali
 def test_emim_takes_small_crops_from_dali(make_jpeg_cfg: Callable[..., DictConfig]) -> None:
     cfg, seen = make_jpeg_cfg(backbone=RESNET, data__format="dali", dali__device="cpu"), Seen()
-    cfg.augmentations.append(OmegaConf.merge(cfg.augmentations[0], {"crop_size": 24, "num_crops": 2}))
+    cfg.augmentations.append(OmegaConf.merge(cfg.augmentations[0], {"crop_size": 8, "num_crops": 2}))
     trainer = fit(cfg, seen)
-    assert seen.shapes == {(BATCH, 3, 32, 32), (BATCH, 3, 24, 24)}
+    assert seen.shapes == {(BATCH, 3, 16, 16), (BATCH, 3, 8, 8)}
     assert torch.isfinite(trainer.callback_metrics["train_emim_loss"])
 
 

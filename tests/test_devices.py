@@ -117,7 +117,7 @@ def step_cfg(make_cfg: MakeCfg) -> MakeCfg:
             **overrides,
         )
         if small_crops:
-            cfg.augmentations.append({**cfg.augmentations[0], "crop_size": 16})
+            cfg.augmentations.append({**cfg.augmentations[0], "crop_size": 8})
         return cfg
 
     return make

@@ -404,7 +404,7 @@ def untrained(folder: Path, cfg: DictConfig) -> Path:
 
 def test_networks_that_the_suite_has_under_a_name_of_its_own(make_cfg: MakeCfg, tmp_path: Path) -> None:
     """solo-learn main puts its ConvNeXt in the place of timm's, and both generations call a Swin otherwise."""
-    kwargs = {"swin_tiny": {"img_size": 32, "window_size": 4}}
+    kwargs = {"swin_tiny": {"img_size": 16, "window_size": 2}}
     if load_suite().generation == "main":
         kwargs["convnext_tiny"] = {}
     files = {}
@@ -412,7 +412,7 @@ def test_networks_that_the_suite_has_under_a_name_of_its_own(make_cfg: MakeCfg, 
         run = untrained(tmp_path / name, prepare(make_cfg(backbone={"name": name, "kwargs": own})).config)
         export(open_checkpoint(run), "timm", run / "weights.pth")
         files[run] = run / "weights.pth"
-    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+    images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(2))
     for run, features in zip(files, alone([*files.values()], images, tmp_path), strict=True):
         torch.testing.assert_close(features, features_of(run, images), rtol=0, atol=1e-6)
 

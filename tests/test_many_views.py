@@ -144,7 +144,7 @@ def test_views_at_once_have_the_outputs_that_each_has_alone(
     cfg = make_cfg(backbone=RESNET)
     cfg.augmentations[0].num_crops = 3
     if small:
-        cfg.augmentations.append(OmegaConf.merge(cfg.augmentations[0], {"crop_size": 16, "num_crops": small}))
+        cfg.augmentations.append(OmegaConf.merge(cfg.augmentations[0], {"crop_size": 8, "num_crops": small}))
     run = prepare(cfg)
     model: Any = built_to_step(run.config)
     indices, views, labels = next(iter(load_suite().train_loader(run.config, run.images)))
@@ -173,10 +173,10 @@ def test_views_at_once_have_the_outputs_that_each_has_alone(
 
 def test_two_views_of_a_size_go_one_at_a_time_as_they_always_did(make_cfg: MakeCfg) -> None:
     cfg = make_cfg(backbone=RESNET)
-    cfg.augmentations.append(OmegaConf.merge(cfg.augmentations[0], {"crop_size": 16}))
+    cfg.augmentations.append(OmegaConf.merge(cfg.augmentations[0], {"crop_size": 8}))
     forwards = Forwards()
     pretrain(prepare(cfg), more_callbacks=[forwards])
-    one = (BATCH, 3, 32, 32), (BATCH, 3, 32, 32), (BATCH, 3, 16, 16), (BATCH, 3, 16, 16)
+    one = (BATCH, 3, 16, 16), (BATCH, 3, 16, 16), (BATCH, 3, 8, 8), (BATCH, 3, 8, 8)
     assert forwards.shapes == [*one] * (160 // BATCH)
 
 

@@ -64,7 +64,7 @@ def test_wandb_without_an_account_is_one_line_before_training(
 
 def with_small_crops(cfg: DictConfig) -> DictConfig:
     """The config with two crops of half the size beside the large ones."""
-    cfg.augmentations.append(OmegaConf.merge(cfg.augmentations[0], {"crop_size": 16, "num_crops": 2}))
+    cfg.augmentations.append(OmegaConf.merge(cfg.augmentations[0], {"crop_size": 8, "num_crops": 2}))
     return cfg
 
 
@@ -81,7 +81,7 @@ def test_emim_takes_every_view_of_multi_crop(
     taken: list[torch.Tensor] = []
     handle = model.projector.register_forward_hook(lambda _, __, z: taken.append(z))
     batch = next(iter(suite.train_loader(run.config, run.images)))
-    assert [tuple(view.shape[-2:]) for view in batch[1]] == [(32, 32)] * 2 + [(16, 16)] * 2
+    assert [tuple(view.shape[-2:]) for view in batch[1]] == [(16, 16)] * 2 + [(8, 8)] * 2
     loss = model.training_step(batch, 0)
     handle.remove()
     assert len(taken) == 4

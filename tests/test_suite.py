@@ -88,7 +88,7 @@ def test_both_views_come_from_the_configs_augmentation(make_cfg: MakeCfg) -> Non
     assert (index, label) == (3, plain_label)
     assert torch.equal(views[0], views[1])
     # the crop of scale 1 may still stretch by up to 4:3; the mean brightness stays
-    assert views[0].shape == image.shape == (3, 32, 32)
+    assert views[0].shape == image.shape == (3, 16, 16)
     assert torch.allclose(views[0].mean(), image.mean(), atol=0.25)
 
 
@@ -221,7 +221,7 @@ def test_loading_imports_no_umap_and_leaves_garbage_collection_on() -> None:
 
 @pytest.mark.parametrize(
     ("backbone", "kwargs"),
-    [("resnet18", {}), ("vit_tiny", {"img_size": 32, "patch_size": 8}), ("convnext_tiny", {})],
+    [("resnet18", {}), ("vit_tiny", {"img_size": 16, "patch_size": 4}), ("convnext_tiny", {})],
 )
 def test_emim_trains_on_backbones_of_timm(backbone: str, kwargs: dict[str, int], make_cfg: MakeCfg) -> None:
     if backbone == "convnext_tiny" and load_suite().generation != "main":
