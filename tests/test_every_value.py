@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from emim_solo.ground import configs
 from emim_solo.ground.errors import UsageError
-from emim_solo.training import schema
+from emim_solo.suite import schema
 from emim_solo.training.pretraining import prepare, pretrain
 
 VALUES: tuple[Any, ...] = (

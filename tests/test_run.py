@@ -25,7 +25,7 @@ from emim_solo.checkpoints.opening import by_epoch, open_checkpoint
 from emim_solo.ground import configs
 from emim_solo.images.folders import Images, find_images
 from emim_solo.results import rows
-from emim_solo.training import schema
+from emim_solo.suite import schema
 from emim_solo.training.pretraining import prepare, pretrain
 from emim_solo.training.resume import decide
 from emim_solo.training.run import composed

@@ -145,6 +145,12 @@ def test_bad_protocols_are_refused(change, key, refused):
         Protocol.read("default", [change])
 
 
+def test_an_augmentation_that_torchvision_does_not_take_is_refused_in_one_line(run, refused):
+    protocol = Protocol.read("digits", ["augmentation.color_jitter.hue=-0.1", "augmentation.color_jitter.prob=1"])
+    with refused("protocol.augmentation", "hue"):
+        ScoredViews(run.cfg, protocol, run.images)
+
+
 VALUES = [
     None,
     "",
@@ -199,6 +205,11 @@ def test_protocol_files(tmp_path, refused):
     default = Protocol.read("default")
     assert Protocol.read("default", ["noise_variance=0.1", "augmentation.grayscale.prob=0.2"]).hash == default.hash
     assert Protocol.read("default", ["noise_variance=1"]).hash != default.hash
+    shorter = OmegaConf.load(configs.root() / "score" / "default.yaml")
+    for name in ("gaussian_blur", "solarization", "equalization"):  # off, as where they are left out
+        del shorter.augmentation[name]
+    OmegaConf.save(shorter, tmp_path / "shorter.yaml")
+    assert Protocol.read(str(tmp_path / "shorter.yaml")).hash == default.hash
 
 
 def test_hashes_of_the_shipped_protocols_are_those_in_rows_of_before():

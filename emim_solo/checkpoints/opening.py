@@ -26,11 +26,11 @@ from torch import nn
 
 from emim_solo.checkpoints.architectures import LIBRARIES, Architecture, Backbone, OnnxNetwork, first_difference
 from emim_solo.checkpoints.contents import DamagedCheckpoint, load, load_weights
-from emim_solo.ground import compare, files
+from emim_solo.ground import files
 from emim_solo.ground.errors import UsageError
-from emim_solo.ground.settings import checked
+from emim_solo.ground.settings import check
 from emim_solo.images.folders import Listings, RunImages, check_held_out, expand_home
-from emim_solo.suite import as_dict, load_suite
+from emim_solo.suite import as_dict, load_suite, schema
 from emim_solo.suite.api import count_classes, in_one_line
 
 ARGUMENTS = "args.json"
@@ -41,19 +41,13 @@ EXPECTED = (
     f"file of 'emim-solo export', or weights of a network of a library, {'|'.join(LIBRARIES)}:NETWORK@FILE"
 )
 _OF_LIBRARY = re.compile(rf"({'|'.join(LIBRARIES)}):([^@]+)@(.+)")
-_DATASETS = ("custom", "cifar10", "cifar100", "stl10", "imagenet100", "imagenet")
-_CHANGEABLE: dict[str, tuple[Any, dict[str, Any]]] = {  # keys that an evaluation may change: type and bounds
-    "data.dataset": (str, {"choices": _DATASETS}),
-    "data.train_path": (str, {}),
-    "data.val_path": (str | None, {}),
-    "data.format": (str, {"choices": ("image_folder", "dali", "h5")}),
-    "data.no_labels": (bool, {}),
-    "data.num_workers": (int, {"least": 0}),
-    "data.image_size": (int, {"least": 1}),
-    "augmentations.0.crop_size": (int, {"least": 1}),
-    "augmentations.0.mean": (tuple[float, float, float], {}),
-    "augmentations.0.std": (tuple[float, float, float], {"above": 0}),
-}
+_CHANGEABLE = (  # keys that an evaluation may change
+    *(
+        f"data.{name}"
+        for name in ("dataset", "train_path", "val_path", "format", "no_labels", "num_workers", "image_size")
+    ),
+    *(f"augmentations.0.{name}" for name in ("crop_size", "mean", "std")),
+)
 _OF_NETWORK = ("backbone.kwargs.KEY", "backbone.small_image_stem")  # may be changed for LIBRARY:NETWORK@FILE
 
 
@@ -242,14 +236,16 @@ def _exported(path: Path, changes: Sequence[str], listings: Listings) -> Weights
 
 def _on_images(cfg: DictConfig, changes: Sequence[str], listings: Listings) -> DictConfig:
     """A config with other images; UsageError for keys of anything else, or for images that do not exist."""
-    cfg = _with_changes(cfg, [change for change in changes if not change.startswith("backbone.")], [*_CHANGEABLE])
+    cfg = _with_changes(cfg, [change for change in changes if not change.startswith("backbone.")], _CHANGEABLE)
     if cfg.data.get("train_path") is None:
         to_do = "Add data.train_path=DIR and, for accuracies, data.val_path=DIR, or data.no_labels=True"
         raise UsageError("data.train_path", f"which images is {cfg.name} to be evaluated on? {to_do}")
-    values = compare.leaves(as_dict(cfg))
-    for key, (kind, bounds) in _CHANGEABLE.items():
-        if key in values:
-            checked(values[key], kind, key, bounds)
+    whole = as_dict(cfg)
+    for place, kind, given in (
+        ("data", schema.Data, whole["data"]),
+        ("augmentations.0", schema.View, whole["augmentations"][0]),
+    ):
+        check(kind, {name: value for name, value in given.items() if f"{place}.{name}" in _CHANGEABLE}, place)
     expand_home(cfg)
     cfg.data.num_classes = None  # count_classes sets it for custom folders; other datasets name their classes
     return count_classes(cfg, RunImages.of(cfg, listings).listed)

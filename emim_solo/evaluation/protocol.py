@@ -11,6 +11,7 @@ import yaml
 from emim_solo.ground import compare, configs, files
 from emim_solo.ground.errors import UsageError
 from emim_solo.ground.settings import from_dotlist, read, setting
+from emim_solo.suite.schema import Augmentation
 
 FEWEST_IMAGES = 4
 SEEDS: dict[str, Any] = {"least": 0, "most": 2**32 - 1}  # the range that every library takes
@@ -19,56 +20,10 @@ VIEWS: dict[str, Any] = {"least": 2, "most": 100_000}  # bounds for views of an 
 
 
 @dataclass(frozen=True)
-class Crop:
-    """A random crop; its share of the image's area is between ``crop_min_scale`` and ``crop_max_scale``."""
-
-    enabled: bool
-    crop_min_scale: float = setting(above=0, most=1)
-    crop_max_scale: float = setting(above=0, most=1)
-
-    def __post_init__(self) -> None:
-        if self.crop_min_scale > self.crop_max_scale:
-            key = "protocol.augmentation.rrc"
-            scales = f"crop_min_scale={self.crop_min_scale} is above crop_max_scale={self.crop_max_scale}"
-            raise UsageError(key, f"{key}: {scales}: expected the smaller one first")
-
-
-@dataclass(frozen=True)
-class ColorJitter:
-    """Random changes of brightness, contrast, saturation and hue, each at most of this size."""
-
-    prob: float = setting(least=0, most=1)
-    brightness: float = setting(least=0)
-    contrast: float = setting(least=0)
-    saturation: float = setting(least=0)
-    hue: float = setting(least=0, most=0.5)
-
-
-@dataclass(frozen=True)
-class Sometimes:
-    """An operation on some of the views, chosen with probability ``prob``."""
-
-    prob: float = setting(least=0, most=1)
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """An entry of ``augmentations`` without crop size, mean and std: these are the run's own."""
-
-    rrc: Crop
-    color_jitter: ColorJitter
-    grayscale: Sometimes
-    gaussian_blur: Sometimes
-    solarization: Sometimes
-    equalization: Sometimes
-    horizontal_flip: Sometimes
-
-
-@dataclass(frozen=True)
 class Protocol:
     """How representations are scored. It is the same for all that are compared and does not depend on their training."""
 
-    augmentation: Augmentation
+    augmentation: Augmentation  # crop size, mean and std are those of the run
     images: int = setting(least=FEWEST_IMAGES, most=2**31)  # at most
     views: int = setting(least=2, most=1000)  # of each image
     features: str = setting(choices=PARTS)
@@ -76,6 +31,12 @@ class Protocol:
     delta: float = setting(above=0)  # LiDAR's delta
     splits: int = setting(least=1, most=1000)  # of the images into random halves, for the intervals
     seed: int = setting(**SEEDS)  # for the choice of images, the views, nulls and splits
+
+    def __post_init__(self) -> None:
+        low, high = self.augmentation.rrc.crop_min_scale, self.augmentation.rrc.crop_max_scale
+        if low > high:
+            key, scales = "protocol.augmentation.rrc", f"crop_min_scale={low} is above crop_max_scale={high}"
+            raise UsageError(key, f"{key}: {scales}: expected the smaller one first")
 
     @property
     def hash(self) -> str:

@@ -19,7 +19,7 @@ from emim_solo.ground.errors import UsageError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """Those of torchvision, which is not imported here because loading torch takes seconds."""
-_FOLDER_DATASETS = ("custom", "imagenet", "imagenet100")
+FOLDER_DATASETS = ("custom", "imagenet", "imagenet100")
 # Made by macOS, Synology, Windows and Linux beside the user's files.
 _SYSTEM_FOLDERS = ("__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found")
 _PATHS = ("data.train_path", "data.val_path", "checkpoint.dir", "auto_umap.dir", "resume_from_checkpoint", "dir")
@@ -140,7 +140,7 @@ class RunImages:
     @staticmethod
     def of(cfg: DictConfig, listings: Listings | None = None) -> RunImages:
         """List the folders that a config names, each once. Errors as in :func:`find_images`."""
-        if cfg.data.dataset not in _FOLDER_DATASETS or cfg.data.get("format") == "h5":
+        if cfg.data.dataset not in FOLDER_DATASETS or cfg.data.get("format") == "h5":
             return RunImages()  # a dataset that is downloaded, or in an HDF5 file
         listings, labelled = listings or Listings(), not cfg.data.get("no_labels", False)
         listed = listings.of(cfg.data.train_path, labelled=labelled, name="data.train_path")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import sys
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -21,10 +22,9 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from emim_solo.ground.errors import UsageError
-from emim_solo.images.folders import Images, load_rgb
+from emim_solo.images.folders import FOLDER_DATASETS, Images, load_rgb
+from emim_solo.suite import schema
 
-_DATASETS = ("imagenet100", "imagenet", "custom")
-_DEFAULTS = {"device": "gpu", "encode_indexes_into_labels": False}
 _BITS_PER_SAMPLE = 258  # TIFF tag
 is_installed = functools.partial(package_available, "nvidia.dali")
 
@@ -44,13 +44,13 @@ def complete_dali(cfg: DictConfig) -> DictConfig:
             "data.format=dali, but NVIDIA DALI is not installed: pip install 'emim-solo[dali]', "
             "or data.format=image_folder",
         )
-    if cfg.data.dataset not in _DATASETS:
+    if cfg.data.dataset not in FOLDER_DATASETS:
         raise UsageError(
             "data.format",
-            f"data.format=dali does not know data.dataset={cfg.data.dataset}: expected one of {', '.join(_DATASETS)}; "
+            f"data.format=dali does not know data.dataset={cfg.data.dataset}: expected one of {', '.join(FOLDER_DATASETS)}; "
             "leave data.format out",
         )
-    cfg.dali = OmegaConf.merge(_DEFAULTS, OmegaConf.select(cfg, "dali", default={}))
+    cfg.dali = OmegaConf.merge(asdict(schema.Dali()), OmegaConf.select(cfg, "dali", default={}))
     if cfg.dali.device == "gpu" and not torch.cuda.is_available():
         raise UsageError("dali.device", "dali.device=gpu, but there is no GPU: add dali.device=cpu")
     if any(OmegaConf.select(view, "equalization.prob", default=0.0) for view in cfg.augmentations):

@@ -23,9 +23,8 @@ from emim_solo.ground.errors import UsageError
 from emim_solo.ground.settings import check, read
 from emim_solo.images.embedded import write_images
 from emim_solo.images.folders import HeldOut, Listings, RunImages, expand_home
-from emim_solo.suite import load_suite
+from emim_solo.suite import load_suite, schema
 from emim_solo.suite.api import device_of, in_one_line, open_copy
-from emim_solo.training import schema
 
 _ONE_CROP = ("wmse", "mae")  # one crop is enough for these, as in solo-learn's main_pretrain.py
 _SIDES = {"cifar10": 32, "cifar100": 32, "stl10": 96, "digits": 32, "fashion-mnist": 28, "fashion-mnist-few": 28}
@@ -129,7 +128,7 @@ def prepare(cfg: DictConfig, listings: Listings | None = None) -> Run:
 
 
 def _check_values(cfg: DictConfig) -> None:
-    """Check that every value fits :class:`emim_solo.training.schema.Config` and that no required value is missing."""
+    """Check that every value fits :class:`emim_solo.suite.schema.Config` and that no required value is missing."""
     with in_one_line("config", "config"):
         values: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
     for key in schema.REFUSED.keys() & values.keys():
@@ -149,7 +148,7 @@ def _check_values(cfg: DictConfig) -> None:
 
 
 def _complete_view(view: DictConfig) -> DictConfig:
-    """An entry of ``augmentations`` with all keys that solo-learn asks for. Of those left out, only the random crop is on."""
+    """An entry of ``augmentations`` with all keys that solo-learn asks for."""
     whole: dict[Any, Any] = asdict(schema.View(crop_size=view.crop_size, num_crops=view.num_crops))
     parts = ({key: value for key, value in part.items() if value is not None} for part in (whole, view))
     return OmegaConf.merge(*parts)  # type: ignore[return-value]

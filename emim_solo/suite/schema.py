@@ -23,19 +23,19 @@ _OF_TRAINER = get_args(get_type_hints(Trainer.__init__)["precision"])
 _PRECISIONS = ("auto", *(value for literal in _OF_TRAINER for value in get_args(literal)))
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Crop:
     enabled: bool = True
     crop_min_scale: float = setting(0.08, above=0, most=1)
     crop_max_scale: float = setting(1.0, above=0, most=1)
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Chance:
     prob: float = setting(0.0, least=0, most=1)
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Jitter(Chance):
     brightness: float | tuple[float, float] = setting(0.0, least=0)
     contrast: float | tuple[float, float] = setting(0.0, least=0)
@@ -43,12 +43,10 @@ class Jitter(Chance):
     hue: float | tuple[float, float] = setting(0.0, least=-0.5, most=0.5)
 
 
-@dataclass(kw_only=True)
-class View:
-    """An entry of ``augmentations``."""
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """What is done to an image to make a view of it. Of the keys that are left out, only the random crop is on."""
 
-    crop_size: int = setting(least=1, most=_MOST_PIXELS)
-    num_crops: int = setting(least=1, most=_MOST_CROPS)
     rrc: Crop = field(default_factory=Crop)
     color_jitter: Jitter = field(default_factory=Jitter)
     grayscale: Chance = field(default_factory=Chance)
@@ -56,6 +54,14 @@ class View:
     solarization: Chance = field(default_factory=Chance)
     equalization: Chance = field(default_factory=Chance)
     horizontal_flip: Chance = field(default_factory=Chance)
+
+
+@dataclass(frozen=True, kw_only=True)
+class View(Augmentation):
+    """An entry of ``augmentations``."""
+
+    crop_size: int = setting(least=1, most=_MOST_PIXELS)
+    num_crops: int = setting(least=1, most=_MOST_CROPS)
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = setting(None, above=0)
 
