@@ -28,10 +28,12 @@ def install() -> None:
     bolts.LinearWarmupCosineAnnealingLR = linear_warmup_cosine_annealing
     for name in ("", ".optimizers", ".optimizers.lr_scheduler"):
         sys.modules["pl_bolts" + name] = bolts
-    # solo.utils imports its optional AutoUMAP, and with it umap and seaborn, for 3 s: left out here, it can be imported later.
-    sys.modules["solo.utils.auto_umap"] = None  # type: ignore[assignment]
+    # solo-learn imports these if UMAP and DALI are installed, for 4 s: left out here, they can be imported later.
+    optional: Any = dict.fromkeys(("solo.utils.auto_umap", "solo.utils.dali_dataloader", "solo.methods.dali"))
+    sys.modules.update(optional)
     base = importlib.import_module("solo.methods.base")
-    del sys.modules["solo.utils.auto_umap"]
+    for name in optional:
+        del sys.modules[name]
     linear = importlib.import_module("solo.methods.linear")
     for model in (base.BaseMethod, linear.LinearModel):
         _modernise_validation(model)
