@@ -73,6 +73,7 @@ VIEW: dict[str, Any] = {
     "crop_size": 16,
     "num_crops": 2,
 }
+LARGER = {**VIEW, "crop_size": 32}  # for networks that divide the side of an image by 32
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from conftest import LARGER
 from huggingface_hub import ModelCard
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
@@ -404,15 +405,17 @@ def untrained(folder: Path, cfg: DictConfig) -> Path:
 
 def test_networks_that_the_suite_has_under_a_name_of_its_own(make_cfg: MakeCfg, tmp_path: Path) -> None:
     """solo-learn main puts its ConvNeXt in the place of timm's, and both generations call a Swin otherwise."""
-    kwargs = {"swin_tiny": {"img_size": 16, "window_size": 2}}
+    kwargs = {"swin_tiny": {"img_size": 32, "window_size": 4}}
     if load_suite().generation == "main":
         kwargs["convnext_tiny"] = {}
     files = {}
     for name, own in kwargs.items():
-        run = untrained(tmp_path / name, prepare(make_cfg(backbone={"name": name, "kwargs": own})).config)
+        run = untrained(
+            tmp_path / name, prepare(make_cfg(backbone={"name": name, "kwargs": own}, augmentations=[LARGER])).config
+        )
         export(open_checkpoint(run), "timm", run / "weights.pth")
         files[run] = run / "weights.pth"
-    images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(2))
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(2))
     for run, features in zip(files, alone([*files.values()], images, tmp_path), strict=True):
         torch.testing.assert_close(features, features_of(run, images), rtol=0, atol=1e-6)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import RESNET
+from conftest import LARGER, RESNET
 from lightning.pytorch import LightningModule
 from omegaconf import DictConfig
 from torch import nn
@@ -221,12 +221,12 @@ def test_loading_imports_no_umap_and_leaves_garbage_collection_on() -> None:
 
 @pytest.mark.parametrize(
     ("backbone", "kwargs"),
-    [("resnet18", {}), ("vit_tiny", {"img_size": 16, "patch_size": 4}), ("convnext_tiny", {})],
+    [("resnet18", {}), ("vit_tiny", {"img_size": 32, "patch_size": 8}), ("convnext_tiny", {})],
 )
 def test_emim_trains_on_backbones_of_timm(backbone: str, kwargs: dict[str, int], make_cfg: MakeCfg) -> None:
     if backbone == "convnext_tiny" and load_suite().generation != "main":
         pytest.skip("solo-learn 1.0.2 has no ConvNeXt")
-    cfg = make_cfg(backbone={"name": backbone, "kwargs": kwargs}, optimizer__batch_size=80)
+    cfg = make_cfg(backbone={"name": backbone, "kwargs": kwargs}, optimizer__batch_size=80, augmentations=[LARGER])
     row = pretrain(prepare(cfg))
     assert row["metrics"]["train_emim_loss_epoch"] > -5
     assert torch.isfinite(torch.tensor(list(row["metrics"].values()))).all()
