@@ -41,14 +41,11 @@ EXPECTED = (
     f"file of 'emim-solo export', or weights of a network of a library, {'|'.join(LIBRARIES)}:NETWORK@FILE"
 )
 _OF_LIBRARY = re.compile(rf"({'|'.join(LIBRARIES)}):([^@]+)@(.+)")
-_CHANGEABLE = (  # keys that an evaluation may change
-    *(
-        f"data.{name}"
-        for name in ("dataset", "train_path", "val_path", "format", "no_labels", "num_workers", "image_size")
-    ),
-    *(f"augmentations.0.{name}" for name in ("crop_size", "mean", "std")),
-)
-_OF_NETWORK = ("backbone.kwargs.KEY", "backbone.small_image_stem")  # may be changed for LIBRARY:NETWORK@FILE
+_OF_DATA = ("dataset", "train_path", "val_path", "format", "no_labels", "num_workers", "image_size")
+_OF_VIEW = ("crop_size", "mean", "std")
+_CHANGEABLE = (*(f"data.{name}" for name in _OF_DATA), *(f"augmentations.0.{name}" for name in _OF_VIEW))
+# An evaluation may change the former; of LIBRARY:NETWORK@FILE it may change the latter, too.
+_OF_NETWORK = ("backbone.kwargs.KEY", "backbone.small_image_stem")
 
 
 @dataclass(frozen=True)
@@ -241,11 +238,9 @@ def _on_images(cfg: DictConfig, changes: Sequence[str], listings: Listings) -> D
         to_do = "Add data.train_path=DIR and, for accuracies, data.val_path=DIR, or data.no_labels=True"
         raise UsageError("data.train_path", f"which images is {cfg.name} to be evaluated on? {to_do}")
     whole = as_dict(cfg)
-    for place, kind, given in (
-        ("data", schema.Data, whole["data"]),
-        ("augmentations.0", schema.View, whole["augmentations"][0]),
-    ):
-        check(kind, {name: value for name, value in given.items() if f"{place}.{name}" in _CHANGEABLE}, place)
+    data, view = whole["data"], whole["augmentations"][0]
+    check(schema.Data, {name: data[name] for name in _OF_DATA if name in data}, "data")
+    check(schema.View, {name: view[name] for name in _OF_VIEW if name in view}, "augmentations.0")
     expand_home(cfg)
     cfg.data.num_classes = None  # count_classes sets it for custom folders; other datasets name their classes
     return count_classes(cfg, RunImages.of(cfg, listings).listed)
