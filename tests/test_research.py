@@ -224,6 +224,21 @@ def test_the_table_of_the_candidates_is_that_of_the_rows(script: Script) -> None
     assert not names
 
 
+def test_the_powers_in_float32_are_those_of_the_rows(script: Script) -> None:
+    results = REPOSITORY / "docs" / "results" / "out-of-the-box"
+    said = script(
+        "out_of_the_box/table.py", results / "rows.jsonl", "--float32", results / "float32.jsonl"
+    ).splitlines()
+    names = {"mmcr less mmcr in bfloat16": "MMCR less MMCR in bfloat16"}
+    names |= {'schatten {"pairs": true} less mmcr': "pairs of views less MMCR"}
+    names |= {f'schatten {{"power": {p / 3}}} less mmcr': f"p = {p}/3 less MMCR" for p in (1, 2)}
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in said[2:]]
+    page = (results / "default.md").read_text()
+    for name, settings, difference in rows:
+        assert f"| {names.pop(name)} | {settings} | {difference} |" in page
+    assert not names
+
+
 def test_what_one_forward_costs_is_that_of_the_rows(script: Script) -> None:
     results = REPOSITORY / "docs" / "results" / "out-of-the-box"
     said = script("out_of_the_box/table.py", results / "rows.jsonl", "--forwards", results / "forwards.jsonl")

@@ -79,6 +79,16 @@ def compare_forwards(together: dict[int, dict[str, Any]], each: dict[int, dict[s
     print(f"\n{found.n} settings: {found.mean:+.2f} ± {found.half_width:.2f} points (95 % t-interval over settings).")
 
 
+def compare_in_float32(in_bfloat16: dict[int, dict[str, Any]], found: dict[str, dict[int, dict[str, Any]]]) -> None:
+    """Print MMCR in float32 less MMCR in bfloat16, and each candidate less MMCR, both in float32."""
+    print("| in float32 | settings | difference |\n|---|---:|---:|")
+    for name, rows in found.items():
+        base = in_bfloat16 if name == "mmcr" else found["mmcr"]
+        less = estimate(accuracy(row) - accuracy(base[setting]) for setting, row in rows.items() if setting in base)
+        label = "mmcr less mmcr in bfloat16" if name == "mmcr" else f"{name} less mmcr"
+        print(f"| {label} | {less.n} | {less.mean:+.2f} ± {less.half_width:.2f} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", type=Path)
@@ -87,7 +97,12 @@ def main() -> None:
     parser.add_argument("--more", type=Path, nargs="+", default=[], help="rows of candidates")
     parser.add_argument("--each", action="store_true", help="the accuracies of each setting, too")
     parser.add_argument("--forwards", type=Path, help="rows of run.py --each: EMIM's default with both forwards, alone")
+    parser.add_argument("--float32", type=Path, help="rows of MMCR and candidates in float32, alone")
     arguments = parser.parse_args()
+    if arguments.float32:
+        found = read(arguments.float32, arguments.half)
+        compare_in_float32(read(arguments.rows, arguments.half)["mmcr"], found)
+        return
     if arguments.forwards:
         compare_forwards(*(read(path, arguments.half)["emim"] for path in (arguments.rows, arguments.forwards)))
         return
