@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -137,18 +136,23 @@ def make_plan(cfg: DictConfig) -> Plan:
         linear = complete_settings(benchmark.linear)
     protocol = asdict(Protocol.read(benchmark.score.protocol))
     entries: list[Entry] = []
-    listings, compose = Listings(), cache(composed)  # a file is the same for all seeds
+    listings = Listings()
+    composed_by_name: dict[str, DictConfig] = {}
+    for name, method in methods.items():
+        with _explained(before=f"{name}: ", after=_UNDER_RUN):
+            composed_by_name[name] = _compose(name, method, benchmark)
     by_name: dict[str, Mapping[str, Any]] = {}
     for seed in seeds:
-        for name, method in methods.items():
+        for name in methods:
             if name not in chosen and name in by_name:  # of another job: one seed is enough to compare terms
                 continue
+            own = composed_by_name[name].copy()
+            own.seed = seed
             with _explained(before=f"{name}: ", after=_UNDER_RUN):
-                cfg = _compose(name, method, seed, benchmark, compose)
-                run = prepare(cfg, listings)
+                run = prepare(own, listings)
             by_name[name] = suite.as_dict(run.config)
             if name in chosen:
-                entries.append(Entry(name, seed, cfg, run, compare.config_hash(by_name[name])))
+                entries.append(Entry(name, seed, own, run, compare.config_hash(by_name[name])))
     _check_terms(by_name, benchmark.deviations or {})
     settings = {name: asdict(getattr(benchmark, name)) for name in ("knn", "diagnostics", "umap")}
     settings["diagnostics"]["protocol"] = protocol
@@ -182,15 +186,13 @@ def _methods(benchmark: Benchmark) -> dict[str, Method]:
     return {name: read(Method, entry or {}, f"methods.{name}") for name, entry in methods.items()}
 
 
-def _compose(
-    name: str, method: Method, seed: int, benchmark: Benchmark, compose: Callable[..., DictConfig]
-) -> DictConfig:
-    """The pretraining config of one run, without the defaults that ``prepare`` adds."""
+def _compose(name: str, method: Method, benchmark: Benchmark) -> DictConfig:
+    """The pretraining config of a method's runs but for the seed, without the defaults that ``prepare`` adds."""
     file, folder = (method.config or "emim").removesuffix(".yaml"), configs.find(benchmark.pretrain)
     if not (folder / f"{file}.yaml").is_file():
         names = ", ".join(name.removesuffix(".yaml") for name in configs.names(folder))
         raise UsageError(f"methods.{name}.config", f"methods.{name}: no '{file}.yaml' in '{folder}'; there are {names}")
-    cfg = compose(folder, file).copy()
+    cfg = composed(folder, file)
     kwargs = suite.as_dict(cfg.get("method_kwargs") or OmegaConf.create())
     if method.method not in (None, cfg.method):  # another method keeps only the projector's widths of this config
         kwargs = {key: kwargs[key] for key in _SHARED_KWARGS if key in kwargs}
@@ -198,7 +200,6 @@ def _compose(
     cfg.method_kwargs = kwargs
     fixed: dict[str, Any] = {
         "name": name,
-        "seed": seed,
         "checkpoint": {"enabled": True, "dir": benchmark.dir, "frequency": 1, "keep_prev": False},
         "auto_resume": {"enabled": False},
         "wandb": {"group": Path(benchmark.dir).name},

@@ -7,10 +7,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import yaml
+from torchvision.transforms import ColorJitter
 
 from emim_solo.ground import compare, configs, files
 from emim_solo.ground.errors import UsageError
 from emim_solo.ground.settings import from_dotlist, read, setting
+from emim_solo.suite.api import in_one_line
 from emim_solo.suite.schema import Augmentation
 
 FEWEST_IMAGES = 4
@@ -37,6 +39,9 @@ class Protocol:
         if low > high:
             key, scales = "protocol.augmentation.rrc", f"crop_min_scale={low} is above crop_max_scale={high}"
             raise UsageError(key, f"{key}: {scales}: expected the smaller one first")
+        jitter, key = self.augmentation.color_jitter, "protocol.augmentation.color_jitter"
+        with in_one_line(key, key):  # torchvision checks its settings
+            ColorJitter(jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue)
 
     @property
     def hash(self) -> str:

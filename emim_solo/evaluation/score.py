@@ -33,8 +33,7 @@ from emim_solo.ground.settings import checked
 from emim_solo.images.folders import RunImages, why_no_accuracy
 from emim_solo.results import rows
 from emim_solo.results.tables import NO_DECAY, SCORES, Cell, Table, no_decay, to_text
-from emim_solo.suite import load_suite
-from emim_solo.suite.api import device_of, in_one_line, whole_size
+from emim_solo.suite.api import device_of, whole_size
 
 NEIGHBOURS = 20
 _COLUMNS = {score.key: score.label for score in SCORES} | {"knn_acc1": f"{NEIGHBOURS}-NN (%)"}
@@ -52,8 +51,6 @@ class ScoredViews:
         of_run = {key: cfg.augmentations[0][key] for key in ("mean", "std") if key in cfg.augmentations[0]}
         of_run["crop_size"] = whole_size(cfg)
         view = OmegaConf.create({**asdict(protocol.augmentation), **of_run, "num_crops": protocol.views})
-        with in_one_line("protocol.augmentation", "augmentation of the protocol"):  # torchvision checks its settings
-            load_suite().view_transform(cfg, view)
         train, val = view_datasets(cfg, view, protocol.views, images)
         dataset: Any = train if val is None else val
         self.which = "validation" if val is not None else "held-out" if images.held else "training"

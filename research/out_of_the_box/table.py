@@ -6,7 +6,7 @@ Accuracy is the mean of 20-NN and linear. A run that diverged has 10 %, which is
 method of the setting, the distance that a tenth of the settings exceed, the share of runs that collapsed or diverged, and
 EMIM's default less the method. Brackets are 95 % intervals by bootstrap over settings, from six settings on. Settings that some method
 lacks are left out and counted; methods without any row are named. With --more, rows of candidates are compared in the same way; the best of a setting stays that of the
-methods, so a candidate's distance can be negative. A second table chooses among the methods of a setting without labels.
+methods, so a candidate's distance can be negative. With --float32, what float32 changes and candidates in float32 less MMCR. A second table chooses among the methods of a setting without labels.
 """
 
 from __future__ import annotations
