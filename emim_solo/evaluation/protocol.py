@@ -40,7 +40,7 @@ class Protocol:
             key, scales = "protocol.augmentation.rrc", f"crop_min_scale={low} is above crop_max_scale={high}"
             raise UsageError(key, f"{key}: {scales}: expected the smaller one first")
         jitter, key = self.augmentation.color_jitter, "protocol.augmentation.color_jitter"
-        with in_one_line(key, key):  # torchvision checks its settings
+        with in_one_line(key, f"{key}={asdict(jitter)}"):  # torchvision checks its settings
             ColorJitter(jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue)
 
     @property
