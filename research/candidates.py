@@ -227,6 +227,29 @@ class MovingAverage(torch.nn.Module):
         return (self.weight * d / 2 * torch.log(2 * (v + self.noise)) - h) / d
 
 
+class Remembered(torch.nn.Module):
+    """MMCR's nuclear norm of the images' mean views, with those of the steps before, without gradient, as more rows: `rows` in all.
+
+    A batch of N images spans N directions at most. A direction that the remembered rows fill already is worth less to the batch.
+    """
+
+    def __init__(self, rows: int = 256) -> None:
+        super().__init__()
+        self.rows = rows
+        self.before: Tensor | None = None
+
+    def forward(self, *embeddings: Tensor) -> Tensor:
+        z = torch.nn.functional.normalize(torch.stack([view.float() for view in embeddings]), dim=-1)
+        c = z.mean(0)
+        samples, d = c.shape
+        means = c if self.before is None else torch.cat((c, self.before))
+        means = means[: max(self.rows, samples)]
+        self.before = means.detach()
+        r = min(len(means), d)
+        scale = math.sqrt(r / len(means)) / r * len(means) / samples  # a gradient as without memory
+        return -torch.linalg.matrix_norm(means, ord="nuc") * scale
+
+
 class Scheduled(torch.nn.Module):
     """The package's loss. Options change from one value to another over the steps, along half a cosine."""
 
@@ -249,5 +272,6 @@ LOSSES: dict[str, Any] = {
     "spanned": spanned,
     "schatten": schatten,
     "moving_average": MovingAverage,
+    "remembered": Remembered,
     "scheduled": Scheduled,
 }

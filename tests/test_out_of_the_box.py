@@ -146,3 +146,37 @@ def test_the_noisy_mean_tells_of_its_image(methods: Any, count: int, samples: in
     expected = r / 2 * torch.log(1 + within / count) - torch.log(1 + eigenvalues).sum() / 2
     found = candidates.spanned(*views, entropy="mean", noise=1.0, averaged=True)
     torch.testing.assert_close(found.double(), expected / r, rtol=1e-4, atol=1e-6)
+
+
+def test_remembered_rows_count_without_gradient_and_up_to_their_number(methods: Any) -> None:
+    """NumPy's singular values of this batch's means over those of the batches before; the value is scaled as without memory."""
+    import candidates
+    import rivals
+
+    samples, dimension, rows = 6, 10, 15
+    loss = candidates.Remembered(rows)
+    torch.manual_seed(0)
+    batches = [[torch.randn(samples, dimension, requires_grad=True) for _ in range(3)] for _ in range(4)]
+    means = [np.mean([view.detach() / view.detach().norm(dim=1, keepdim=True) for view in b], axis=0) for b in batches]
+    for number, batch in enumerate(batches):
+        value = loss(*batch)
+        (slope,) = torch.autograd.grad(value, batch[0])
+        stacked = np.concatenate(means[number::-1])[:rows]
+        scale = (min(stacked.shape) / len(stacked)) ** 0.5 / min(stacked.shape) * len(stacked) / samples
+        assert value.item() == pytest.approx(-scale * np.linalg.svd(stacked, compute_uv=False).sum(), rel=1e-5)
+        if number == 0:  # no memory yet: MMCR up to a factor, and so its direction
+            (own,) = torch.autograd.grad(rivals.mmcr(*batch), batch[0])
+            assert torch.nn.functional.cosine_similarity(slope.flatten(), own.flatten(), dim=0) > 0.9999
+    assert len(stacked) == rows
+
+
+def test_a_direction_that_is_remembered_is_worth_less(methods: Any) -> None:
+    import candidates
+
+    old, new = torch.eye(8)[:4], torch.eye(8)[4:]
+    values = []
+    for second in (old, new):
+        loss = candidates.Remembered(8)
+        loss(old, old)
+        values.append(loss(second, second).item())
+    assert values[1] < values[0]

@@ -22,6 +22,8 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -149,14 +151,15 @@ def judge(model: lab.Model, x: Tensor, y: Tensor, setting: dict[str, Any]) -> di
     return found
 
 
-def candidate(text: str) -> tuple[str, Callable[..., Any], dict[str, Any]]:
-    """Parse ``NAME={key: value}`` into the name in rows, a loss, and its options."""
+def candidate(text: str) -> tuple[str, Callable[..., Any]]:
+    """Parse ``NAME={key: value}`` into the name in rows and a loss with these options."""
     import candidates
 
     name, _, options = text.partition("=")
     kwargs = yaml.safe_load(options or "{}")
     loss = candidates.LOSSES[name]
-    return f"{name} {json.dumps(kwargs)}" if kwargs else name, lambda *z: loss(*z, **kwargs), kwargs
+    made = loss(**kwargs) if isinstance(loss, type) else partial(loss, **kwargs)
+    return f"{name} {json.dumps(kwargs)}" if kwargs else name, made
 
 
 def main() -> None:
@@ -175,7 +178,7 @@ def main() -> None:
     if arguments.candidate:
         if arguments.half != "choose":
             parser.error("candidates are judged on --half choose; what is shown afterwards is a method")
-        losses = {name: loss for name, loss, _ in map(candidate, arguments.candidate)}
+        losses = dict(map(candidate, arguments.candidate))
     else:
         losses = {name: METHODS[name].loss for name in arguments.methods or METHODS}
     arguments.rows.parent.mkdir(parents=True, exist_ok=True)
@@ -198,6 +201,7 @@ def main() -> None:
             if setting["data"] not in cache:
                 cache[setting["data"]] = images_of(setting["data"], arguments.data)
             x, y = cache[setting["data"]]
+            loss = deepcopy(loss)  # some remember the steps of a run
             wall, cpu = time.time(), time.process_time()
             try:
                 model = train(setting, loss, x[: DATA[setting["data"]]["images"]], arguments.seed, each=arguments.each)
