@@ -113,6 +113,10 @@ def test_powers_are_the_information_averaged_with_other_weights(methods: Any, po
     assert float(candidates.schatten(*views, power=power)) == pytest.approx(expected(z), rel=1e-4)
     of_pairs = (expected(z[:2]) + expected(z[2:])) / 2
     assert float(candidates.schatten(*views, power=power, pairs=True)) == pytest.approx(of_pairs, rel=1e-4)
+    pair = [views[0] + 2, views[1] + 2]  # of two views on the sphere the noise is 1 less their cosine
+    noise = 1 - float(torch.nn.functional.cosine_similarity(*pair).mean())
+    by_noise = candidates.schatten(*pair, power=noise)
+    assert float(candidates.schatten(*pair, power="noise")) == pytest.approx(float(by_noise), rel=1e-4)
 
 
 def test_settings_are_as_drawn() -> None:
