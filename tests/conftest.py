@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import processes
 import pytest
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
@@ -20,6 +21,7 @@ from emim_solo.ground.errors import UsageError
 from emim_solo.images.embedded import write_images
 from emim_solo.suite import load_suite
 
+torch.set_num_threads(1)  # two workers for two cores; and sums in one order: some tests compare to the bit
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("NUMBA_OPT", "1")  # UMAP is compiled in each process that uses it: 27 s in place of 39
 

@@ -9,7 +9,6 @@ import dataclasses
 import itertools
 import math
 import random
-import time
 import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,7 +29,7 @@ VALUES: tuple[Any, ...] = (
     *(-1, 0, 1, 1.5, math.inf, math.nan, 10**6, 10**20, True, False),
     *([], [1, 2], [["text"]], {}, {"a": 1}),
 )
-SECONDS = 20  # for the sample
+SAMPLE = 40  # of some thousand cases
 
 
 class Reached(Exception):
@@ -121,14 +120,8 @@ def test_a_sample_of_all_keys_with_values_of_every_kind_is_one_line_or_trains(ba
     print(f"seed {seed}")
     cases = all_cases(base)
     random.Random(seed).shuffle(cases)
-    end, wrong, tried = time.monotonic() + SECONDS, [], 0
-    for key, value in cases:
-        if time.monotonic() > end and tried >= 20:
-            break
-        tried += 1
-        if said := what_happens(base, key, value):
-            wrong.append(said)
-    assert not wrong, f"seed {seed}, {tried} tried:\n" + "\n".join(wrong)
+    wrong = [said for key, value in cases[:SAMPLE] if (said := what_happens(base, key, value))]
+    assert not wrong, f"seed {seed}:\n" + "\n".join(wrong)
 
 
 @pytest.mark.every_value

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import SMALL_BACKBONE
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from PIL import Image
@@ -45,6 +46,8 @@ def run(few_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Checkpoin
         "only": "vicreg",
         "max_epochs": 2,
         "run": {
+            "backbone": SMALL_BACKBONE,
+            "augmentations": {0: {"crop_size": 16}},
             "data": {"train_path": str(few_digits / "train"), "val_path": str(few_digits / "val"), "num_workers": 0},
             "enable_progress_bar": False,
             "accelerator": "cpu",
@@ -64,7 +67,7 @@ def copy(run: Checkpoint, tmp_path: Path) -> Path:
 def changed(run: Checkpoint, **keys: object) -> Checkpoint:
     cfg = run.cfg.copy()
     for key, value in keys.items():
-        OmegaConf.update(cfg, key.replace("__", "."), value, force_add=True)
+        OmegaConf.update(cfg, key.replace("__", "."), value, merge=False, force_add=True)
     return replace(run, cfg=cfg)
 
 
@@ -86,7 +89,7 @@ def features_of(run: Checkpoint, protocol: Protocol) -> torch.Tensor:
 def test_views_are_the_protocols_whatever_workers_batches_and_augmentations_the_run_had(run):
     protocol = Protocol.read("digits", QUICK)
     features = features_of(run, protocol)
-    assert features.shape == (30, 3, 512)
+    assert features.shape == (30, 3, 192)
     views = [
         {**view, "rrc": {"enabled": True, "crop_min_scale": 0.05, "crop_max_scale": 0.1}}
         for view in run.cfg.augmentations
@@ -229,7 +232,7 @@ def test_row_holds_scores_intervals_and_knn(run):
     averaged = knn(extract_features(run, views=3), ks=[20])["backbone_cosine_k20"]
     assert (of_views["knn_views"], of_views["metrics"]["knn_acc1"]) == (3, averaged)
     assert (row["stage"], row["protocol"], row["epochs"]) == ("score", protocol.hash, 2)
-    assert (row["images"], row["of"], row["width"]) == (30, "validation", 512)
+    assert (row["images"], row["of"], row["width"]) == (30, "validation", 192)
 
 
 def test_without_labels_or_validation_images(run, few_digits, tmp_path):
@@ -266,8 +269,8 @@ def test_command_ranks_runs_and_keeps_to_one_protocol(run, copy, refused, capsys
         backbone = next(name for name, value in contents["state_dict"].items() if value.ndim == 4)
         contents["state_dict"][backbone].fill_(torch.nan)
         torch.save(contents, path)
-    narrow = untrained(changed(run, backbone={"name": "vit_tiny", "kwargs": {"img_size": 32}}), copy.parent / "2")
-    score_main([str(broken), str(copy), str(narrow), "--no-knn", "--protocol", "digits", *QUICK])
+    wide = untrained(changed(run, backbone={"name": "resnet18", "kwargs": {}}), copy.parent / "2")
+    score_main([str(broken), str(copy), str(wide), "--no-knn", "--protocol", "digits", *QUICK])
     table = capsys.readouterr().out.splitlines()
     places = {line[0]: line for line in table if line[:1].isdecimal()}
     assert "nan" in places["3"] and "±" in places["1"]
@@ -278,7 +281,7 @@ def test_command_ranks_runs_and_keeps_to_one_protocol(run, copy, refused, capsys
 
     file = copy.parent.parent / "rows.jsonl"
     found = rows.read(file)
-    assert [(row["stage"], row["width"]) for row in found] == [("score", 512), ("score", 512), ("score", 192)]
+    assert [(row["stage"], row["width"]) for row in found] == [("score", 192), ("score", 192), ("score", 512)]
     with refused("protocol", "views (3 there, 2 here)"):
         score_main([str(copy), "--protocol", "digits", *QUICK, "views=2"])
     assert len(rows.read(file)) == 3

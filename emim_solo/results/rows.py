@@ -8,6 +8,7 @@ import platform
 import warnings
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,9 @@ _KEYS = {"stage": str, "name": str, "method": str, "seed": int, "config_hash": s
 _REPORTED = ("emim-solo", "torch", "torchvision", "lightning", "torchmetrics", "timm", "hydra-core", "umap-learn")
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python and of the installed libraries that a result depends on."""
+@cache
+def versions() -> Mapping[str, str]:
+    """Versions of Python and of the installed libraries that a result depends on: read once, each from a file."""
     found = {name: next(iter(metadata.distributions(name=name)), None) for name in _REPORTED}
     libraries = {name: distribution.version for name, distribution in found.items() if distribution is not None}
     return {"python": platform.python_version()} | libraries
@@ -50,7 +52,7 @@ def new_row(stage: str, *, config: Mapping[str, Any], suite: Mapping[str, str], 
         "dataset": config["data"]["dataset"],
         "config_hash": config_hash(config),
         "suite": dict(suite),
-        "versions": versions(),
+        "versions": dict(versions()),
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         **fields,
     }
