@@ -88,15 +88,12 @@ def _read(path: Path, *, weights_alone: bool) -> dict[str, Any]:
     except (FileNotFoundError, IsADirectoryError) as error:
         raise UsageError("checkpoint.missing", f"no checkpoint '{path}': expected a .ckpt file") from error
     except OSError as error:  # an error of the disk says nothing about the file
-        reason = error.strerror or error
-        raise _unreadable(f"cannot read '{path}' ({reason}): expected a file that you may read") from error
+        reason = f"cannot read '{path}' ({error.strerror or error})"
+        raise UsageError("checkpoint.unreadable", f"{reason}: expected a file that you may read") from error
     if not isinstance(contents, Mapping):
-        raise _unreadable(f"'{path}' holds a {type(contents).__name__}: expected weights by name, or a 'state_dict'")
+        reason = f"'{path}' holds a {type(contents).__name__}"
+        raise UsageError("checkpoint.unreadable", f"{reason}: expected weights by name, or a 'state_dict'")
     return dict(contents)
-
-
-def _unreadable(message: str) -> UsageError:
-    return UsageError("checkpoint.unreadable", message)
 
 
 def _parse(file: BinaryIO, path: Path, *, weights_alone: bool) -> Any:
@@ -124,7 +121,8 @@ def _parse(file: BinaryIO, path: Path, *, weights_alone: bool) -> Any:
             raise UsageError("checkpoint.code", f"{reason}: save its tensors alone, without such objects") from error
         if whole:  # the checksums are right: too little memory, or a kind of file that torch does not load this way
             reason = f"torch cannot load '{path}', which is whole ({type(error).__name__}: {reason[:200]})"
-            raise _unreadable(f"{reason}: expected what torch.save or safetensors writes") from error
+            expected = "expected what torch.save or safetensors writes"
+            raise UsageError("checkpoint.unreadable", f"{reason}: {expected}") from error
         raise DamagedCheckpoint(path, type(error).__name__) from error
 
 
