@@ -34,18 +34,9 @@ TOLERANCE, ONNX_TOLERANCE = 1e-6, 1e-4  # of features, relative to the largest o
 def export(checkpoint: Checkpoint, to: str, file: Path, licence: str = "other") -> list[str]:
     """Write a run's backbone and its model card ``<file>.md``, each whole or not at all, if the export gives the run's features.
 
-    Args:
-        checkpoint: of any method of solo-learn.
-        to: ``torchvision`` or ``timm``: a state dict in the library's names. ``safetensors``: the same, in the names of the first
-            of the two that has the network. ``onnx``: the network, for any number of images of the size in training.
-        file: to write.
-        licence: of the weights, as model cards name it.
-
-    Returns:
-        The lines of Python that load the file.
-
-    Raises:
-        UsageError: the format does not have the network (the message names one that does), or features are not finite.
+    ``to`` is one of :data:`SUFFIXES`; safetensors has the names of the first library that has the network. ``licence`` is that of
+    the weights. Returns the lines of Python that load the file. UsageError if the format does not have the network (the message
+    names one that does), or if features are not finite.
     """
     cfg = checkpoint.trained
     files.writable_folder(file.parent, "--output")

@@ -130,9 +130,8 @@ def _check_features(model: LightningModule, cfg: DictConfig) -> None:
         raise UsageError("backbone.kwargs.in_chans", f"{reason}: expected weights for 3, images are shown in RGB")
     images = load_suite().evaluation_transform(cfg)(Image.new("RGB", (64, 64))).unsqueeze(0)
     key, what = "augmentations.0.crop_size", f"{cfg.name} does not take images of {images.shape[-1]} pixels"
-    with in_one_line(
-        key, what, f"of folders, set {key} to the size that it was trained at"
-    ):  # a ViT takes only one size
+    to_do = f"of folders, set {key} to the size that it was trained at"
+    with in_one_line(key, what, to_do):  # a ViT takes only one size
         features = model(images)["feats"]
     shape = getattr(features, "shape", ())
     if len(shape) != 2:
@@ -141,17 +140,11 @@ def _check_features(model: LightningModule, cfg: DictConfig) -> None:
 
 
 def open_checkpoint(place: Path | str, changes: Sequence[str] = (), listings: Listings | None = None) -> Checkpoint:
-    """Find what can be evaluated: the latest whole checkpoint of a run, or a file of weights.
+    """Find what can be evaluated at a place of :data:`EXPECTED`: the latest whole checkpoint of a run, or a file of weights.
 
-    Args:
-        place: a run's folder, one of its ``.ckpt`` files, a file that ``emim-solo export`` has written, or
-            ``torchvision:NETWORK@FILE``, ``timm:NETWORK@FILE``.
-        changes: ``key=value`` each, for the images to evaluate on, in the schema of pretraining (``data.train_path``,
-            ``augmentations.0.crop_size``). For a library's network also keys of ``backbone``.
-        listings: folders that are listed already.
-
-    Raises:
-        UsageError: no such place, no whole checkpoint, no such images, or the installed solo-learn lacks the method or generation.
+    ``changes`` are ``key=value`` each, for the images to evaluate on, in the schema of pretraining (``data.train_path``,
+    ``augmentations.0.crop_size``); for a library's network also keys of ``backbone``. UsageError if there is no such place, no
+    whole checkpoint, no such images, or if the installed solo-learn lacks the method or generation.
     """
     listings = listings or Listings()
     if match := _OF_LIBRARY.fullmatch(str(place)):
