@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -202,17 +202,11 @@ def extract_features(checkpoint: Checkpoint, folder: Path | None = None, views: 
     else:
         datasets = view_datasets(cfg, cfg.augmentations[0], views, images)
         train, val = (each if each is None else view_loader(cfg, each, views, cfg.seed) for each in datasets)
+    dataset = train.dataset if views is None else train.dataset.dataset
+    names = getattr(dataset, "classes", range(cfg.data.num_classes or 0))
     of = partial(extract, checkpoint.model().to(device_of(cfg)), folder=folder, views=views or 1)
     return Features(
         of(train, f"{cfg.name}: training images"),
         None if val is None else of(val, f"{cfg.name}: validation images"),
-        [] if cfg.data.get("no_labels", False) else class_names(train.dataset, cfg.data.num_classes or 0),
+        [] if cfg.data.get("no_labels", False) else [str(name) for name in names],
     )
-
-
-def class_names(dataset: Any, number: int) -> list[str]:
-    """Names of the classes by label: the dataset's own if it has them, else numbers."""
-    while not hasattr(dataset, "classes") and hasattr(dataset, "dataset"):
-        dataset = dataset.dataset
-    names: Sequence[Any] = getattr(dataset, "classes", range(number))
-    return [str(name) for name in names]
