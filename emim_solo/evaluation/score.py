@@ -149,15 +149,10 @@ Views are drawn by one protocol for all checkpoints. Prints each score with half
     parser.add_argument("--another-protocol", action="store_true", help="append rows beside those of other protocols")
     parser.add_argument("--epochs", action="store_true", help="score every checkpoint of each run, and draw a curve")
     parser.add_argument("--output", type=Path, default=Path("score"), help="folder for the curve")
-    parser.add_argument(
-        "--no-knn", action="store_true", help=f"leave out the {NEIGHBOURS}-NN accuracy, which needs labels"
-    )
-    parser.add_argument(
-        "--knn-views",
-        type=int,
-        metavar="K",
-        help=f"average the features of the {NEIGHBOURS}-NN over K views of each image",
-    )
+    text = f"leave out the {NEIGHBOURS}-NN accuracy, which needs labels"
+    parser.add_argument("--no-knn", action="store_true", help=text)
+    text = f"average the features of the {NEIGHBOURS}-NN over K views of each image"
+    parser.add_argument("--knn-views", type=int, metavar="K", help=text)
     parser.add_argument("--json", action="store_true", help="print protocol and ranked rows in JSON, nothing else")
     flags, of_protocol, changes = split(arguments)
     options = parser.parse_args(flags)
