@@ -111,9 +111,8 @@ def knn(
     train, val = features.train, features.to_judge()
     metrics: dict[str, float] = {}
     for part, matrix in val.parts().items():
-        of_train: Tensor = getattr(train, part)
         for distance in distances:
-            judged = (of_train, train.labels, matrix, val.labels)
+            judged = (train.parts()[part], train.labels, matrix, val.labels)
             by_k = knn_accuracies(*judged, ks=ks, distance=distance, **settings)
             metrics |= {f"{part}_{distance}_k{k}": accuracy for k, accuracy in by_k.items()}
     return metrics | {"fewest_val_images": float(val.labels.bincount(minlength=len(features.classes)).min())}

@@ -21,10 +21,10 @@ def thumbnail(image: Image.Image) -> Image.Image:
 
 def write_sprite_sheet(thumbnails: Any, indices: Sequence[int], path: Path) -> int:
     """Write images of a dataset of :func:`thumbnail` into one WebP file, row by row; returns the number of columns."""
-    columns = max(1, math.ceil(math.sqrt(len(indices))))
+    columns = math.ceil(math.sqrt(len(indices)))
     sheet = Image.new("RGB", (columns * SIDE, math.ceil(len(indices) / columns) * SIDE), "white")
     for position, index in enumerate(indices):
-        sheet.paste(thumbnails[int(index)][0], (position % columns * SIDE, position // columns * SIDE))
+        sheet.paste(thumbnails[index][0], (position % columns * SIDE, position // columns * SIDE))
     with whole(path) as unfinished:
         sheet.save(unfinished, quality=QUALITY, method=4)
     return columns
