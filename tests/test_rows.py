@@ -76,31 +76,28 @@ def test_missing_file_and_older_schema(tmp_path: Path, refused: Any) -> None:
         rows.read(tmp_path / "rows.jsonl")
 
 
-def test_each_line_is_parsed_once_whoever_appends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    parsed, loads = [], json.loads
-    monkeypatch.setattr(rows.json, "loads", lambda line: parsed.append(line) or loads(line))
+def test_newest_rows_are_seen_whoever_appends(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    kept = rows.Rows(path)
+    newest = rows.NewestRows(path)
     asked = "run", 3, compare.config_hash(CONFIG)
-    assert kept.newest(*asked) == {} and kept.all() == []
+    assert newest.of_run(*asked) == {}
     first, second, third = (
         rows.new_row("knn", config=CONFIG, suite=SUITE, metrics={"top1": n}) for n in (1.0, 2.0, 3.0)
     )
     rows.append(path, first)
-    assert kept.newest(*asked) == {"knn": first}
+    assert newest.of_run(*asked) == {"knn": first}
     with open(path, "a") as file:  # another job, in the middle of its row
         file.write(json.dumps(second)[:50])
     with pytest.warns(UserWarning, match="jsonl:2: passed over"):
-        assert kept.newest(*asked) == {"knn": first}
+        assert newest.of_run(*asked) == {"knn": first}
     with open(path, "a") as file:
         file.write(json.dumps(second)[50:] + "\n")
-    assert kept.newest(*asked) == {"knn": second} == kept.newest(*asked)
+    assert newest.of_run(*asked) == {"knn": second}
     rows.append(path, third | {"seed": 4})
-    assert kept.newest("run", 4, asked[2])["knn"]["metrics"] == {"top1": 3.0}
-    assert kept.newest(*asked) == {"knn": second}
-    assert len(parsed) == 4 and kept.all() == rows.read(path)
+    assert newest.of_run("run", 4, asked[2])["knn"]["metrics"] == {"top1": 3.0}
+    assert newest.of_run(*asked) == {"knn": second}
     path.unlink()
-    assert kept.all() == [] and kept.newest(*asked) == {}
+    assert newest.of_run(*asked) == {}
 
 
 # -- rows of before ------------------------------------------------------------------------------------------------

@@ -76,7 +76,7 @@ class Runner:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.rows = rows.Rows(plan.folder / ROWS)
+        self.rows = rows.NewestRows(plan.folder / ROWS)
         self.problems: list[str] = []
         self.forecast: dict[str, float] = {}  # expected seconds by stage
         self.costs: dict[str, Cost] = {}
@@ -104,7 +104,7 @@ class Runner:
 
     def _rows_of(self, run: Entry) -> Mapping[str, Mapping[str, Any]]:
         """Newest row of each stage of a run, with this config."""
-        return self.rows.newest(run.name, run.seed, run.config_hash)
+        return self.rows.of_run(run.name, run.seed, run.config_hash)
 
     def _diverged(self, run: Entry) -> bool:
         return bool(self._rows_of(run).get("pretrain", {}).get("failed"))

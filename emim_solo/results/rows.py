@@ -72,57 +72,38 @@ def append(path: str | os.PathLike[str], row: Mapping[str, Any]) -> None:
         os.fsync(file.fileno())
 
 
-class Rows:
-    """The rows of a file, which need not exist yet. Each line is parsed once, however often the rows are read."""
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
-        self._start_again()
-
-    def _start_again(self) -> None:
-        self._rows: list[dict[str, Any]] = []
-        self._newest: dict[tuple[str, int, str], dict[str, dict[str, Any]]] = {}
-        self._size = self._characters = self._lines = 0
-
-    def all(self) -> list[dict[str, Any]]:
-        """Every complete row, oldest first."""
-        size = self.path.stat().st_size if self.path.is_file() else 0
-        if size < self._size:  # a shorter file has replaced it
-            self._start_again()
-        if size > self._size:
-            self._size = size
-            self._read(files.read_text(self.path)[self._characters :])
-        return self._rows
-
-    def newest(self, name: str, seed: int, config_hash: str) -> Mapping[str, dict[str, Any]]:
-        """The newest row of each stage of one run."""
-        self.all()
-        return self._newest.get((name, seed, config_hash), {})
-
-    def _read(self, text: str) -> None:
-        for line in text.splitlines(keepends=True):
-            place = f"{self.path}:{self._lines + 1}"
-            if line.strip():
-                try:
-                    row = _checked(json.loads(line), place)
-                except json.JSONDecodeError:
-                    warnings.warn(f"{place}: passed over a line that is cut short", stacklevel=4)
-                    if not line.endswith("\n"):  # its writer may not have finished it
-                        return
-                else:
-                    self._rows.append(row)
-                    self._newest.setdefault((row["name"], row["seed"], row["config_hash"]), {})[row["stage"]] = row
-            self._characters += len(line)
-            self._lines += line.endswith("\n")
-
-
 def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """All complete rows. A line cut short by a kill gives a warning; other bad lines or no file, a UsageError."""
+    """All complete rows, oldest first. A line cut short by a kill gives a warning; other bad lines or no file, a UsageError."""
     if not Path(path).is_file():
         raise UsageError(
             "rows.missing", f"no results at '{path}': expected the rows.jsonl of a finished run; run one first"
         )
-    return Rows(path).all()
+    rows = []
+    for number, line in enumerate(files.read_text(path).splitlines(), start=1):
+        place = f"{path}:{number}"
+        try:
+            if line.strip():
+                rows.append(_checked(json.loads(line), place))
+        except json.JSONDecodeError:
+            warnings.warn(f"{place}: passed over a line that is cut short", stacklevel=2)
+    return rows
+
+
+class NewestRows:
+    """The newest row of each stage of each run in a file, which need not exist yet. It is read again when its size changes."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path, self._size = Path(path), 0
+        self._stages: dict[tuple[str, int, str], dict[str, dict[str, Any]]] = {}
+
+    def of_run(self, name: str, seed: int, config_hash: str) -> Mapping[str, dict[str, Any]]:
+        """The rows of one run by stage."""
+        size = self.path.stat().st_size if self.path.is_file() else 0
+        if size != self._size:
+            self._size, self._stages = size, {}
+            for row in read(self.path) if size else ():
+                self._stages.setdefault((row["name"], row["seed"], row["config_hash"]), {})[row["stage"]] = row
+        return self._stages.get((name, seed, config_hash), {})
 
 
 def of_checkpoint(
