@@ -183,21 +183,18 @@ def test_trials_of_other_images_are_refused(
         tune_main(written(searched, images))
 
 
-def test_a_folder_of_version_0_2_goes_on_and_its_images_are_recorded(
+def test_a_folder_of_version_0_2_which_recorded_no_images_goes_on(
     searched: Path, written: Written, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = shutil.copytree(searched, tmp_path / "search")
     with sqlite3.connect(folder / "study.db") as database:
         (text,) = database.execute("select value_json from study_user_attributes where key = 'search'").fetchone()
         old = json.loads(text)
-        recorded = old.pop("images")
+        del old["images"]
         database.execute("update study_user_attributes set value_json = ? where key = 'search'", (json.dumps(old),))
     database.close()
     tune_main(written(folder))
-    assert "recorded no images" in capsys.readouterr().out
-    assert optuna.load_study(study_name="tune", storage=f"sqlite:///{folder}/study.db").user_attrs["search"] == (
-        old | {"images": recorded}
-    )
+    assert f"{TRIALS} of {TRIALS} trials are there" in capsys.readouterr().out
 
 
 # -- folders and disks -----------------------------------------------------------------------------------------------
