@@ -223,7 +223,8 @@ ODD_METHODS = dict(zip(("$emim$", "<b>&\"'^_$x$", "$emim$ null"), METHODS.values
 
 @pytest.fixture(scope="module")
 def odd_folder(tmp_path_factory) -> Path:
-    """Methods and classes with names that mean something to matplotlib, HTML, SVG or Markdown; no labels in one split."""
+    """Methods and classes with names that mean something to matplotlib, HTML, SVG or Markdown; no labels and no
+    thumbnails in one split."""
     folder = tmp_path_factory.mktemp("odd")
     write_files(write_rows(folder, seeds=2, methods=ODD_METHODS), seeds=2, methods=ODD_METHODS)
     for split, change in (
@@ -232,6 +233,7 @@ def odd_folder(tmp_path_factory) -> Path:
     ):
         path = folder / "umap" / f"{split}.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    (folder / "umap" / "train.webp").unlink()
     report.write_report(folder)
     return folder
 
@@ -473,6 +475,7 @@ def test_odd_names_and_images_without_labels(page, odd_folder, folder, tmp_path)
         page.evaluate("document.querySelectorAll('.stage')[0].focus({focusVisible: true})")
         assert re.fullmatch(r"image \d+", page.evaluate("document.getElementById('umap-said').textContent"))
         assert re.fullmatch(r"image \d+", page.evaluate("document.querySelector('.tip').innerText").strip())
+        assert not page.evaluate("document.querySelector('.tip i').checkVisibility()"), "no picture, no place for one"
         colours = page.evaluate(
             "[...new Uint32Array(document.querySelector('.stage canvas').getContext('2d')"
             ".getImageData(0, 0, 400, 400).data.buffer)].filter(pixel => pixel >>> 24 > 210)"

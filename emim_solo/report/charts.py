@@ -56,7 +56,7 @@ def draw(name: str, title: str, paint: Callable[[Axes], None], *, height: float 
         figure.patch.set_visible(False)
         paint(figure.subplots())
         file = io.StringIO()
-        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+        figure.savefig(file, format="svg")
     svg = file.getvalue()
     svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     # In tags only: the text between them may be a user's name for a method.

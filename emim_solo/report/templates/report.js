@@ -56,11 +56,10 @@
 
   function fit(canvas, width, height) {
     const ratio = devicePixelRatio || 1;
-    canvas.width = Math.round(width * ratio);
+    canvas.width = Math.round(width * ratio); // which clears it
     canvas.height = Math.round(height * ratio);
     const context = canvas.getContext("2d");
-    context.setTransform(ratio, 0, 0, ratio, 0, 0);
-    context.clearRect(0, 0, width, height);
+    context.scale(ratio, ratio);
     return context;
   }
 
@@ -215,26 +214,20 @@
       const box = stage.getBoundingClientRect();
       return nearest(panel, event.clientX - box.left, event.clientY - box.top, NEAR);
     };
+    const central = () => nearest(panel, stage.clientWidth / 2, stage.clientHeight / 2, Infinity);
     stage.addEventListener("pointermove", (event) => select(at(event), panel, false));
     stage.addEventListener("pointerdown", (event) => select(at(event), panel, true));
     stage.addEventListener("pointerleave", (event) => { if (event.pointerType === "mouse") select(null, null, false); });
     stage.addEventListener("focus", () => {
-      if (!stage.matches(":focus-visible")) return;
-      const { width, height } = stage.getBoundingClientRect();
-      select(active ?? nearest(panel, width / 2, height / 2, Infinity), panel, true);
+      if (stage.matches(":focus-visible")) select(active ?? central(), panel, true);
     });
     stage.addEventListener("blur", () => select(null, null, false));
     stage.addEventListener("keydown", (event) => {
       if (event.key === "Escape") { select(null, null, false); return; }
       const direction = ARROWS[event.key];
-      if (!direction || !panel.pixels.length) return;
+      if (!direction) return;
       event.preventDefault();
-      if (active === null) {
-        const { width, height } = stage.getBoundingClientRect();
-        select(nearest(panel, width / 2, height / 2, Infinity), panel, true);
-      } else {
-        select(step(panel, ...direction) ?? active, panel, true);
-      }
+      select(active === null ? central() : step(panel, ...direction) ?? active, panel, true);
     });
     return panel;
   }
