@@ -23,7 +23,6 @@ from emim_solo.suite.api import device_of
 from emim_solo.suite.views import check_memory
 from emim_solo.training.run import Run
 
-STEPS = 4
 _REPEATS = 3
 _LOADED = 8  # images whose loading is timed
 
@@ -59,7 +58,7 @@ def _now() -> float:
     return time.perf_counter()
 
 
-def measure(run: Run, *, steps: int = STEPS) -> Cost:
+def measure(run: Run, *, steps: int = 4) -> Cost:
     """Time a few training steps of a new model, the first as warm-up, then its loss alone on the same tensors."""
     suite, cfg = load_suite(), run.config
     seed_everything(cfg.seed, workers=True, verbose=False)

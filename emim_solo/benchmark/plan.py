@@ -113,7 +113,8 @@ class Plan:
     folder: Path  # of all output
     runs: list[Entry]  # every method with the first seed, then with the next
     settings: dict[str, dict[str, Any]]  # by stage; empty for a score that is disabled
-    views: int | None = None  # per image, over which features are averaged
+    protocol: Protocol  # of the score
+    views: int | None  # per image, over which features are averaged
 
 
 def make_plan(cfg: DictConfig) -> Plan:
@@ -134,7 +135,7 @@ def make_plan(cfg: DictConfig) -> Plan:
         raise UsageError("only", f"only={chosen}: expected some of {', '.join(methods)}")
     with _explained("linear.", "linear: "):
         linear = complete_settings(benchmark.linear)
-    protocol = asdict(Protocol.read(benchmark.score.protocol))
+    protocol = Protocol.read(benchmark.score.protocol)
     entries: list[Entry] = []
     listings = Listings()
     composed_by_name: dict[str, DictConfig] = {}
@@ -155,9 +156,9 @@ def make_plan(cfg: DictConfig) -> Plan:
                 entries.append(Entry(name, seed, own, run, compare.config_hash(by_name[name])))
     _check_terms(by_name, benchmark.deviations or {})
     settings = {name: asdict(getattr(benchmark, name)) for name in ("knn", "diagnostics", "umap")}
-    settings["diagnostics"]["protocol"] = protocol
-    settings |= {"linear": linear, "score": protocol if benchmark.score.enabled else {}}
-    return Plan(Path(benchmark.dir), entries, settings, benchmark.views)
+    settings["diagnostics"]["protocol"] = asdict(protocol)
+    settings |= {"linear": linear, "score": asdict(protocol) if benchmark.score.enabled else {}}
+    return Plan(Path(benchmark.dir), entries, settings, protocol, benchmark.views)
 
 
 @contextmanager

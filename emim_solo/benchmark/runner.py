@@ -31,12 +31,10 @@ from emim_solo.evaluation.commands import evaluation_row
 from emim_solo.evaluation.features import Features, extract_features
 from emim_solo.evaluation.knn import knn
 from emim_solo.evaluation.linear import linear, logistic
-from emim_solo.evaluation.protocol import Protocol
 from emim_solo.evaluation.score import SeenViews, score_checkpoint, see
 from emim_solo.evaluation.umap import make_pictures
 from emim_solo.ground import files
 from emim_solo.ground.errors import UsageError
-from emim_solo.ground.settings import read
 from emim_solo.ground.stopping import Stopped
 from emim_solo.images.folders import differing_images
 from emim_solo.report.page import ROWS, spectrum_file, write_report
@@ -81,8 +79,8 @@ class Runner:
         self.forecast: dict[str, float] = {}  # expected seconds by stage
         self.costs: dict[str, Cost] = {}
         self.made = 0
-        protocol = read(Protocol, plan.settings["diagnostics"]["protocol"], "protocol")
-        self.protocol = protocol if plan.settings["score"] else replace(protocol, views=2)  # two for the diagnostics
+        # the diagnostics take two views
+        self.protocol = plan.protocol if plan.settings["score"] else replace(plan.protocol, views=2)
         self.start = time.perf_counter()
         files.writable_folder(plan.folder, "dir")
         self._check_images()

@@ -46,15 +46,12 @@ class Metric:
             return row["seconds"] / row["epochs"] if row.get("seconds") and row.get("epochs") else None
         if self.source == "peak_memory_mb":
             return row.get(self.source)
-        value = row.get("metrics", {}).get(self.source, "absent")
-        if value == "absent":
+        metrics = row.get("metrics", {})
+        if self.source not in metrics:
             return None
         # Standard JSON has no NaN; some writers store null instead.
-        return math.nan if value is None else float(value)
+        return math.nan if metrics[self.source] is None else float(metrics[self.source])
 
-
-FEW_IMAGES = 3
-"""Below this number of validation images in a class, the table has a warning."""
 
 LINEAR, LOGISTIC, NEAREST = ACCURACIES = tuple(
     Metric(key=stage, label=f"{label} top-1", unit="%", stage=stage, source=source, best_is_highest=True)
@@ -212,7 +209,7 @@ def dataset_name(row: Row) -> str:
 
 def collect(rows: Sequence[Row]) -> Results:
     """Group rows, oldest first, into runs. A UsageError if no pretraining has finished or the images differ."""
-    newest = {(str(row["name"]), int(row["seed"])): row for row in rows if row["stage"] == "pretrain"}
+    newest = {(row["name"], row["seed"]): row for row in rows if row["stage"] == "pretrain"}
     if not newest:
         text = f"no finished run among {len(rows)} rows: start the benchmark again, it goes on where it stopped"
         raise UsageError("rows.missing", text)
@@ -226,7 +223,7 @@ def collect(rows: Sequence[Row]) -> Results:
         raise UsageError("rows.mixed", f"rows of {mixed}; keep each benchmark in a folder of its own")
     runs: dict[tuple[str, int], dict[str, Row]] = {}
     for row in rows:
-        run = (str(row["name"]), int(row["seed"]))
+        run = row["name"], row["seed"]
         if run in newest and row["config_hash"] == newest[run]["config_hash"]:
             runs.setdefault(run, {})[row["stage"]] = row
     return Results(runs, list(dict.fromkeys(name for name, _ in runs)))
@@ -329,7 +326,7 @@ def notes(results: Results) -> Iterator[Note]:
             text = f"solo-learn's Barlow Twins has 1/{processes} of the gradient in {processes} processes"
             yield Note(f"{name}: {text} (docs/distributed.md).")
     fewest = Metric(stage="knn", source="fewest_val_images")
-    few = [value for name in results.names for value in results.values(name, fewest).values() if value < FEW_IMAGES]
+    few = [value for name in results.names for value in results.values(name, fewest).values() if value < 3]
     if few:
         yield Note(f"Few validation images: {min(few):.0f} in the rarest class, too few to judge by.", warns=True)
     scored = any("score" in stages for stages in results.rows.values())
