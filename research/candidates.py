@@ -183,7 +183,7 @@ def spanned(
     return (weight * residual - h / len(parts)) / r
 
 
-def schatten(*embeddings: Tensor, power: float | str = 0.5, pairs: bool = False) -> Tensor:
+def schatten(*embeddings: Tensor, power: float | str = 0.5, least: float = 0.0, pairs: bool = False) -> Tensor:
     """-tr M^power / r. M is the second moment of the views' mean on the sphere, scaled so that r = min(N, d) directions of variance 1
     have trace r.
 
@@ -192,10 +192,11 @@ def schatten(*embeddings: Tensor, power: float | str = 0.5, pairs: bool = False)
     the mean alone; toward power 0 only the spread is left. `pairs` takes the mean of each two views (three at the end if their
     number is odd) in place of the mean of all. Power "noise" is the share of the variance that the views of an image do not have in
     common, of each batch anew: agreement counts as much as it lacks. 0 is the share where all images are one point: there only spread counts.
+    The power is `least` or more.
     """
     z = torch.nn.functional.normalize(torch.stack([view.float() for view in embeddings]), dim=-1)
     if power == "noise":
-        power = min(float(z.detach().var(0).sum(-1).mean()), 1.0)
+        power = min(max(float(z.detach().var(0).sum(-1).mean()), least), 1.0)
     r = min(z.shape[1:])
     groups = z.tensor_split(len(z) // 2) if pairs else [z]
     eigenvalues = torch.stack([torch.linalg.svdvals(group.mean(0)) for group in groups]).square() * (r / z.shape[1])

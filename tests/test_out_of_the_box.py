@@ -117,6 +117,8 @@ def test_powers_are_the_information_averaged_with_other_weights(methods: Any, po
     noise = 1 - float(torch.nn.functional.cosine_similarity(*pair).mean())
     by_noise = candidates.schatten(*pair, power=noise)
     assert float(candidates.schatten(*pair, power="noise")) == pytest.approx(float(by_noise), rel=1e-4)
+    at_least = candidates.schatten(*pair, power=0.9)
+    assert noise < 0.9 and float(candidates.schatten(*pair, power="noise", least=0.9)) == pytest.approx(float(at_least))
 
 
 def test_settings_are_as_drawn() -> None:
