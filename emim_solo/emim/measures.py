@@ -414,16 +414,12 @@ def _check(features: Tensor, **above_0: float) -> None:
 
 
 def _finite(features: Tensor) -> bool:
-    return all(bool(piece.isfinite().all()) for piece in features.split(_images_in_a_piece(features)))
-
-
-def _images_in_a_piece(features: Tensor) -> int:
-    return max(1, _PIECE // (features.shape[1] * features.shape[2]))
+    return all(bool(bound.isfinite()) for bound in torch.aminmax(features))  # without an array of their size
 
 
 def _pieces(features: Tensor, order: Tensor | None = None) -> Iterator[Tensor]:
     """A few images at a time in float64. With an order ``(N, q)``, view j of row i is view j of image ``order[i, j]``."""
-    size = _images_in_a_piece(features)
+    size = max(1, _PIECE // (features.shape[1] * features.shape[2]))
     columns = torch.arange(features.shape[1])
     for piece in features.split(size) if order is None else order.split(size):
         yield (piece if order is None else features[piece, columns]).detach().to("cpu", torch.float64)

@@ -220,7 +220,6 @@ def entropies(
     z2: Tensor,
     *more: Tensor,
     marginal: Literal["exact", "series"] = "series",
-    series_order: int = 2,
     residual: Literal["exact", "diagonal", "isotropic"] = "isotropic",
     noise_variance: float = 0.1,
 ) -> tuple[Tensor, Tensor]:
@@ -228,7 +227,7 @@ def entropies(
 
     In nats, 0-dim, both without the constant d/2 log(2 pi e). Arguments and errors are those of `emim_loss_func`.
     """
-    check_loss_settings("bound", marginal, series_order, residual, noise_variance=noise_variance)
+    check_loss_settings(marginal=marginal, residual=residual, noise_variance=noise_variance)
     with _full_precision(z1):
         views = _views((z1, z2, *more), "features")
         terms = _with_retry(lambda x: torch.stack(_entropies(x, marginal, residual, noise_variance)), views)
@@ -284,10 +283,10 @@ def _mutual_information(views: Tensor, form: str, noise_variance: float) -> Tens
     scale = 1 / (samples * noise_variance)
     if form == "dual":
         # det(I + AB) = det(I + BA), and the joint embedding's Gram matrix is the sum of the two.
-        grams = gram(views) * scale
+        grams = _Gram.apply(views) * scale
         first, second, joint = log_det(_plus_identity(torch.cat((grams, grams.sum(0, keepdim=True)))))
     else:
-        moments = _plus_identity(gram(torch.cat(views.unbind(), dim=1).mT) * scale)
+        moments = _plus_identity(_Gram.apply(torch.cat(views.unbind(), dim=1).mT) * scale)
         first = log_det(moments[:dimension, :dimension])
         second = log_det(moments[dimension:, dimension:])
         joint = log_det(moments)
@@ -333,7 +332,7 @@ def _entropies(views: Tensor, marginal: str, residual: str, noise_variance: floa
 def _log_det(embeddings: Tensor, noise_variance: float) -> Tensor:
     """log det(I + C/e), C = X^T X / n of n x d centred embeddings, through the smaller of C and X X^T."""
     smaller = embeddings if _wide(embeddings) else embeddings.mT
-    return log_det(_plus_identity(gram(smaller) / (len(embeddings) * noise_variance)))
+    return log_det(_plus_identity(_Gram.apply(smaller) / (len(embeddings) * noise_variance)))
 
 
 def _wide(embeddings: Tensor) -> bool:
@@ -503,11 +502,6 @@ class _LogDet(Function):
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (factor,) = ctx.saved_tensors
         return grad[..., None, None] * torch.cholesky_inverse(factor)
-
-
-def gram(x: Tensor) -> Tensor:
-    """X X^T of (a stack of) matrices, differentiable."""
-    return _Gram.apply(x)
 
 
 def log_det(matrices: Tensor) -> Tensor:
