@@ -15,7 +15,6 @@ import torch
 from lightning.pytorch import Callback, LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
-from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
@@ -181,8 +180,7 @@ def _trainer(run: Run, callbacks: list[Callback]) -> Trainer:
     cfg = run.config
     names = inspect.signature(Trainer.__init__).parameters.keys() - {"max_time"}  # the Timer callback has it
     options = {name: value for name, value in as_dict(cfg).items() if name in names}
-    strategy = options.get("strategy")
-    options["strategy"] = DDPStrategy(find_unused_parameters=False) if strategy == "ddp" else strategy or "auto"
+    options["strategy"] = options.get("strategy") or "auto"
     if not on_gpu(cfg):
         options["devices"] = len(cfg.devices)  # Lightning wants a number of CPU processes, solo-learn a list
     # KeepBest is a ModelCheckpoint of Lightning and needs this option. solo-learn's Checkpointer does not.
