@@ -86,14 +86,10 @@ def _to_resume(run: Run) -> tuple[Path, dict[str, Any]] | None:
         return path, opening.load(path)
     if not cfg.auto_resume.enabled:
         return None
-    changed: dict[Path, float] = {}
-    for path in run.base.glob("*/*.ckpt"):
-        changed[path.parent] = max(path.stat().st_mtime, changed.get(path.parent, 0.0))
     oldest = time.time() - 3600 * cfg.auto_resume.max_hours
+    saved = sorted(((path.stat().st_mtime, path.parent) for path in run.base.glob("*/*.ckpt")), reverse=True)
     others: list[str] = []
-    for folder in sorted(changed, key=changed.__getitem__, reverse=True):
-        if changed[folder] <= oldest:
-            break
+    for folder in dict.fromkeys(folder for changed, folder in saved if changed > oldest):
         differing = _differences(opening.stored_arguments(folder / opening.ARGUMENTS), run)
         if not differing and (latest := opening.last_whole(folder)) is not None:
             differing = differing_images(latest[1].get(opening.IMAGES, {}), run.images.record)
