@@ -14,10 +14,8 @@ from PIL import Image
 
 from emim_solo.ground.errors import UsageError
 
-DIGITS_SIDE = 32
 FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 """From Debian's package dataset-fashion-mnist."""
-_FEW_TRAINING, _FEW_VALIDATION = 600, 200  # images of each class in fashion-mnist-few
 
 Written = Iterator[tuple[str, str, int, Image.Image]]  # split, class, number of the image, image
 
@@ -32,7 +30,7 @@ def _digits() -> Written:
     for split, indices in (("train", train), ("val", val)):
         for index in indices:
             grey = Image.fromarray((digits.images[index] * (255 / 16)).round().astype("uint8"))
-            image = grey.resize((DIGITS_SIDE, DIGITS_SIDE), Image.Resampling.BICUBIC)
+            image = grey.resize((32, 32), Image.Resampling.BICUBIC)
             yield split, str(digits.target[index]), int(index), image
 
 
@@ -54,7 +52,7 @@ def _fashion_mnist(*, few: bool = False) -> Written:
             raise UsageError("images.download", f"{text}: on Debian try 'apt install dataset-fashion-mnist'") from error
     for dataset, train in splits:
         taken: Counter[int] = Counter()
-        most = (_FEW_TRAINING if train else _FEW_VALIDATION) if few else len(dataset)
+        most = (600 if train else 200) if few else len(dataset)  # of each class
         for index, (pixels, label) in enumerate(zip(dataset.data, dataset.targets.tolist(), strict=True)):
             taken[label] += 1
             if taken[label] <= most:
