@@ -15,14 +15,9 @@ What does not hold: Theorem 2 assumes that the joint vector AND its two views ar
 of one shape. For a shape other than 1 no such distribution exists: a marginal of an MGGD is no MGGD. The constant of its
 formula, `mggd_constant`, is then negative, which no MI is. It does not depend on S, so the log-det ratio has the same maximisers.
 
-When the log-det ratio is a bound. Lemma: if both MARGINALS are Gaussian, then for every joint distribution
-
-    I(Z;Z') >= 1/2 log(|C_11| |C_22| / |C|),
-
-because I = H(Z) + H(Z') - H(Z,Z'), the covariances give the first two entropies, and the third is at most that of a
-Gaussian with covariance C (Foster & Grassberger, Phys. Rev. E 83, 2011, for two scalars). For `pairs_of_gaussians` the
-inequality is strict. Without Gaussian marginals there is no such bound: `pairs_of_signs` have less MI than
-their log-det ratio. docs/theory.md compares the lemma with the two theorems.
+If both MARGINALS are Gaussian, then for every joint distribution the log-det ratio is a lower bound of the MI: docs/theory.md
+has the proof (Foster & Grassberger, Phys. Rev. E 83, 2011, for two scalars). For `pairs_of_gaussians` the inequality is
+strict. Without Gaussian marginals there is no such bound: `pairs_of_signs` have less MI than their log-det ratio.
 """
 
 from __future__ import annotations
