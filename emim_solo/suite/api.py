@@ -7,6 +7,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
@@ -293,19 +294,14 @@ class Suite(ABC):
 
     def evaluation_loaders(self, cfg: DictConfig, images: RunImages) -> tuple[DataLoader, DataLoader | None]:
         """All train and validation images in order; solo-learn's own loaders shuffle and drop the last batch."""
-        train, val = (
-            None
-            if dataset is None
-            else DataLoader(
-                dataset,
-                batch_size=cfg.optimizer.batch_size,
-                num_workers=cfg.data.num_workers,
-                pin_memory=torch.cuda.is_available(),
-            )
-            for dataset in self.evaluation_datasets(cfg, images)
+        train, val = self.evaluation_datasets(cfg, images)
+        load = partial(
+            DataLoader,
+            batch_size=cfg.optimizer.batch_size,
+            num_workers=cfg.data.num_workers,
+            pin_memory=torch.cuda.is_available(),
         )
-        assert train is not None
-        return train, val
+        return load(train), None if val is None else load(val)
 
     # -- callbacks and evaluation -------------------------------------------------------------------------------
 

@@ -17,9 +17,7 @@ from emim_solo.suite.loaders import replaced
 
 
 def install() -> None:
-    """Make ``import solo`` work and its models train. Call it before that import; safe to call again."""
-    if "pl_bolts" in sys.modules:
-        return
+    """Make ``import solo`` work and its models train. Call it once, before that import."""
     # With the submodules, or they would be loaded twice.
     for name in ("", ".callbacks", ".loggers"):
         sys.modules["pytorch_lightning" + name] = importlib.import_module("lightning.pytorch" + name)

@@ -103,6 +103,10 @@ class Release102Suite(Suite):
 
     def _complete(self, cfg: DictConfig) -> DictConfig:
         cfg = self._complete_common(cfg, _DEFAULTS["pretrain"])
+        _refuse("data.format", cfg.data.format == "h5", "use the whole image folder")
+        _refuse("data.fraction", cfg.data.fraction > 0, "use the whole image folder")
+        _refuse("auto_umap.enabled", cfg.auto_umap.enabled, "use 'emim-solo umap' on its checkpoints")
+        _refuse("optimizer.exclude_bias_n_norm_wd", cfg.optimizer.exclude_bias_n_norm_wd)
         if cfg.backbone.name not in (known := BaseMethod._SUPPORTED_ENCODERS):
             text = f"backbone.name '{cfg.backbone.name}' is not in 1.0.2: expected one of {', '.join(known)}"
             raise UsageError("backbone.name", f"{text}; solo-learn main has more")
@@ -123,11 +127,6 @@ class Release102Suite(Suite):
 
     def _complete_common(self, cfg: DictConfig, defaults: dict[str, Any]) -> DictConfig:
         cfg = OmegaConf.merge(_DEFAULTS["common"], defaults, open_copy(cfg))  # type: ignore[assignment]
-        _refuse("data.format", cfg.data.format == "h5", "use the whole image folder")
-        _refuse("data.fraction", cfg.data.fraction > 0, "use the whole image folder")
-        umap = OmegaConf.select(cfg, "auto_umap.enabled", default=False)
-        _refuse("auto_umap.enabled", umap, "use 'emim-solo umap' on its checkpoints")
-        _refuse("optimizer.exclude_bias_n_norm_wd", cfg.optimizer.exclude_bias_n_norm_wd)
         cfg.data.num_classes = N_CLASSES_PER_DATASET.get(cfg.data.dataset, cfg.data.get("num_classes", 1))
         cfg.optimizer.lr *= self._batch_scale(cfg)
         kwargs = _DEFAULTS["optimizer_kwargs"].get(cfg.optimizer.name, {})
@@ -153,7 +152,7 @@ class Release102Suite(Suite):
         if cfg.knn_eval.enabled:  # 1.0.2 itself has only Euclidean distance
             distance = cfg.knn_eval.distance_func
             kind = CosineKNNClassifier if distance == "cosine" else WeightedKNNClassifier
-            model.knn = kind(k=cfg.knn_eval.k, T=0.07, distance_fx=distance)
+            model.knn = kind(k=cfg.knn_eval.k, distance_fx=distance)
         # main's default. Here only on request: it changes rounding, and committed rows were made without it
         if not OmegaConf.select(cfg, "performance.disable_channel_last", default=True):
             model.to(memory_format=torch.channels_last)
@@ -230,9 +229,7 @@ class Release102Suite(Suite):
         )
 
     def complete_linear(self, cfg: DictConfig) -> DictConfig:
-        cfg = self._complete_common(cfg, _DEFAULTS["linear"])
-        for name in ("finetune", "auto_augment", "label_smoothing", "mixup", "cutmix"):
-            _refuse(name, cfg[name])
+        cfg = self._complete_common(cfg, {})
         for name in ("eta", "clip_lr") if cfg.optimizer.name == "lars" else ():
             key, built_in = f"optimizer.kwargs.{name}", _DEFAULTS["optimizer_kwargs"]["lars"][name]
             if cfg.optimizer.kwargs[name] != built_in:
@@ -243,8 +240,6 @@ class Release102Suite(Suite):
         module = importlib.import_module("solo.methods.linear")
         allow_few_classes(module)
         kwargs = self._optimizer_kwargs(as_dict(cfg))
-        for name in ("eta_lars", "grad_clip_lars"):  # fixed in 1.0.2's LinearModel; complete_linear has checked them
-            kwargs.pop(name, None)
         schedule = cfg.scheduler
         if kwargs["scheduler"] == "warmup_cosine" and schedule.warmup_epochs == 0:
             kwargs["scheduler"] = "cosine"
