@@ -35,7 +35,7 @@ def compare_all_settings_of_emim() -> None:
         # 1.0.2 passes a Namespace, and keeps its own rule
         if not isinstance(cfg, DictConfig) or "emim" not in (cfg.get("method"), cfg.get("pretrain_method")):
             return suites_find_checkpoint(self, cfg)
-        here = as_dict(OmegaConf.create(json.loads(json.dumps(as_dict(cfg), default=str))))
+        here = json.loads(json.dumps(as_dict(cfg), default=str))  # as args.json has it
         candidates = []
         for arguments in Path(self.checkpoint_dir).rglob("args.json"):
             in_one_folder = copy.copy(self)

@@ -15,8 +15,6 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 
-_SUITES = ("emim_solo.suite.main", "emim_solo.suite.release_102")
-
 
 def register() -> None:
     """Make ``solo.methods.METHODS["emim"]`` available. May be called again, and before ``solo`` is imported.
@@ -72,8 +70,8 @@ def _add_methods_unless_unsupported() -> None:
     from emim_solo.ground.errors import UsageError
     from emim_solo.suite import load_suite
 
-    if any(module in sys.modules for module in _SUITES):  # load_suite is importing `solo` and will add them
-        return
+    if {"emim_solo.suite.main", "emim_solo.suite.release_102"}.intersection(sys.modules):
+        return  # load_suite is importing `solo` and will add them
     try:
         load_suite().methods()
     except UsageError as error:
