@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import runpy
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from emim_solo import cli
@@ -16,9 +15,9 @@ from emim_solo.ground.errors import UsageError
 from emim_solo.plugin.registration import register
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main() -> None:
     """Run a script, or a command of the package. Exits with status 2 if there is no such script."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help", *cli.COMMANDS):
         cli.main(arguments)
         return

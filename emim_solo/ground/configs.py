@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -34,11 +34,9 @@ def find(name: str | os.PathLike[str]) -> Path:
     raise UsageError("configs.folder", f"no config folder '{name}': {expected}; 'emim-solo configs' lists them")
 
 
-def files() -> Iterator[Path]:
+def files() -> list[Path]:
     """Every shipped file, relative to :func:`root`, sorted."""
-    for path in sorted(root().rglob("*")):
-        if path.suffix in (".yaml", ".sh") and path.is_file():
-            yield path.relative_to(root())
+    return [path.relative_to(root()) for path in sorted(root().rglob("*")) if path.suffix in (".yaml", ".sh")]
 
 
 def folders() -> list[str]:
