@@ -238,11 +238,18 @@ def test_linear_evaluation_takes_the_suites_schedules(features, quiet):
     assert math.isfinite(linear(features, quiet, settings)["acc1"])
 
 
-def test_the_linear_evaluations_warm_up_is_as_long_as_asked_for(features, quiet):
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ({"warmup_epochs": 2}, [0.0, 0.4, 0.4, 0.2]),  # two epochs up, half a cosine over the other two
+        ({"warmup_epochs": 0, "min_lr": 0.2}, [0.4, 0.3 + 0.1 * math.sqrt(0.5), 0.3, 0.3 - 0.1 * math.sqrt(0.5)]),
+    ],
+)
+def test_the_linear_evaluations_rates_are_those_asked_for(features, quiet, schedule, expected):
     settings = {
         "max_epochs": 4,
         "optimizer": {"lr": 0.4, "batch_size": 256},
-        "scheduler": {"name": "warmup_cosine", "warmup_epochs": 2, "warmup_start_lr": 0.0, "interval": "epoch"},
+        "scheduler": {"name": "warmup_cosine", "warmup_start_lr": 0.0, "interval": "epoch"} | schedule,
     }
     complete = load_suite().complete_linear(_linear_config(quiet, complete_settings(settings)))
     model = load_suite().linear_model(_Known(features.train.backbone, standardise=True), complete)
@@ -253,7 +260,7 @@ def test_the_linear_evaluations_warm_up_is_as_long_as_asked_for(features, quiet)
         rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         schedule.step()
-    assert rates == pytest.approx([0.0, 0.4, 0.4, 0.2])  # two epochs up, half a cosine over the other two
+    assert rates == pytest.approx(expected)
 
 
 def test_three_classes(features, quiet):

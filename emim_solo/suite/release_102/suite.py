@@ -241,8 +241,6 @@ class Release102Suite(Suite):
         allow_few_classes(module)
         kwargs = self._optimizer_kwargs(as_dict(cfg))
         schedule = cfg.scheduler
-        if kwargs["scheduler"] == "warmup_cosine" and schedule.warmup_epochs == 0:
-            kwargs["scheduler"] = "cosine"
         model = LinearModel(backbone, num_classes=cfg.data.num_classes, max_epochs=cfg.max_epochs, **kwargs)
         model.scheduler_interval = schedule.interval
         # 1.0.2's LinearModel always warms up for 10 epochs; `annealing` replaces its schedule.
