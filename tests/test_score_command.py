@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import os
+import re
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -197,11 +198,20 @@ def test_every_key_of_a_protocol_is_kept_or_refused_in_one_line():
 def test_protocol_files(tmp_path, refused):
     with pytest.raises(UsageError, match="shipped one: default, digits"):
         Protocol.read("nowhere")
-    for text in ("images: [", "- 1", "", "text"):
-        (tmp_path / "mine.yaml").write_text(text)
-        with refused("protocol", "mine.yaml"):
-            Protocol.read(str(tmp_path / "mine.yaml"))
+    mine = tmp_path / "mine.yaml"
+    for text, key, name in (
+        *((text, "protocol", "mine.yaml") for text in ("images: [", "- 1", "3", "images: 4\nimages: 5")),
+        ("", "protocol.augmentation", "missing"),
+        ("text", "protocol.text", "Known"),
+        ("2024-01-01: 3", "protocol.2024-01-01", "Known"),
+    ):
+        mine.write_text(text)
+        with refused(key, name):
+            Protocol.read(str(mine))
     default = Protocol.read("default")
+    shipped = (configs.root() / "score" / "default.yaml").read_text()
+    mine.write_text(re.sub("delta: .*", "delta: 1e-4", shipped))  # a text for YAML 1.1, a number for Hydra
+    assert Protocol.read(str(mine)).hash == default.hash
     assert Protocol.read("default", ["noise_variance=0.1", "augmentation.grayscale.prob=0.2"]).hash == default.hash
     assert Protocol.read("default", ["noise_variance=1"]).hash != default.hash
     shorter = OmegaConf.load(configs.root() / "score" / "default.yaml")

@@ -505,6 +505,7 @@ def test_a_search_that_cannot_work_is_refused_before_the_first_trial(
         ("params: {optimizer.lr: 1}", "search.params", ["nothing to search"]),
         ("- 1", "search", ["expected"]),
         ("a: [", "search", ["no YAML"]),
+        ("3", "search", ["no YAML of settings"]),
         ("sampler: Tpe", "search.sampler", ["Tpe", "TPESampler"]),
         ("sampler: {TPESampler: 3}", "search.sampler.TPESampler", ["3"]),
         ("sampler: {TPESampler: {seed: 3}}", "search.sampler.TPESampler.seed", []),  # each trial would be the same

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import yaml
 from torchvision.transforms import ColorJitter
 
-from emim_solo.ground import compare, configs, files
+from emim_solo.ground import compare, configs
 from emim_solo.ground.errors import UsageError
 from emim_solo.ground.settings import from_dotlist, read, setting
 from emim_solo.suite.api import in_one_line
@@ -59,11 +58,5 @@ class Protocol:
 
         UsageError for an unknown or missing key, a wrong value, or if there is no such file.
         """
-        path = configs.file_or_shipped(name, "score", "protocol")
-        try:
-            values = yaml.safe_load(files.read_text(path))
-        except yaml.YAMLError as error:
-            raise UsageError("protocol", f"protocol '{path}' is no YAML ({' '.join(str(error).split())})") from error
-        if not isinstance(values, dict):
-            raise UsageError("protocol", f"protocol '{path}' is no mapping: expected the keys of default.yaml")
+        values = configs.values(name, "score", "protocol")
         return read(Protocol, from_dotlist(changes, values), "protocol")

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import shutil
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from emim_solo.ground.errors import UsageError
+from emim_solo.ground.files import read_text
 
 
 @cache
@@ -60,13 +67,21 @@ def stems(folder: str) -> list[str]:
     return sorted(path.stem for path in (root() / folder).glob("*.yaml"))
 
 
-def file_or_shipped(name: str, folder: str, kind: str) -> Path:
-    """The user's YAML file, else the shipped one of this name in ``folder``. ``kind`` says in errors what it is."""
-    for path in (Path(name).expanduser(), root() / folder / f"{name}.yaml"):
-        if path.is_file():
-            return path
-    expected = f"expected a YAML file, or a shipped one: {', '.join(stems(folder))}"
-    raise UsageError(kind, f"no {kind} '{name}': {expected}")
+def values(name: str, folder: str, kind: str) -> dict[Any, Any]:
+    """The values of the user's YAML file, else of the shipped one of this name in ``folder``. ``kind`` says in errors what it is."""
+    paths = [Path(name).expanduser(), root() / folder / f"{name}.yaml"]
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
+        expected = f"expected a YAML file, or a shipped one: {', '.join(stems(folder))}"
+        raise UsageError(kind, f"no {kind} '{name}': {expected}")
+    text = read_text(path)
+    try:
+        found = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)))
+    except (yaml.YAMLError, OmegaConfBaseException, OSError) as error:  # OSError: a number alone
+        raise UsageError(kind, f"{kind} '{path}' is no YAML of settings ({' '.join(str(error).split())})") from error
+    if not isinstance(found, dict):
+        raise UsageError(kind, f"{kind} '{path}' is a list: expected settings by name")
+    return found
 
 
 def copy(target: str | os.PathLike[str], *, force: bool = False) -> list[Path]:

@@ -17,15 +17,13 @@ from typing import Any
 
 import numpy as np
 import optuna
-import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, IntervalSweep, Override, RangeSweep, Transformer
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from emim_solo.ground import compare, configs, files
+from emim_solo.ground import compare, configs
 from emim_solo.ground.errors import UsageError
 from emim_solo.ground.settings import checked, read, setting
 from emim_solo.images.folders import Listings
@@ -87,8 +85,8 @@ class Search:
             UsageError: no such folder or file, a wrong key or value in it, or nothing to search.
         """
         typed = _parsed(overrides)
-        document = _read_file(name or "default")
-        if trials is not None and isinstance(document, dict):
+        document = configs.values(name or "default", "tune", "search")
+        if trials is not None:
             document["trials"] = trials
         settings = read(Settings, document, "search")
         if name is not None or not any(override.is_sweep_override() for override in typed.values()):
@@ -220,14 +218,6 @@ class Search:
         if pruner is None:
             pruner = {"MedianPruner": {"n_startup_trials": 5, "n_warmup_steps": max_epochs // 3}}
         return _of_optuna(optuna.pruners, "pruner", pruner, PRUNERS)
-
-
-def _read_file(name: str) -> Any:
-    path = configs.file_or_shipped(name, "tune", "search")
-    try:
-        return OmegaConf.to_container(OmegaConf.create(files.read_text(path)))
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise UsageError("search", f"search '{path}' is no YAML ({' '.join(str(error).split())})") from error
 
 
 def _parsed(overrides: Iterable[str]) -> dict[str, Override]:
