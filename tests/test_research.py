@@ -232,6 +232,9 @@ def test_the_powers_in_float32_are_those_of_the_rows(script: Script) -> None:
     names = {"mmcr less mmcr in bfloat16": "MMCR less MMCR in bfloat16"}
     names |= {'schatten {"pairs": true} less mmcr': "pairs of views less MMCR"}
     names |= {f'schatten {{"power": {p / 3}}} less mmcr': f"p = {p}/3 less MMCR" for p in (1, 2)}
+    names |= {'schatten {"power": "noise"} less mmcr': "p = v less MMCR"}
+    names |= {'schatten {"power": "noise", "least": 0.5} less mmcr': "p = v, 1/2 or more, less MMCR"}
+    names |= {"remembered less mmcr": "256 rows remembered less MMCR"}
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in said[2:]]
     page = (results / "default.md").read_text()
     for name, settings, difference in rows:
