@@ -11,10 +11,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 from emim_solo.ground.errors import UsageError
 from emim_solo.ground.files import read_text
 
@@ -69,6 +65,10 @@ def stems(folder: str) -> list[str]:
 
 def values(name: str, folder: str, kind: str) -> dict[Any, Any]:
     """The values of the user's YAML file, else of the shipped one of this name in ``folder``. ``kind`` says in errors what it is."""
+    import yaml  # not above: where torch is alone, a command still says in one line what it needs
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
     paths = [Path(name).expanduser(), root() / folder / f"{name}.yaml"]
     path = next((path for path in paths if path.is_file()), None)
     if path is None:
