@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import runpy
 from graphlib import TopologicalSorter
+from importlib import import_module
 from pathlib import Path
 
+from emim_solo import checkpoints
 from emim_solo.ground.moved import MOVED
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -70,3 +72,15 @@ def test_the_page_says_how_many_lines_go_with_release_102() -> None:
 def test_imports_make_no_circle_even_those_inside_functions() -> None:
     assert "suite/api.py" in GRAPH["checkpoints/architectures.py"], "they are seen"
     assert set(TopologicalSorter(GRAPH).static_order()) == MODULES
+
+
+def test_import_paths_of_version_0_2_lead_to_their_modules() -> None:
+    for old, new in MOVED.items():
+        assert import_module(f"emim_solo.{old}") is import_module(f"emim_solo.{new}")
+    for name in (
+        "Checkpoint",
+        "DamagedCheckpoint",
+        "open_checkpoint",
+        "open_checkpoints",
+    ):  # of a module that is a folder now
+        assert getattr(checkpoints, name) is getattr(checkpoints.opening, name)

@@ -76,7 +76,9 @@ def test_missing_file_and_older_schema(tmp_path: Path, refused: Any) -> None:
         rows.read(tmp_path / "rows.jsonl")
 
 
-def test_newest_rows_are_seen_whoever_appends(tmp_path: Path) -> None:
+def test_each_line_is_parsed_once_whoever_appends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed, loads = [], json.loads
+    monkeypatch.setattr(rows.json, "loads", lambda line: parsed.append(line) or loads(line))
     path = tmp_path / "rows.jsonl"
     newest = rows.NewestRows(path)
     asked = "run", 3, compare.config_hash(CONFIG)
@@ -92,10 +94,11 @@ def test_newest_rows_are_seen_whoever_appends(tmp_path: Path) -> None:
         assert newest.of_run(*asked) == {"knn": first}
     with open(path, "a") as file:
         file.write(json.dumps(second)[50:] + "\n")
-    assert newest.of_run(*asked) == {"knn": second}
+    assert newest.of_run(*asked) == {"knn": second} == newest.of_run(*asked)
     rows.append(path, third | {"seed": 4})
     assert newest.of_run("run", 4, asked[2])["knn"]["metrics"] == {"top1": 3.0}
     assert newest.of_run(*asked) == {"knn": second}
+    assert len(parsed) == 4 and rows.read(path) == [first, second, third | {"seed": 4}]
     path.unlink()
     assert newest.of_run(*asked) == {}
 

@@ -199,15 +199,13 @@ def test_protocol_files(tmp_path, refused):
     with pytest.raises(UsageError, match="shipped one: default, digits"):
         Protocol.read("nowhere")
     mine = tmp_path / "mine.yaml"
-    for text, key, name in (
-        *((text, "protocol", "mine.yaml") for text in ("images: [", "- 1", "3", "images: 4\nimages: 5")),
-        ("", "protocol.augmentation", "missing"),
-        ("text", "protocol.text", "Known"),
-        ("2024-01-01: 3", "protocol.2024-01-01", "Known"),
-    ):
+    for text in ("images: [", "- 1", "", "text", "3", "images: 4\nimages: 5"):
         mine.write_text(text)
-        with refused(key, name):
+        with refused("protocol", "mine.yaml"):
             Protocol.read(str(mine))
+    mine.write_text("2024-01-01: 3")
+    with refused("protocol.2024-01-01", "Known"):
+        Protocol.read(str(mine))
     default = Protocol.read("default")
     shipped = (configs.root() / "score" / "default.yaml").read_text()
     mine.write_text(re.sub("delta: .*", "delta: 1e-4", shipped))  # a text for YAML 1.1, a number for Hydra

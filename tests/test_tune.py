@@ -183,18 +183,21 @@ def test_trials_of_other_images_are_refused(
         tune_main(written(searched, images))
 
 
-def test_a_folder_of_version_0_2_which_recorded_no_images_goes_on(
+def test_a_folder_of_version_0_2_goes_on_and_its_images_are_recorded(
     searched: Path, written: Written, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = shutil.copytree(searched, tmp_path / "search")
     with sqlite3.connect(folder / "study.db") as database:
         (text,) = database.execute("select value_json from study_user_attributes where key = 'search'").fetchone()
         old = json.loads(text)
-        del old["images"]
+        recorded = old.pop("images")
         database.execute("update study_user_attributes set value_json = ? where key = 'search'", (json.dumps(old),))
     database.close()
     tune_main(written(folder))
-    assert f"{TRIALS} of {TRIALS} trials are there" in capsys.readouterr().out
+    assert "recorded no images" in capsys.readouterr().out
+    assert optuna.load_study(study_name="tune", storage=f"sqlite:///{folder}/study.db").user_attrs["search"] == (
+        old | {"images": recorded}
+    )
 
 
 # -- folders and disks -----------------------------------------------------------------------------------------------
@@ -505,7 +508,7 @@ def test_a_search_that_cannot_work_is_refused_before_the_first_trial(
         ("params: {optimizer.lr: 1}", "search.params", ["nothing to search"]),
         ("- 1", "search", ["expected"]),
         ("a: [", "search", ["no YAML"]),
-        ("3", "search", ["no YAML of settings"]),
+        ("3", "search", ["settings by name"]),
         ("sampler: Tpe", "search.sampler", ["Tpe", "TPESampler"]),
         ("sampler: {TPESampler: 3}", "search.sampler.TPESampler", ["3"]),
         ("sampler: {TPESampler: {seed: 3}}", "search.sampler.TPESampler.seed", []),  # each trial would be the same

@@ -111,8 +111,8 @@ def knn(
     train, val = features.train, features.to_judge()
     metrics: dict[str, float] = {}
     for part, matrix in val.parts().items():
+        judged = (train.parts()[part], train.labels, matrix, val.labels)
         for distance in distances:
-            judged = (train.parts()[part], train.labels, matrix, val.labels)
             by_k = knn_accuracies(*judged, ks=ks, distance=distance, **settings)
             metrics |= {f"{part}_{distance}_k{k}": accuracy for k, accuracy in by_k.items()}
     return metrics | {"fewest_val_images": float(val.labels.bincount(minlength=len(features.classes)).min())}

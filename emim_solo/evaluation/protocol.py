@@ -59,4 +59,6 @@ class Protocol:
         UsageError for an unknown or missing key, a wrong value, or if there is no such file.
         """
         values = configs.values(name, "score", "protocol")
+        if not values:
+            raise UsageError("protocol", f"protocol '{name}' is empty: expected the keys of default.yaml")
         return read(Protocol, from_dotlist(changes, values), "protocol")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import io
 import os
 import shutil
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from emim_solo.ground.errors import UsageError
 from emim_solo.ground.files import read_text
@@ -76,12 +75,11 @@ def values(name: str, folder: str, kind: str) -> dict[Any, Any]:
         raise UsageError(kind, f"no {kind} '{name}': {expected}")
     text = read_text(path)
     try:
-        found = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)))
-    except (yaml.YAMLError, OmegaConfBaseException, OSError) as error:  # OSError: a number alone
-        raise UsageError(kind, f"{kind} '{path}' is no YAML of settings ({' '.join(str(error).split())})") from error
-    if not isinstance(found, dict):
-        raise UsageError(kind, f"{kind} '{path}' is a list: expected settings by name")
-    return found
+        if not isinstance(yaml.compose(text, yaml.SafeLoader), yaml.MappingNode | None):
+            raise UsageError(kind, f"{kind} '{path}' is no mapping: expected settings by name")
+        return cast(dict[Any, Any], OmegaConf.to_container(OmegaConf.create(text)))
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise UsageError(kind, f"{kind} '{path}' is no YAML ({' '.join(str(error).split())})") from error
 
 
 def copy(target: str | os.PathLike[str], *, force: bool = False) -> list[Path]:

@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timezone
 from functools import cache
 from importlib import metadata
@@ -78,15 +78,20 @@ def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         raise UsageError(
             "rows.missing", f"no results at '{path}': expected the rows.jsonl of a finished run; run one first"
         )
-    rows = []
+    return list(_rows(Path(path), {}))
+
+
+def _rows(path: Path, parsed: dict[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The rows of a file. Lines in ``parsed`` are not parsed again; the others are put there."""
     for number, line in enumerate(files.read_text(path).splitlines(), start=1):
         place = f"{path}:{number}"
-        try:
-            if line.strip():
-                rows.append(_checked(json.loads(line), place))
-        except json.JSONDecodeError:
-            warnings.warn(f"{place}: passed over a line that is cut short", stacklevel=2)
-    return rows
+        if line.strip() and line not in parsed:
+            try:
+                parsed[line] = _checked(json.loads(line), place)
+            except json.JSONDecodeError:
+                warnings.warn(f"{place}: passed over a line that is cut short", stacklevel=3)
+        if line in parsed:
+            yield parsed[line]
 
 
 class NewestRows:
@@ -94,6 +99,7 @@ class NewestRows:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path, self._size = Path(path), 0
+        self._parsed: dict[str, dict[str, Any]] = {}
         self._stages: dict[tuple[str, int, str], dict[str, dict[str, Any]]] = {}
 
     def of_run(self, name: str, seed: int, config_hash: str) -> Mapping[str, dict[str, Any]]:
@@ -101,7 +107,7 @@ class NewestRows:
         size = self.path.stat().st_size if self.path.is_file() else 0
         if size != self._size:
             self._size, self._stages = size, {}
-            for row in read(self.path) if size else ():
+            for row in _rows(self.path, self._parsed) if size else ():
                 self._stages.setdefault((row["name"], row["seed"], row["config_hash"]), {})[row["stage"]] = row
         return self._stages.get((name, seed, config_hash), {})
 

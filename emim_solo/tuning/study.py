@@ -155,16 +155,19 @@ class Tuning:
         if theirs is None:
             self.study.set_user_attr("search", {**ours, "images": images})
             return
-        recorded = theirs.pop("images", {})  # none of version 0.2
+        recorded = theirs.pop("images", None)
         # Recorded images are compared by their record, not by their path.
-        moved = [f"data.{part}_path" for part in images if part in recorded]
-        differing = differing_images(recorded, images)
+        moved = [f"data.{part}_path" for part in images if part in (recorded or {})]
+        differing = differing_images(recorded or {}, images)
         differing += compare.differences(theirs, ours, but=(*moved, *compare.NO_RESULT))
         if differing:
             raise UsageError(
                 "search.other",
                 f"'{self.folder}' has another search: {', '.join(differing)}; take another --output, or search the same",
             )
+        if recorded is None:
+            print(f"'{self.folder}' is of version 0.2, which recorded no images: its trials are taken to be of these")
+            self.study.set_user_attr("search", {**theirs, "images": images})
 
     def run(self) -> None:
         """Run the missing trials and write the files of the search; a UsageError if no trial finished."""
@@ -193,7 +196,7 @@ class Tuning:
             print(f"{elsewhere} more in other processes, the last of which writes what all of them found")
         elif trials[0].state != TrialState.COMPLETE:
             first = row_of(min(trials, key=lambda trial: trial.number))
-            reason = first["reason"] or first["state"]
+            reason = first.get("reason") or first.get("state")
             raise UsageError("search.unfinished", f"no trial was finished ({counts(trials)}); trial 1: {reason}")
         else:
             with self.locks.together():
@@ -285,7 +288,7 @@ class Tuning:
     def _write(self) -> None:
         """Write all rows and the best config anew from the storage, so that a kill cannot truncate or double them."""
         trials = ranked(self.study)
-        lines = [row_of(trial) for trial in sorted(trials, key=lambda trial: trial.number)]
+        lines = [row_of(trial) for trial in sorted(trials, key=lambda trial: trial.number) if row_of(trial)]
         files.write_text(self.folder / "trials.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
         best = trials[0]
         if best.state != TrialState.COMPLETE:

@@ -27,12 +27,12 @@ def ranked(study: optuna.Study) -> list[FrozenTrial]:
 
 def score_of(trial: FrozenTrial) -> float | None:
     """The last known score of a trial, in nats."""
-    return row_of(trial)["metrics"][MONITOR]
+    return row_of(trial).get("metrics", {}).get(MONITOR)
 
 
 def row_of(trial: FrozenTrial) -> dict[str, Any]:
-    """The row of a trial that ended."""
-    return trial.user_attrs["row"]
+    """The row of a trial; empty if another program put the trial into the storage."""
+    return trial.user_attrs.get("row", {})
 
 
 def short(value: Any) -> str:
@@ -51,12 +51,12 @@ def table(trials: Sequence[FrozenTrial], keys: Sequence[str]) -> str:
     lines = []
     for place, trial in enumerate(trials, start=1):
         row, score = row_of(trial), score_of(trial)
-        cells = ["–" if score is None else f"{score:.2f}", *(short(trial.params[key]) for key in keys)]
-        cells += [short(row[key]) for key in ("epochs", "seconds")]
+        cells = ["–" if score is None else f"{score:.2f}", *(short(trial.params.get(key, "–")) for key in keys)]
+        cells += [short(row.get(key, "–")) for key in ("epochs", "seconds")]
         lines.append((str(place), [Cell(cell) for cell in (*cells, STATES[trial.state], str(trial.number + 1))]))
     heads = ["", "view information (nats)", *keys, "epochs", "seconds", "", "trial"]
-    notes = [f"trial {row['trial']}: {row['reason']}" for row in map(row_of, trials) if row["reason"]]
-    return to_text(Table(heads, lines, notes))
+    notes = [f"trial {row['trial']}: {row['reason']}" for row in map(row_of, trials) if row.get("reason")]
+    return to_text(Table(heads, lines, notes, []))
 
 
 def draw(study: optuna.Study, keys: Sequence[str], stem: Path) -> None:
