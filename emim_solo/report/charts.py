@@ -39,8 +39,8 @@ METHOD_COLOURS: tuple[tuple[str, str], ...] = (
 """Colour of each method on a light and on a dark ground: the hues of Okabe and Ito, darkened or lightened until each
 has a contrast of at least 4.5 to its ground. They repeat after six methods; each line also has a label."""
 
-INK, FAINT, GRID, SURFACE = "#010101", "#010102", "#010103", "#010104"  # the first three as in charts.mplstyle
-_VARIABLES = {INK: "--ink", FAINT: "--faint", GRID: "--grid", SURFACE: "--surface"}
+INK, FAINT, GRID, GROUND = "#010101", "#010102", "#010103", "#010104"  # the first three as in charts.mplstyle
+_VARIABLES = {INK: "--ink", FAINT: "--faint", GRID: "--grid", GROUND: "--ground"}
 _STYLE = Path(__file__).parent / "templates" / "charts.mplstyle"
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _WIDTH, _HEIGHT = 4.6, 3.0
@@ -194,9 +194,11 @@ def _interval(axes: Axes, line: float, method: str, values: Mapping[int, float],
         axes.plot(points, [line] * len(points), "|", color=colour, markersize=7, alpha=0.55, markeredgewidth=1.1)
         if value.interval is not None:
             axes.plot(value.interval, [line, line], color=colour, linewidth=1.8)
-        axes.plot([value.mean], [line], "o", color=colour, markersize=6.5, markeredgecolor=SURFACE)
+        axes.plot([value.mean], [line], "o", color=colour, markersize=6.5, markeredgecolor=GROUND)
         place = (max([value.mean, *points, *(value.interval or ())]), line)
-        axes.annotate(method, place, (6, 0), textcoords="offset points", va="center", fontsize=8.5, color=colour)
+        ground = {"boxstyle": "square,pad=0.1", "facecolor": GROUND, "edgecolor": "none"}  # hides the line at zero
+        style: Any = {"textcoords": "offset points", "va": "center", "fontsize": 8.5, "color": colour, "bbox": ground}
+        axes.annotate(method, place, (6, 0), **style)
 
 
 def _name_lines(axes: Axes, places: Sequence[float], names: Sequence[str]) -> None:
@@ -221,7 +223,7 @@ def information(results: Results, features: str) -> str:
                 axes.text(0, line, "NaN" if value.not_finite else "–", va="center", **style)
                 continue
             start, end = zero.mean, zero.mean + value.mean
-            hollow: Any = {"color": SURFACE, "markeredgecolor": style["color"], "markeredgewidth": 1.6}
+            hollow: Any = {"color": GROUND, "markeredgecolor": style["color"], "markeredgewidth": 1.6}
             axes.plot([start, end], [line, line], linewidth=2.6, alpha=0.5, **style)
             axes.plot([start], [line], "o", markersize=7, **hollow)
             axes.plot([end], [line], "o", markersize=7, **style)
