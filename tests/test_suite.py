@@ -116,6 +116,25 @@ def test_cosine_knn_has_no_use_for_length(suites_knn: Callable[[str], Callable[[
     assert scores[0] == pytest.approx(scores[1])
 
 
+def test_online_knn_of_some_classes(suites_knn: Callable[[str], Callable[[int], Any]]) -> None:
+    """The accuracy of all classes is the mean of theirs, by the same number of images."""
+    classifier = suites_knn("euclidean")
+    torch.manual_seed(0)
+    features, labels = torch.randn(200, 8), torch.arange(200) % 4
+    features[:, 0] += labels
+
+    def accuracy(judged: torch.Tensor) -> float:
+        knn = classifier(5)
+        knn(train_features=features[:100], train_targets=labels[:100])
+        knn(test_features=features[100:][judged], test_targets=labels[100:][judged])
+        top1, top5 = knn.compute()
+        assert top1 < top5 == 100, "of four classes"
+        return top1
+
+    of_each = [accuracy(labels[100:] == label) for label in range(4)]
+    assert sum(of_each) / 4 == pytest.approx(accuracy(labels[100:] >= 0))
+
+
 def test_linear_model_of_three_classes() -> None:
     """The suite hard-wires top-5 accuracy."""
     suite = load_suite()

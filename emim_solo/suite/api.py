@@ -24,7 +24,7 @@ from torchvision import transforms
 from emim_solo.ground.errors import UsageError
 from emim_solo.images.folders import Images, RunImages
 from emim_solo.suite import dali
-from emim_solo.suite.fixes import with_fixes
+from emim_solo.suite.fixes import knn_of_all_classes, with_fixes
 from emim_solo.suite.loaders import listed_as_os, reading_folders
 from emim_solo.suite.plugins import add_methods, methods_of_other_packages
 from emim_solo.suite.preflight import check_method
@@ -183,6 +183,7 @@ class Suite(ABC):
                 does not take images of this size.
         """
         allow_few_classes(importlib.import_module("solo.methods.base"))  # of the momentum classifier
+        knn_of_all_classes()
         method = with_fixes(self.method(cfg.method))
         where = "look at method_kwargs, backbone.kwargs and momentum"
         with in_one_line("method", f"{cfg.method} of solo-learn {self.version} cannot be built", where):

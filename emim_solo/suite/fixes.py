@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Callable
 from functools import cache
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from emim_solo.ground.errors import UsageError
+from emim_solo.suite.loaders import replaced
 from emim_solo.suite.views import ViewsTogether
 
 _OF_LABELS = re.compile(r"(^|_)(acc\d*|class_loss|val_loss)$")
@@ -142,6 +143,25 @@ def _first_epoch_of_deepcluster(module: ModuleType) -> None:
         return zero_over_nothing(loss_func(outputs, assignments, temperature), assignments)
 
     module.deepclusterv2_loss_func = deepclusterv2_loss_func  # type: ignore[attr-defined]
+
+
+@cache
+def knn_of_all_classes() -> None:
+    """solo-learn's online k-NN counts the classes of the validation images that it was shown, and fails if others are near.
+
+    ``limit_val_batches`` shows the first images only, and those of a folder come class by class.
+    """
+    module = importlib.import_module("solo.utils.knn")
+    kind = module.WeightedKNNClassifier
+    compute = kind.compute
+
+    def compute_of_all(self: Any) -> Any:
+        labels = [*self.train_targets, *self.test_targets]
+        classes = torch.arange(int(torch.cat(labels).max()) + 1 if labels else 0)
+        with replaced(module, torch=SimpleNamespace(**{**vars(torch), "unique": lambda _: classes})):
+            return compute(self)
+
+    kind.compute = compute_of_all
 
 
 def _on_one_device(cluster_memory: Callable[..., Any], processes: int) -> Callable[..., Any]:
