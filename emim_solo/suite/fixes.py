@@ -61,6 +61,7 @@ class Fixes(LabelsOptional):
     With several processes, all resume with the queues and memory banks of rank zero, the only one that saves.
     """
 
+    knn: Any  # with knn_eval
     momentum_updater: Any  # of momentum methods
     kmeans: Any  # of DeepClusterV2
     whitening: Any  # of W-MSE
@@ -119,6 +120,8 @@ class Fixes(LabelsOptional):
 
     def on_train_epoch_start(self) -> None:
         """The method's own; k-means draws its first centroids from the epoch's seed, whatever was drawn before."""
+        if self.knn_eval:  # epochs without a validation (check_val_every_n_epoch) leave their features behind
+            self.knn.reset()
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(torch.initial_seed())
             super().on_train_epoch_start()
