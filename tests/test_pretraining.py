@@ -52,7 +52,9 @@ def test_one_epoch_of_each_method_of_the_demo(method: str, make_cfg: MakeCfg) ->
         assert row["metrics"]["train_mi"] > 0
 
 
-def test_online_knn_is_of_the_epochs_own_features_however_seldom_it_is_computed(make_cfg: MakeCfg, tmp_path: Path) -> None:
+def test_online_knn_is_of_the_epochs_own_features_however_seldom_it_is_computed(
+    make_cfg: MakeCfg, tmp_path: Path
+) -> None:
     every, fourth = (
         pretrain(prepare(make_cfg(max_epochs=4, check_val_every_n_epoch=n, checkpoint__dir=str(tmp_path / str(n)))))
         for n in (1, 4)
