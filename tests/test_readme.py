@@ -228,10 +228,24 @@ def test_numbers_of_readme_are_those_of_the_committed_tables() -> None:
     assert f"VICReg is {rounded(behind).lstrip('-')} above" in text.replace("\n  ", " ") and behind.startswith("-")
     of_digits = table("docs/results/label-free/digits.md", "Spearman, all")["view information"]["Spearman, all"]
     assert f"{of_digits.split()[0]} on the digits" in text
-    kept = rows.read(RESULTS / "real-size" / "two-views.jsonl")
-    of_one_epoch = {row["stage"]: row for row in kept if (row["name"], row["seed"]) == ("emim", 0)}
-    linear, nearest = (
-        of_one_epoch[stage]["metrics"][key] for stage, key in (("linear", "acc1"), ("knn", "backbone_cosine_k20"))
-    )
-    minutes = of_one_epoch["pretrain"]["cpu_seconds"] / 60
-    assert f"{linear:.1f} % (linear; 20-NN {nearest:.1f} %) in {minutes:.0f} minutes" in text
+    page = (RESULTS / "real-size" / "README.md").read_text()
+    for method, label, wording in (
+        ("emim", "EMIM", "{linear} % (linear; 20-NN {nearest} %) in {minutes} minutes"),
+        ("vicreg", "VICReg", "VICReg {linear} % ({nearest} %)"),
+        ("barlow_twins", "Barlow Twins", ""),
+    ):
+        kept = rows.read(RESULTS / "real-size" / "two-views.jsonl")
+        found = {row["stage"]: row["metrics"] | row for row in kept if (row["name"], row["seed"]) == (method, 0)}
+        linear, nearest, logistic, score, half = (
+            f"{found[stage][key]:.1f}"
+            for stage, key in (
+                ("linear", "acc1"),
+                ("knn", "backbone_cosine_k20"),
+                ("logistic", "backbone_acc1"),
+                ("score", "view_information"),
+                ("score", "view_information_half_width"),
+            )
+        )
+        minutes = f"{found['pretrain']['cpu_seconds'] / 60:.0f}"
+        assert wording.format(linear=linear, nearest=nearest, minutes=minutes) in text
+        assert f"| {label} | {nearest} | {linear} | {logistic} | {score} ± {half} | {minutes} |" in page
