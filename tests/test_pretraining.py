@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from conftest import RESNET
 from lightning.pytorch import LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
@@ -19,6 +20,8 @@ from PIL import Image
 
 from emim_solo.checkpoints.opening import last_checkpoint, open_checkpoint
 from emim_solo.emim.objective import emim_loss_func
+from emim_solo.ground import configs
+from emim_solo.ground.errors import UsageError
 from emim_solo.images.folders import RunImages
 from emim_solo.results import rows
 from emim_solo.suite import dali, load_suite
@@ -247,6 +250,21 @@ def test_learning_rates_scale_with_the_batch(make_cfg: MakeCfg) -> None:
 @pytest.mark.parametrize("devices", [1, "1", "auto", [0], -1])
 def test_every_spelling_of_one_device(devices: Any, make_cfg: MakeCfg) -> None:
     assert list(prepare(make_cfg(devices=devices)).config.devices) == [0]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
+def test_a_config_for_a_gpu_runs_on_a_cpu_as_its_error_says(
+    make_cfg: MakeCfg, refused: Refused, killed_when: Callable[[DictConfig, str], int]
+) -> None:
+    """The options of the Trainer in scripts/pretrain/custom."""
+    shipped = yaml.safe_load((configs.root() / "pretrain" / "custom" / "_base.yaml").read_text())
+    options = {key: shipped[key] for key in ("devices", "sync_batchnorm", "accelerator", "strategy", "precision")}
+    with pytest.raises(UsageError) as said:
+        prepare(make_cfg(**options))
+    advice = str(said.value).split(": add ")[1].split()
+    assert killed_when(make_cfg(**options | dict(each.split("=") for each in advice)), "False") == 0
+    with refused("sync_batchnorm", "GPUs"):
+        prepare(make_cfg(**options | {"accelerator": "cpu", "precision": 32, "devices": 2}))
 
 
 def test_nan_in_the_loss_ends_the_run(make_cfg: MakeCfg) -> None:

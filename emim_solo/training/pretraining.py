@@ -183,6 +183,7 @@ def _trainer(run: Run, callbacks: list[Callback]) -> Trainer:
     options["strategy"] = options.get("strategy") or "auto"
     if not on_gpu(cfg):
         options["devices"] = len(cfg.devices)  # Lightning wants a number of CPU processes, solo-learn a list
+        options["sync_batchnorm"] = False  # torch has it on GPUs only; one process has nothing to synchronise
     # KeepBest is a ModelCheckpoint of Lightning and needs this option. solo-learn's Checkpointer does not.
     options["enable_checkpointing"] = any(isinstance(callback, KeepBest) for callback in callbacks)
     options.setdefault("enable_model_summary", logging.getLogger("lightning.pytorch").isEnabledFor(logging.INFO))

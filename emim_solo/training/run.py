@@ -105,6 +105,8 @@ def prepare(cfg: DictConfig, listings: Listings | None = None) -> Run:
     suite.method(cfg.method)
     _check_saved_within_epochs(cfg)
     cfg.devices = _device_list(cfg)
+    if cfg.get("sync_batchnorm") and compare.processes(cfg) > 1 and not on_gpu(cfg):
+        raise UsageError("sync_batchnorm", "sync_batchnorm=True on a CPU: torch has it on GPUs only: set it to False")
     if cfg.get("precision") == "auto":
         cfg.precision = native_precision(cfg)
     cfg.augmentations = [_complete_view(view) for view in cfg.augmentations]
