@@ -77,10 +77,6 @@ def test_imports_make_no_circle_even_those_inside_functions() -> None:
 def test_import_paths_of_version_0_2_lead_to_their_modules() -> None:
     for old, new in MOVED.items():
         assert import_module(f"emim_solo.{old}") is import_module(f"emim_solo.{new}")
-    for name in (
-        "Checkpoint",
-        "DamagedCheckpoint",
-        "open_checkpoint",
-        "open_checkpoints",
-    ):  # of a module that is a folder now
+    # A module of version 0.2 that is a folder now.
+    for name in ("Checkpoint", "DamagedCheckpoint", "open_checkpoint", "open_checkpoints"):
         assert getattr(checkpoints, name) is getattr(checkpoints.opening, name)

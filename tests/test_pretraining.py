@@ -252,7 +252,7 @@ def test_every_spelling_of_one_device(devices: Any, make_cfg: MakeCfg) -> None:
     assert list(prepare(make_cfg(devices=devices)).config.devices) == [0]
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="torch sees a GPU, so the config runs as it is")
 def test_a_config_for_a_gpu_runs_on_a_cpu_as_its_error_says(
     make_cfg: MakeCfg, refused: Refused, killed_when: Callable[[DictConfig, str], int]
 ) -> None:

@@ -229,6 +229,7 @@ def test_numbers_of_readme_are_those_of_the_committed_tables() -> None:
     of_digits = table("docs/results/label-free/digits.md", "Spearman, all")["view information"]["Spearman, all"]
     assert f"{of_digits.split()[0]} on the digits" in text
     page = (RESULTS / "real-size" / "README.md").read_text()
+    kept = rows.read(RESULTS / "real-size" / "two-views.jsonl")
     for method, seed, label, wording in (
         ("emim", 0, "EMIM", "{linear} % (linear; 20-NN {nearest} %) in {minutes} minutes"),
         ("emim", 1, "EMIM", ""),
@@ -236,7 +237,6 @@ def test_numbers_of_readme_are_those_of_the_committed_tables() -> None:
         ("simclr", 0, "SimCLR", "SimCLR {linear} % ({nearest} %)"),
         ("barlow_twins", 0, "Barlow Twins", ""),
     ):
-        kept = rows.read(RESULTS / "real-size" / "two-views.jsonl")
         found = {row["stage"]: row["metrics"] | row for row in kept if (row["name"], row["seed"]) == (method, seed)}
         linear, nearest, logistic, score, half, rank = (
             f"{found[stage][key]:.1f}"

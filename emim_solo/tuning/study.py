@@ -155,17 +155,18 @@ class Tuning:
         if theirs is None:
             self.study.set_user_attr("search", {**ours, "images": images})
             return
-        recorded = theirs.pop("images", None)
+        of_version_0_2 = "images" not in theirs
+        recorded = theirs.pop("images", {})
         # Recorded images are compared by their record, not by their path.
-        moved = [f"data.{part}_path" for part in images if part in (recorded or {})]
-        differing = differing_images(recorded or {}, images)
+        moved = [f"data.{part}_path" for part in images if part in recorded]
+        differing = differing_images(recorded, images)
         differing += compare.differences(theirs, ours, but=(*moved, *compare.NO_RESULT))
         if differing:
             raise UsageError(
                 "search.other",
                 f"'{self.folder}' has another search: {', '.join(differing)}; take another --output, or search the same",
             )
-        if recorded is None:
+        if of_version_0_2:
             print(f"'{self.folder}' is of version 0.2, which recorded no images: its trials are taken to be of these")
             self.study.set_user_attr("search", {**theirs, "images": images})
 

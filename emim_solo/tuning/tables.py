@@ -56,7 +56,7 @@ def table(trials: Sequence[FrozenTrial], keys: Sequence[str]) -> str:
         lines.append((str(place), [Cell(cell) for cell in (*cells, STATES[trial.state], str(trial.number + 1))]))
     heads = ["", "view information (nats)", *keys, "epochs", "seconds", "", "trial"]
     notes = [f"trial {row['trial']}: {row['reason']}" for row in map(row_of, trials) if row.get("reason")]
-    return to_text(Table(heads, lines, notes, []))
+    return to_text(Table(heads, lines, notes))
 
 
 def draw(study: optuna.Study, keys: Sequence[str], stem: Path) -> None:
