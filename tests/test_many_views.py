@@ -18,8 +18,11 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from torch.nn import functional
 
+from emim_solo import checkpoints
 from emim_solo.benchmark import cost
+from emim_solo.benchmark.plan import make_plan
 from emim_solo.emim import method
+from emim_solo.evaluation.features import extract_features
 from emim_solo.evaluation.score import ScoredViews
 from emim_solo.ground import configs
 from emim_solo.ground.compare import config_hash
@@ -225,12 +228,12 @@ def rivals(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 def test_the_rivals_of_patches_have_their_published_weights_and_want_views_to_agree(rivals: dict[str, Any]) -> None:
     import methods  # research/out_of_the_box, which rivals_solo.py has put on the path
 
-    assert sorted(rivals) == ["emp_ssl", "frossl", "lejepa", "mmcr", "vicreg_views"]
+    assert sorted(rivals) == ["emp_ssl", "emp_ssl_published", "frossl", "lejepa", "mmcr", "vicreg_views"]
     torch.manual_seed(0)
     images, noise = torch.randn(64, 8), torch.randn(3, 64, 8)
     for name, of in rivals.items():
         agree, differ = images + 0.1 * noise, (images + noise) / 2**0.5
-        published = getattr(methods, name.removesuffix("_views"))
+        published = getattr(methods, re.sub("_(views|published)$", "", name))
         values = []
         for views in (agree, differ):
             torch.manual_seed(1)  # of LeJEPA's directions
@@ -249,6 +252,32 @@ def test_a_rival_of_patches_trains_on_all_of_them(
     assert set(forwards.shapes) == {(8 * BATCH, 3, 16, 16)}
     assert row["config"]["method_kwargs"]["lmda"] == 0.0
     assert -1 < row["metrics"]["train_mmcr_loss_epoch"] < 0
+
+
+def test_the_features_of_the_published_emp_ssl_are_its_hidden_layer(
+    rivals: dict[str, Any], patches: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(load_suite().METHODS, "emp_ssl_published", rivals["emp_ssl_published"])
+    row = pretrain(prepare(patches("method=emp_ssl_published", "method_kwargs.proj_hidden_dim=48")))
+    features = extract_features(checkpoints.open_checkpoint(Path(row["checkpoint"])), views=2)
+    assert features.train.backbone.shape == (160, 48)
+    assert features.train.backbone.min() == 0  # after the ReLU
+    assert features.train.backbone.std(dim=0).mean() > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "crops"),
+    [("two-views-recipes", 2), ("two-views", 2), ("patches-recipes", 8), ("patches", 8), ("twenty-patches", 20)],
+)
+def test_the_runs_at_real_size_are_on_equal_terms(
+    name: str, crops: int, rivals: dict[str, Any], few_digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for method_name, of in rivals.items():
+        monkeypatch.setitem(load_suite().METHODS, method_name, of)
+    images = [f"run.data.{part}_path={few_digits / part}" for part in ("train", "val")]
+    with initialize_config_dir(config_dir=str(RIVALS.parent), version_base="1.2"):
+        plan = make_plan(compose(name, overrides=images))
+    assert {run.cfg.augmentations[0].num_crops for run in plan.runs} == {crops}
 
 
 def test_a_method_of_two_views_is_refused_with_those_that_take_more(

@@ -16,7 +16,9 @@ from typing import Any, ClassVar
 
 import torch
 from solo.methods.base import BaseMethod
-from torch import Tensor
+from torch import Tensor, nn
+
+from emim_solo.suite import load_suite
 
 RESEARCH = Path(__file__).resolve().parents[2]
 for folder in (RESEARCH / "out_of_the_box", RESEARCH):
@@ -80,6 +82,19 @@ class OfViews(BaseMethod):  # type: ignore[misc, unused-ignore]
 class EMPSSL(OfViews):
     WEIGHTS: ClassVar = {"inv_coef": 200.0, "tcr_eps": 0.2}
     loss = staticmethod(methods.emp_ssl)
+
+
+class EMPSSLPublished(EMPSSL):
+    """EMP-SSL with its authors' network: the features are a hidden layer of ``proj_hidden_dim`` after the ResNet's pooling."""
+
+    def __init__(self, cfg: Any = None, **kwargs: Any) -> None:
+        super().__init__(cfg, **kwargs)
+        inputs, width = self.features_dim, self.settings["proj_hidden_dim"]
+        backbone: Any = load_suite().backbone(self)
+        backbone.fc = nn.Sequential(nn.Linear(inputs, width), nn.BatchNorm1d(width), nn.ReLU())
+        self.features_dim = width
+        self.classifier = nn.Linear(width, self.classifier.out_features)
+        self.projector = lab.mlp([width, width, self.settings["proj_output_dim"]])
 
 
 class MMCR(OfViews):
