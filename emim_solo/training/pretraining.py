@@ -66,6 +66,17 @@ def pretrain(run: Run, version: str | None = None, more_callbacks: Sequence[Call
     run = decide(run, version)
     if run.start.finished:
         return _finished(run)
+    assert run.folder is not None
+    try:
+        return _trained(run, more_callbacks)
+    except UsageError:
+        if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+            with suppress(OSError):  # if the folder is empty, its number is free again
+                run.folder.rmdir()
+        raise
+
+
+def _trained(run: Run, more_callbacks: Sequence[Callback]) -> dict[str, Any]:
     suite, cfg, start = load_suite(), run.config, run.start
     assert run.folder is not None
     seed_everything(cfg.seed, workers=True)
