@@ -42,6 +42,7 @@ class Run:
     name: str
     method: str
     quality: float
+    control: bool  # not one of the recipes that were drawn
     scores: dict[str, float] = field(default_factory=dict)
 
 
@@ -49,11 +50,13 @@ def read(path: Path) -> tuple[list[Run], list[str]]:
     """The runs of a file, and the names of diverged runs, which have no score and no accuracy."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     found, diverged = [], []
-    for name, method, quality, scores in _lab(rows) if "trial" in rows[0] else _benchmark(rows):
+    laboratory = "trial" in rows[0]
+    for name, method, quality, scores in _lab(rows) if laboratory else _benchmark(rows):
         if math.isnan(quality):
             diverged.append(name)
             continue
-        run = Run(name, method, quality)
+        drawn = method in METHODS and re.search("_(search|any)", name)
+        run = Run(name, method, quality, control=laboratory and not drawn)
         for features, values in scores.items():
             for score in TITLES.keys() & values.keys():
                 run.scores[f"{score}, {features}"] = BETTER.get(score, float)(values[score])
@@ -171,10 +174,15 @@ def usual(name: str) -> bool:
     return "views" not in name
 
 
+def methods_of(runs: list[Run]) -> list[str]:
+    """The methods of these runs: those of the pool in its order, then others."""
+    return sorted({run.method for run in runs}, key=lambda method: ((*METHODS, method).index(method), method))
+
+
 def by_method(runs: list[Run]) -> list[str]:
     """The score within each method, beside RankMe."""
     lines = ["| method | runs | quality (%) | Spearman | regret | RankMe's |", "|---|---:|---:|---:|---:|---:|"]
-    for method in [m for m in METHODS if any(run.method == m for run in runs)]:
+    for method in methods_of(runs):
         own = [run for run in runs if run.method == method]
         quality = np.array([run.quality for run in own])
         scores, rankme = (np.array([run.scores[name] for run in own]) for name in (THE_SCORE, "rankme, backbone"))
@@ -250,7 +258,7 @@ def picture(pools: dict[str, list[Run]], path: Path, made_from: str) -> None:
         for axes, name, label in zip(
             line, (THE_SCORE, "rankme, backbone"), ("view information (nats)", "RankMe"), strict=True
         ):
-            for number, method in enumerate(METHODS):
+            for number, method in enumerate(methods_of(runs)):
                 own = [run for run in runs if run.method == method]
                 axes.plot(
                     [run.scores[name] for run in own],
@@ -262,7 +270,7 @@ def picture(pools: dict[str, list[Run]], path: Path, made_from: str) -> None:
                     label=method,
                 )
             rho = spearman(np.array([run.scores[name] for run in runs]), quality)
-            axes.set_title(f"{title}: Spearman {rho:.2f}, {len(runs)} runs".replace("-", "−"), fontsize=9)
+            axes.set_title(f"{title}: Spearman {f'{rho:.2f}'.replace('-', '−')}, {len(runs)} runs", fontsize=9)
             axes.set_xlabel(label)
             axes.set_ylabel("(20-NN + linear) / 2 (%)")
             axes.spines[["top", "right"]].set_visible(False)
@@ -278,12 +286,7 @@ def main() -> None:
     pools: dict[str, list[Run]] = {}
     for path in given.rows:
         runs, diverged = read(path)
-        main_pool = [
-            run
-            for run in runs
-            if run.method in METHODS and (re.search("_(search|any)", run.name) or "digits" in path.name)
-        ]
-        pools[path.stem] = main_pool
+        pools[path.stem] = main_pool = [run for run in runs if not run.control]
         if given.picture:
             continue
         print(
@@ -293,7 +296,7 @@ def main() -> None:
             correlations(main_pool),
             by_method(main_pool),
             choices(main_pool),
-            controls(main_pool, [run for run in runs if run not in main_pool]),
+            controls(main_pool, [run for run in runs if run.control]),
         ):
             if lines:
                 print("\n".join(lines), end="\n\n")
