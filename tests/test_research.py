@@ -190,6 +190,20 @@ def test_pictures_are_of_the_committed_rows(picture: str, rows: list[str]) -> No
         assert image.info["rows"] == hashlib.sha256(content).hexdigest(), "make the picture again"
 
 
+def test_the_tables_at_real_size_are_those_of_the_rows(script: Script) -> None:
+    results = REPOSITORY / "docs" / "results" / "real-size"
+    page = (results / "README.md").read_text().replace("*", "")
+    for name, arguments in (
+        ("finals.py", ["two-views.jsonl"]),
+        ("choose.py", ["two-views-recipes.jsonl", "--table"]),
+        ("choose.py", ["patches-recipes.jsonl", "--table"]),
+    ):
+        said = script(f"real_size/{name}", results / arguments[0], *arguments[1:])
+        lines = [line for line in said.replace("*", "").splitlines() if line.startswith("| ")]
+        assert len(lines) >= 5
+        assert not [line for line in lines if line not in page], arguments
+
+
 @pytest.mark.parametrize("options", [["--half", "show"], ["--without", "emim_mean"]], ids=" ".join)
 def test_the_tables_out_of_the_box_are_those_of_the_rows(options: list[str], script: Script) -> None:
     results = REPOSITORY / "docs" / "results" / "out-of-the-box"

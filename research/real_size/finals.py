@@ -58,7 +58,7 @@ def main() -> None:
             cells.append(f"**{cell(of[name])}**" if best else cell(of[name]))
         minutes = values["minutes"][name]
         lines[name] = [str(len(minutes)), *cells, f"{min(minutes.values()):.0f} to {max(minutes.values()):.0f}"]
-    print("\n".join(table("", [*COLUMNS, "pretraining, CPU minutes"], lines)))
+    print("\n".join(table("method", [*COLUMNS, "pretraining, CPU minutes"], lines)))
     first, *others = names
     lines = {}
     for name in others:
