@@ -179,6 +179,7 @@ def test_of_the_kept_rows_at_real_size_those_of_complete_runs_are_taken(monkeypa
     [
         ("rivals", ["cifar10-lab/rivals_test"]),
         ("label-free", ["label-free/cifar10", "label-free/digits"]),
+        ("real-size", ["real-size/two-views"]),
         ("report", ["digits/rows"]),
         ("report-umap", ["digits/rows"]),
     ],
