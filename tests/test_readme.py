@@ -216,10 +216,9 @@ def test_numbers_of_readme_are_those_of_the_committed_tables() -> None:
     real_size = table("docs/results/real-size/README.md", "RankMe")
     digits = table("docs/results/digits/table.md", "Linear top-1 (%)")
     cifar = table("docs/results/cifar10-lab/rivals_test.md", "linear top-1 (%)")
-    columns = ("linear top-1 (%)", "20-NN top-1 (%)")
-    expected = [[real_size[method][column] for method in methods] for column in columns]
-    expected += [[digits[method][column] for method in methods] for column in ("Linear top-1 (%)", "20-NN top-1 (%)")]
-    expected += [[rounded(cifar[method][column]) for method in methods] for column in columns]
+    columns = linear, nearest = "Linear top-1 (%)", "20-NN top-1 (%)"
+    expected = [[of[method][column] for method in methods] for of in (real_size, digits) for column in columns]
+    expected += [[rounded(cifar[method][column]) for method in methods] for column in ("linear top-1 (%)", nearest)]
     assert [row[1:] for row in shown[:6]] == expected
     scores = table("docs/results/label-free/cifar10.md", "Spearman, all")
     assert shown[6][1:] == [
@@ -230,5 +229,10 @@ def test_numbers_of_readme_are_those_of_the_committed_tables() -> None:
     assert f"VICReg is {rounded(behind).lstrip('-')} above" in text.replace("\n  ", " ") and behind.startswith("-")
     of_digits = table("docs/results/label-free/digits.md", "Spearman, all")["view information"]["Spearman, all"]
     assert f"{of_digits.split()[0]} on the digits" in text
-    assert f"SimCLR has {real_size['simclr'][columns[0]]} % (20-NN {real_size['simclr'][columns[1]]} %)" in text
-    assert f"takes {real_size['emim']['pretraining, CPU minutes']} minutes" in text
+    assert f"SimCLR has {real_size['simclr'][linear]} % (20-NN {real_size['simclr'][nearest]} %)" in text
+    lead = table("docs/results/real-size/README.md", "Difference")["emim − vicreg"]
+    assert f"its linear accuracy is {lead[linear].removeprefix('+')} points above" in text
+    assert f"lead over VICReg is only {lead['Logistic top-1 (%)'].removeprefix('+')}" in text
+    page = (RESULTS / "real-size" / "README.md").read_text()
+    found = re.search(r"Pretraining takes (\d+ to \d+ minutes of one) core", page)
+    assert found is not None and f"takes {found[1]} CPU core" in text

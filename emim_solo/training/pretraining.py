@@ -69,11 +69,8 @@ def pretrain(run: Run, version: str | None = None, more_callbacks: Sequence[Call
     assert run.folder is not None
     try:
         return _trained(run, more_callbacks)
-    except UsageError:
-        if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
-            with suppress(OSError):  # if the folder is empty, its number is free again
-                run.folder.rmdir()
-        raise
+    finally:
+        _remove_if_empty(run.folder)
 
 
 def _trained(run: Run, more_callbacks: Sequence[Callback]) -> dict[str, Any]:
@@ -219,6 +216,13 @@ def _loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
     if OmegaConf.select(cfg, "tensorboard.enabled", default=False):
         loggers.append(TensorBoardLogger(str(folder.parent.parent), **place))
     return loggers
+
+
+@rank_zero_only
+def _remove_if_empty(folder: Path) -> None:
+    """Free the number of a run that was refused or stopped before it wrote anything."""
+    with suppress(OSError):
+        folder.rmdir()
 
 
 @rank_zero_only

@@ -175,8 +175,9 @@ def usual(name: str) -> bool:
 
 
 def methods_of(runs: list[Run]) -> list[str]:
-    """The methods of these runs: those of the pool in its order, then others."""
-    return sorted({run.method for run in runs}, key=lambda method: ((*METHODS, method).index(method), method))
+    """The methods of these runs: those of METHODS in its order, then others."""
+    found = {run.method for run in runs}
+    return [method for method in METHODS if method in found] + sorted(found.difference(METHODS))
 
 
 def by_method(runs: list[Run]) -> list[str]:
@@ -251,6 +252,7 @@ def picture(pools: dict[str, list[Run]], path: Path, made_from: str) -> None:
 
     from emim_solo.results.palette import PALETTE
 
+    methods = methods_of([run for runs in pools.values() for run in runs])  # one colour each, in all panels
     figure = Figure(figsize=(8.4, 3.4 * len(pools)), layout="constrained")
     panels = figure.subplots(len(pools), 2, squeeze=False)
     for line, (title, runs) in zip(panels, pools.items(), strict=True):
@@ -258,7 +260,7 @@ def picture(pools: dict[str, list[Run]], path: Path, made_from: str) -> None:
         for axes, name, label in zip(
             line, (THE_SCORE, "rankme, backbone"), ("view information (nats)", "RankMe"), strict=True
         ):
-            for number, method in enumerate(methods_of(runs)):
+            for number, method in enumerate(methods):
                 own = [run for run in runs if run.method == method]
                 axes.plot(
                     [run.scores[name] for run in own],
