@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import signal
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -22,9 +23,11 @@ from emim_solo.checkpoints.opening import last_checkpoint, open_checkpoint
 from emim_solo.emim.objective import emim_loss_func
 from emim_solo.ground import configs
 from emim_solo.ground.errors import UsageError
+from emim_solo.ground.stopping import Stopped
 from emim_solo.images.folders import RunImages
 from emim_solo.results import rows
 from emim_solo.suite import dali, load_suite
+from emim_solo.training import pretraining
 from emim_solo.training.pretraining import prepare, pretrain
 
 MakeCfg = Callable[..., DictConfig]
@@ -409,6 +412,20 @@ def test_different_classes_in_train_and_val(
 
 def test_fewer_images_than_a_batch(make_cfg: MakeCfg, refuses: Refuses) -> None:
     refuses(make_cfg(optimizer__batch_size=256), "optimizer.batch_size", "160 training images", "256")
+
+
+def test_a_run_that_is_stopped_before_it_writes_leaves_no_folder(
+    make_cfg: MakeCfg, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: Any) -> None:
+        raise Stopped(signal.SIGTERM)
+
+    monkeypatch.setattr(pretraining, "check_images", stopped)  # a signal while the images are checked
+    cfg = make_cfg()
+    with pytest.raises(Stopped):
+        pretrain(prepare(cfg))
+    assert Path(cfg.checkpoint.dir).is_dir()
+    assert not list(Path(cfg.checkpoint.dir).glob("*/*"))
 
 
 def test_number_of_views_that_a_method_cannot_take(make_cfg: MakeCfg, refuses: Refuses) -> None:
