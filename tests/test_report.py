@@ -101,6 +101,21 @@ def test_flags_of_collapsed_and_nan_runs_are_in_every_form_of_the_table(folder):
     assert "collapsed 1/3" in (folder / "report.html").read_text()
 
 
+def test_a_cell_of_fewer_seeds_than_its_line_says_so(folder, tmp_path):
+    for row in rows.read(folder / "rows.jsonl"):
+        if (row["name"], row["seed"], row["stage"]) != ("barlow_twins", 2, "linear"):
+            rows.append(tmp_path / "rows.jsonl", row)
+    written = report.write_report(tmp_path)
+    tables = results.headline(written.results), results.differences(written.results)
+    for table, name in zip(tables, ("barlow_twins", "emim − barlow_twins"), strict=True):
+        cells = dict(zip(table.keys, dict(table.lines)[name], strict=True))
+        assert str(cells["n"]) == "3" and cells["linear"].estimate.n == 2
+        assert str(cells["linear"]).endswith(" (n = 2)")
+        assert "(" not in str(cells["knn"])
+    assert '<span class="nan">n = 2</span>' in written.html.read_text()
+    assert "n = " not in (folder / "differences.md").read_text()
+
+
 def test_nan_in_every_seed_is_a_flagged_cell(tmp_path):
     write_rows(tmp_path, seeds=1, broken="vicreg")
     text = report.write_report(tmp_path).markdown.read_text()

@@ -231,16 +231,21 @@ def collect(rows: Sequence[Row]) -> Results:
 
 @dataclass(frozen=True)
 class Cell:
-    """Text of one cell, its estimate, and whether that is the best of the column."""
+    """Text of one cell, its estimate, whether that is the best of the column, and the number of seeds of its line."""
 
     text: str
     estimate: Estimate | None = None
     best: bool = False
+    seeds: int = 0
 
     @property
     def flag(self) -> str:
-        """How many seeds the estimate leaves out because their values are not finite."""
-        return f"{self.estimate.not_finite} NaN" if self.estimate and self.estimate.not_finite else ""
+        """How many seeds have a value that is not finite, or, if some have none, of how many seeds the estimate is."""
+        if self.estimate is None:
+            return ""
+        if self.estimate.not_finite:
+            return f"{self.estimate.not_finite} NaN"
+        return f"n = {self.estimate.n}" if 1 < self.estimate.n < self.seeds else ""  # one seed has no interval: it shows
 
     def __str__(self) -> str:
         return self.text if not self.flag or self.text == "NaN" else f"{self.text} ({self.flag})"
@@ -269,10 +274,11 @@ def headline(results: Results, metrics: Sequence[Metric] = HEADLINE) -> Table:
     shown = results.shown(metrics)
     lines = []
     for name in results.names:
-        cells = [Cell(str(len(results.seeds(name))))]
+        seeds = len(results.seeds(name))
+        cells = [Cell(str(seeds))]
         for metric in shown:
             value = results.estimate(name, metric)
-            cells.append(Cell(show(value, metric.digits), value, name in results.best(metric)))
+            cells.append(Cell(show(value, metric.digits), value, name in results.best(metric), seeds))
         lines.append((name, cells))
     return _table("Method", shown, lines, [*notes(results)])
 
@@ -283,10 +289,11 @@ def differences(results: Results, metrics: Sequence[Metric] = HEADLINE) -> Table
     focus = results.focus()
     lines = []
     for baseline in results.baselines():
-        cells = [Cell(str(len({*results.seeds(focus)} & {*results.seeds(baseline)})))]
+        seeds = len({*results.seeds(focus)} & {*results.seeds(baseline)})
+        cells = [Cell(str(seeds))]
         for metric in shown:
             value = estimate(results.paired(focus, baseline, metric).values())
-            cells.append(Cell(show(value, metric.digits, signed=True), value))
+            cells.append(Cell(show(value, metric.digits, signed=True), value, seeds=seeds))
         lines.append((f"{focus} − {baseline}", cells))
     return _table("Difference", shown, lines, [])
 
