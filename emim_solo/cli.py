@@ -185,6 +185,9 @@ def _complete(arguments: list[str]) -> None:
     completion.answer(query, os.environ.get("COMP_LINE", ""), COMMANDS, composed)
 
 
+_OF_HYDRA = (("--config-name", "-cn"), ("--config-dir", "-cd"), ("--cfg", "-c"))
+
+
 def hydra_run(
     command: str, task: Callable[[DictConfig], Any], arguments: Sequence[str], folder: str | None = None
 ) -> None:
@@ -199,7 +202,8 @@ def hydra_run(
 
     parser = argparse.ArgumentParser(prog=f"emim-solo {command}", add_help=False, allow_abbrev=False)
     parser.add_argument("--config-path", "-cp", default=folder)
-    parser.add_argument("--cfg", "-c")  # Hydra's flag, which argparse would read as the start of -cp
+    for flag, short in _OF_HYDRA:  # argparse would read -cn as -c n, and -c as the start of -cp
+        parser.add_argument(flag, short)
     options, arguments = parser.parse_known_args(arguments)
     for position, argument in enumerate(arguments):
         key, _, value = argument.partition("=")
@@ -209,8 +213,9 @@ def hydra_run(
         overrides = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
         flags = [argument for argument in arguments if argument not in overrides]
         arguments = [*flags, *overrides, f"hydra.help.app_name='emim-solo {command}'"]
-    if options.cfg:
-        arguments = ["--cfg", options.cfg, *arguments]
+    for flag, _ in _OF_HYDRA:
+        if value := getattr(options, flag.strip("-").replace("-", "_")):
+            arguments = [flag, value, *arguments]
     if options.config_path:
         arguments = ["--config-path", str(configs.find(options.config_path)), *arguments]
 

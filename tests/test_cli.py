@@ -229,6 +229,18 @@ def test_help_names_the_program(command: str, typed: Callable[..., Any], tmp_pat
     assert not list(tmp_path.iterdir())
 
 
+def test_the_short_flags_of_hydra(typed: Callable[..., Any], tmp_path: Path) -> None:
+    long, short = (
+        typed("pretrain", *flags, "max_epochs=3", cwd=tmp_path)
+        for flags in (
+            ("--config-path", "pretrain/digits", "--config-name", "vicreg", "--cfg", "job"),
+            ("-cp", "pretrain/digits", "-cn", "vicreg", "-c", "job"),
+        )
+    )
+    assert "method: vicreg" in long.stdout and "max_epochs: 3" in long.stdout
+    assert short.returncode == 0 and short.stdout == long.stdout
+
+
 def test_help_shows_the_config_with_its_overrides(typed: Callable[..., Any], tmp_path: Path) -> None:
     config = ("--config-path", "pretrain/digits", "--config-name", "emim")
     done = typed("pretrain", *config, "--help", "max_epochs=77", cwd=tmp_path)

@@ -285,6 +285,15 @@ def test_classes_that_are_not_imagenet_100s_are_warned_of_once(
     assert said(published[1:], dataset="custom") == []
 
 
+def test_a_fraction_that_cannot_be_drawn_is_one_line(make_cfg: Callable[..., DictConfig], refused: Refused) -> None:
+    assert prepare(make_cfg(data__fraction=1)).config.data.fraction == -1, "all images: solo-learn's word for 1"
+    if load_suite().generation != "main":
+        pytest.skip("1.0.2 has no data.fraction")
+    run = prepare(make_cfg(data__fraction=0.01))
+    with refused("data.fraction", "data.fraction=0.01"):
+        load_suite().train_loader(run.config, run.images)
+
+
 def test_fraction_of_an_unlabelled_folder(messy: Path, make_cfg: Callable[..., DictConfig]) -> None:
     suite = load_suite()
     if suite.generation != "main":

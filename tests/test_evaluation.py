@@ -182,6 +182,22 @@ def test_more_neighbours_than_training_images_lets_all_vote(features):
     assert metrics["backbone_cosine_k5000"] == metrics["backbone_cosine_k160"]
 
 
+def test_a_number_of_neighbours_named_twice_is_computed_once(pixels, monkeypatch):
+    once = knn(pixels, ks=[5])
+    monkeypatch.setattr(
+        "emim_solo.evaluation.knn._SIMILARITIES", 100 * len(pixels.train.labels)
+    )  # 360 images, four pieces
+    assert knn(pixels, ks=[5, 5]) == once
+
+
+def test_at_the_lowest_temperature_the_nearest_image_decides(pixels):
+    """Without an overflow: the image itself is among the neighbours, with the highest similarity."""
+    images, labels = pixels.val.backbone, pixels.val.labels
+    found = knn_accuracies(images, labels, images, labels, ks=[200], temperature=0.012)
+    nearest = knn_accuracies(images, labels, images, labels, ks=[1], temperature=0.012)
+    assert nearest[1] == 100 and found[200] > 95
+
+
 def test_knn_of_nan_features_is_nan(features):
     broken = replace(features, train=replace(features.train, backbone=torch.full((160, 512), math.nan)))
     metrics = knn(broken, ks=[1])
@@ -467,7 +483,11 @@ def test_seeds_that_some_library_does_not_take_are_refused(seed, checkpoint, ref
 
 
 def test_neighbours_and_temperatures_that_are_none_are_refused(checkpoint, refused):
-    for arguments, key in ((["-k", "0"], "ks.0"), (["--temperature", "nan"], "temperature")):
+    for arguments, key in (
+        (["-k", "0"], "ks.0"),
+        (["--temperature", "nan"], "temperature"),
+        (["--temperature", "0.01"], "temperature"),
+    ):
         with refused(key, arguments[0], "expected"):
             commands.knn_main([str(checkpoint.folder), *arguments])
 
@@ -486,6 +506,26 @@ def test_umap_command_leaves_pictures_of_one_run_and_of_many(checkpoint, tmp_pat
     assert {"val.png", "val.pdf", "val.csv", "train.png", "train.pdf"} <= made
     with pytest.raises(UsageError, match="named twice"):
         commands.umap_main([str(checkpoint.folder)] * 2)
+    with pytest.raises(UsageError, match="named twice"):
+        commands.umap_main([str(checkpoint.path)] * 2)
+    with pytest.raises(UsageError, match="at most 250000"):
+        commands.umap_main([str(checkpoint.folder), "--limit", "1000000"])
+
+
+def test_images_of_a_dataset_of_the_suite_have_its_classes_and_its_size(checkpoint, few_digits, tmp_path, refused):
+    """solo-learn's transform of ImageNet shows 224 pixels, whatever the run was trained at, and it has 1,000 classes."""
+    images = [f"data.{split}_path={few_digits / split}" for split in ("train", "val")]
+    commands.linear_main(
+        [str(checkpoint.folder), "data.dataset=imagenet", *images, "max_epochs=1", "--rows", str(tmp_path)]
+    )
+    (row,) = rows.read(tmp_path / "rows.jsonl")
+    assert row["dataset"] == "imagenet" and 0 <= row["metrics"]["acc1"] <= 100
+    shown = open_checkpoint(checkpoint.folder, ["data.dataset=imagenet", *images])
+    assert shown.cfg.data.num_classes == 1000
+    assert load_suite().evaluation_transform(shown.cfg)(Image.new("RGB", (32, 32))).shape == (3, 224, 224)
+    for key in ("crop_size=64", "mean=[0.5,0.5,0.5]"):
+        with refused(f"augmentations.0.{key.partition('=')[0]}", "data.dataset=imagenet", "data.dataset=custom"):
+            open_checkpoint(checkpoint.folder, ["data.dataset=imagenet", f"augmentations.0.{key}", *images])
 
 
 def test_commands_check_every_folder_before_they_begin(checkpoint, tmp_path):

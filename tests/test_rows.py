@@ -68,6 +68,27 @@ def test_rows_of_one_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert rows.of_checkpoint([one, *others], Path("."), ours) == [one]
 
 
+def test_rows_of_an_earlier_epoch_or_of_the_best_are_not_the_runs(tmp_path: Path) -> None:
+    """``emim-solo knn FOLDER/best`` adds a row to the same file, of the same config."""
+    place = str(tmp_path / "runs" / "emim" / "0")
+    pretrained = rows.new_row("pretrain", config=CONFIG, suite=SUITE, metrics={}, checkpoint=place, epochs=3)
+    last, best, earlier = (
+        rows.new_row("knn", config=CONFIG, suite=SUITE, metrics={"acc": accuracy}, checkpoint=where, epochs=epochs)
+        for accuracy, where, epochs in ((1.0, place, 3), (2.0, f"{place}/best", 3), (3.0, place, 2))
+    )
+    scored = rows.new_row("score", config=CONFIG, suite=SUITE, metrics={}, checkpoint="/moved/emim/0", epochs=3)
+    again = last | {"metrics": {"acc": 4.0}}
+    everything = [pretrained, last, best, earlier, scored]
+    assert rows.newest_stages(everything) == {"pretrain": pretrained, "knn": last, "score": scored}
+    assert rows.newest_stages([*everything, again])["knn"] == again
+    for row in everything:
+        rows.append(tmp_path / "rows.jsonl", row)
+    by_run = rows.NewestRows(tmp_path / "rows.jsonl")
+    run = CONFIG["name"], CONFIG["seed"]
+    assert by_run.of_run(*run, compare.config_hash(CONFIG))["knn"] == last
+    assert collect(rows.read(tmp_path / "rows.jsonl")).rows[run]["knn"] == last
+
+
 def test_missing_file_and_older_schema(tmp_path: Path, refused: Any) -> None:
     with refused("rows.missing", "no results"):
         rows.read(tmp_path / "rows.jsonl")

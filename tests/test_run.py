@@ -195,6 +195,20 @@ def test_images_that_changed_are_neither_scored_as_held_out_nor_trained_on(
     assert not list((tmp_path / "elsewhere").rglob("*.csv"))
 
 
+def test_of_other_images_none_is_held_out_but_of_the_runs_own_elsewhere_the_same_are(
+    small: MakeCfg, images: Path, few_digits: Path, tmp_path: Path
+) -> None:
+    folder = Path(pretrain(prepare(small(**SCORED, data__train_path=str(images))))["checkpoint"])
+    ours = open_checkpoint(folder).images
+    moved = images.rename(tmp_path / "moved")
+    there = open_checkpoint(folder, [f"data.train_path={moved}"]).images
+    assert there.held == ours.held and there.held_out is not None and ours.held_out is not None
+    assert there.held_out.digest == ours.held_out.digest
+    (moved / "5" / "more.png").write_bytes(sorted((moved / "5").iterdir())[0].read_bytes())
+    for other in (moved, few_digits / "val"):
+        assert open_checkpoint(folder, [f"data.train_path={other}"]).images.held == ()
+
+
 def test_images_that_a_run_was_trained_on_are_not_held_out_when_it_goes_on(
     small: MakeCfg, tmp_path: Path, refused: Refused
 ) -> None:

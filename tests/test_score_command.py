@@ -314,6 +314,22 @@ def test_epochs_are_scored_and_drawn_and_json_is_all_that_is_printed(copy, tmp_p
     assert (tmp_path / "out" / "view-information.pdf").read_bytes().startswith(b"%PDF")
 
 
+def test_two_epochs_of_one_run_are_told_apart(copy, capsys):
+    score_main([*map(str, sorted(copy.glob("*.ckpt"))), "--no-knn", *QUICK])
+    shown = capsys.readouterr().out
+    assert all(path.name in shown for path in copy.glob("*.ckpt"))
+    found = [row["metrics"]["view_information"] for row in rows.read(copy.parent.parent / "rows.jsonl")]
+    assert len(set(found)) == 2
+
+
+def test_epochs_of_a_run_that_was_stopped_within_its_first(copy, refused):
+    first, second = sorted(copy.glob("*.ckpt"))
+    second.unlink()
+    first.rename(first.with_name(first.name.replace(".ckpt", "-step=2.ckpt")))
+    with refused("checkpoint.missing", "--epochs"):
+        score_main([str(copy), "--epochs", "--no-knn", *QUICK])
+
+
 def test_rows_of_a_folder_that_cannot_be_written_go_where_they_are_told_to(copy, tmp_path, refused, capsys):
     broken = copy.parent.parent / "rows.jsonl"
     broken.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -15,10 +16,12 @@ import torch
 from conftest import LARGER, RESNET
 from lightning.pytorch import LightningModule
 from omegaconf import DictConfig
+from PIL import Image
 from torch import nn
 
+from emim_solo.checkpoints.opening import open_checkpoint
 from emim_solo.emim.objective import emim_loss_func
-from emim_solo.suite import load_suite
+from emim_solo.suite import as_dict, load_suite
 from emim_solo.training.pretraining import prepare, pretrain
 
 MakeCfg = Callable[..., DictConfig]
@@ -249,3 +252,31 @@ def test_emim_trains_on_backbones_of_timm(backbone: str, kwargs: dict[str, int],
     row = pretrain(prepare(cfg))
     assert row["metrics"]["train_emim_loss_epoch"] > -5
     assert torch.isfinite(torch.tensor(list(row["metrics"].values()))).all()
+
+
+def test_a_network_of_one_size_takes_the_validation_images(make_cfg: MakeCfg, refused: Refused) -> None:
+    """A ViT takes one size. solo-learn shows CIFAR's validation images in 32 pixels, whatever the crops are."""
+    names = {"data__dataset": "cifar10", "data__train_path": "datasets", "data__val_path": "datasets"}
+    run = prepare(make_cfg(**names))
+    with refused("backbone.kwargs", "vit_tiny", "32 pixels"):
+        load_suite().build(run.config)
+    load_suite().build(prepare(make_cfg(**{**names, "data__val_path": None})).config)
+
+
+def test_a_vit_of_cifar_opens_with_other_settings_of_its_images(make_cfg: MakeCfg, tmp_path: Path) -> None:
+    """CIFAR's validation images are not resized, so the image that is tried has to have their size."""
+    names = {"data__dataset": "cifar10", "data__train_path": "datasets", "data__val_path": "datasets"}
+    cfg = prepare(make_cfg(**names, augmentations=[LARGER])).config
+    (tmp_path / "args.json").write_text(json.dumps(as_dict(cfg)))
+    torch.save({"state_dict": load_suite().build(cfg).state_dict(), "epoch": 0}, tmp_path / "x-ep=0.ckpt")
+    assert open_checkpoint(tmp_path, ["data.num_workers=1"]).model()(torch.zeros(1, 3, 32, 32))["feats"].ndim == 2
+
+
+def test_weights_of_a_library_are_shown_any_dataset_as_that_library_does(few_digits: Path, tmp_path: Path) -> None:
+    (tmp_path / "weights.pth").write_bytes(b"")
+    images = ["data.dataset=imagenet", *(f"data.{split}_path={few_digits / split}" for split in ("train", "val"))]
+    place = f"timm:vit_tiny_patch16_224@{tmp_path / 'weights.pth'}"
+    (*_, normalize) = load_suite().evaluation_transform(open_checkpoint(place, images).cfg).transforms
+    assert list(normalize.mean) == [0.5, 0.5, 0.5], "not ImageNet's"
+    shown = load_suite().evaluation_transform(open_checkpoint(place, [*images, "augmentations.0.crop_size=96"]).cfg)
+    assert shown(Image.new("RGB", (50, 40))).shape == (3, 96, 96)

@@ -15,6 +15,7 @@ from emim_solo import suite
 from emim_solo.evaluation.knn import KnnSettings
 from emim_solo.evaluation.linear import complete_settings
 from emim_solo.evaluation.protocol import VIEWS, Protocol
+from emim_solo.evaluation.thumbnails import MOST_IMAGES
 from emim_solo.ground import compare, configs, files
 from emim_solo.ground.errors import UsageError
 from emim_solo.ground.settings import read, setting
@@ -50,7 +51,7 @@ class Score:
 @dataclass
 class UMAP:
     enabled: bool = True
-    images: int = setting(2000, least=5)
+    images: int = setting(2000, least=5, most=MOST_IMAGES)
     seed: int = setting(0, least=0, most=2**32 - 1)
 
 

@@ -11,7 +11,7 @@ import os
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,9 +29,9 @@ from emim_solo.checkpoints.contents import DamagedCheckpoint, load, load_weights
 from emim_solo.ground import files
 from emim_solo.ground.errors import UsageError
 from emim_solo.ground.settings import check
-from emim_solo.images.folders import Listings, RunImages, check_held_out, expand_home
+from emim_solo.images.folders import HeldOut, Images, Listings, RunImages, check_held_out, expand_home
 from emim_solo.suite import as_dict, load_suite, schema
-from emim_solo.suite.api import count_classes, in_one_line
+from emim_solo.suite.api import in_one_line
 
 ARGUMENTS = "args.json"
 IMAGES = "emim_solo_images"  # key in a checkpoint: the record of the images that it was trained on
@@ -128,7 +128,7 @@ def _check_features(model: LightningModule, cfg: DictConfig) -> None:
     if channels != 3:
         reason = f"{cfg.name} takes images of {channels} channels"
         raise UsageError("backbone.kwargs.in_chans", f"{reason}: expected weights for 3, images are shown in RGB")
-    images = load_suite().evaluation_transform(cfg)(Image.new("RGB", (64, 64))).unsqueeze(0)
+    images = load_suite().evaluation_transform(cfg)(Image.new("RGB", (32, 32))).unsqueeze(0)  # CIFAR's are not resized
     key, what = "augmentations.0.crop_size", f"{cfg.name} does not take images of {images.shape[-1]} pixels"
     to_do = f"of folders, set {key} to the size that it was trained at"
     with in_one_line(key, what, to_do):  # a ViT takes only one size
@@ -174,8 +174,9 @@ def open_checkpoint(place: Path | str, changes: Sequence[str] = (), listings: Li
         raise UsageError("checkpoint.missing", f"no checkpoint in '{folder}': train with checkpoint.enabled=True")
     path, contents = latest
     check_generation(path, contents)
-    shown = _on_images(cfg, changes, listings) if changes else cfg
-    return Checkpoint(folder, path, shown, cfg, contents.get(IMAGES, {}), listings)
+    recorded = contents.get(IMAGES, {})
+    shown = _on_images(cfg, changes, listings, recorded) if changes else cfg
+    return Checkpoint(folder, path, shown, cfg, recorded, listings)
 
 
 def is_weights(place: Path | str) -> bool:
@@ -206,7 +207,7 @@ def _of_weights(
     about |= {"augmentations": [architecture.images() if architecture else {}]}
     data = {"dataset": "custom", "val_path": None, "format": "image_folder", "no_labels": False, "num_workers": 2}
     cfg = OmegaConf.merge(OmegaConf.create(about | {"data": data}), known)
-    cfg = _on_images(cfg, changes, listings)  # type: ignore[arg-type]
+    cfg = _on_images(cfg, changes, listings, {})  # type: ignore[arg-type]
     return WeightsFile(path, path, cfg, cfg, listings=listings, architecture=architecture)
 
 
@@ -224,9 +225,14 @@ def _exported(path: Path, changes: Sequence[str], listings: Listings) -> Weights
     return _of_weights(path, architecture, known, changes, listings)
 
 
-def _on_images(cfg: DictConfig, changes: Sequence[str], listings: Listings) -> DictConfig:
+def _on_images(cfg: DictConfig, changes: Sequence[str], listings: Listings, recorded: Mapping[str, Any]) -> DictConfig:
     """A config with other images; UsageError for keys of anything else, or for images that do not exist."""
     cfg = _with_changes(cfg, [change for change in changes if not change.startswith("backbone.")], _CHANGEABLE)
+    fixed = cfg.data.dataset != "custom" and cfg.method in load_suite().methods()
+    if of_view := [change for change in changes if fixed and change.startswith("augmentations.")]:
+        key, dataset = of_view[0].partition("=")[0], cfg.data.dataset
+        reason = f"solo-learn shows the images of data.dataset={dataset} in its own size, mean and std"
+        raise UsageError(key, f"{of_view[0]}: {reason}: leave it out, or name a folder with data.dataset=custom")
     if cfg.data.get("train_path") is None:
         to_do = "Add data.train_path=DIR and, for accuracies, data.val_path=DIR, or data.no_labels=True"
         raise UsageError("data.train_path", f"which images is {cfg.name} to be evaluated on? {to_do}")
@@ -235,8 +241,19 @@ def _on_images(cfg: DictConfig, changes: Sequence[str], listings: Listings) -> D
     check(schema.Data, {name: data[name] for name in _OF_DATA if name in data}, "data")
     check(schema.View, {name: view[name] for name in _OF_VIEW if name in view}, "augmentations.0")
     expand_home(cfg)
-    cfg.data.num_classes = None  # count_classes sets it for custom folders; other datasets name their classes
-    return count_classes(cfg, RunImages.of(cfg, listings).listed)
+    held_out = HeldOut.recorded(cfg)
+    if held_out is not None and any(change.startswith("data.train_path=") for change in changes):
+        cfg.score.held_out = None
+        if _are_of(held_out, recorded, RunImages.of(cfg, listings).listed):
+            cfg.score.held_out = asdict(held_out)
+    return load_suite().count_classes(cfg, RunImages.of(cfg, listings).listed)
+
+
+def _are_of(held_out: HeldOut, recorded: Mapping[str, Any], listed: Images | None) -> bool:
+    """Whether these are the images of the training, elsewhere now. Of other images, none was held out."""
+    if listed is None or len(listed) != held_out.of or "held_out" not in recorded:
+        return False
+    return listed.at(held_out.positions(len(listed))).digest == recorded["held_out"]["digest"]
 
 
 def _with_changes(cfg: DictConfig, changes: Sequence[str], keys: Sequence[str]) -> DictConfig:

@@ -123,8 +123,8 @@ def emim_loss_func(
 
     `objective="mean"` has no settings. The embeddings are put on the sphere of radius sqrt(d), not standardised, and centred
     over the batch. Let c be the mean of an image's views. Through Gaussian noise of variance e, c + noise says
-    1/2 log det(I + Cov(c)/e) about c, or less if c is not Gaussian. Averaged over all noise, with the weight e^(-1/2)/pi,
-    that is the trace of the square root of Cov(c). The loss is minus that trace / d: -1 at best. But for the centring it is
+    1/2 log det(I + Cov(c)/e) about c, or less if c is not Gaussian. Averaged over all noise, with the weight
+    1/(pi sqrt(e)), that is the trace of the square root of Cov(c). The loss is minus that trace / d: -1 at best. But for the centring it is
     the loss of MMCR (Yerxa et al. 2023, arXiv 2303.03307), up to a factor. It takes the singular values of an N x d matrix.
 
     `objective="bound"` is (-H(Z) + weight * H(Z|Z')) / d for exchangeable views, with the pooled moments C = Cov(Z) and

@@ -187,6 +187,7 @@ Prints accuracies on the validation images in percent: acc1 and acc5 of the Line
 
 def umap_main(arguments: Sequence[str]) -> None:
     """``emim-solo umap FOLDER ...``."""
+    from emim_solo.evaluation.thumbnails import MOST_IMAGES
     from emim_solo.evaluation.umap import check_installed, make_pictures
 
     about = "Draw the features of all checkpoints by UMAP, in one aligned layout, and write their coordinates as CSV."
@@ -198,7 +199,7 @@ def umap_main(arguments: Sequence[str]) -> None:
     words, no_setting, changes = split(arguments)
     options = parser.parse_args([*no_setting, *words])
     check_installed()
-    checked(options.limit, int, "--limit", {"least": 1})
+    checked(options.limit, int, "--limit", {"least": 1, "most": MOST_IMAGES})
     checked(options.seed, int, "--seed", SEEDS)
     checkpoints = open_checkpoints(options.folders, changes)
     names = distinct_names(checkpoints)
@@ -214,6 +215,8 @@ def umap_main(arguments: Sequence[str]) -> None:
 def distinct_names(checkpoints: Sequence[Checkpoint]) -> list[str]:
     """Names of the runs. If some are equal, these get as many of their last folders as make all names distinct."""
     places = [checkpoint.folder.resolve().parts for checkpoint in checkpoints]
+    if len(set(places)) < len(places):  # of one run, several epochs
+        places = [checkpoint.path.resolve().parts for checkpoint in checkpoints]
     if len(set(places)) < len(places):
         raise UsageError("checkpoint.twice", "the same checkpoint is named twice: give each folder once")
     names = [files.as_name(str(checkpoint.cfg.name)) for checkpoint in checkpoints]  # solo-learn's names may be paths

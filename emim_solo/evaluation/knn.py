@@ -25,6 +25,7 @@ DISTANCES = ("cosine", "euclidean")
 TEMPERATURE = 0.07
 
 _SIMILARITIES = 5_000_000  # at a time, as solo-learn's max_distance_matrix_size
+_COLDEST = 0.012  # below it a vote, exp(similarity / temperature), overflows in float32
 _EPSILON = 1e-5  # solo-learn's, added to Euclidean distances
 _VOTES = 2**24  # images x neighbours x classes at a time
 
@@ -35,7 +36,7 @@ class KnnSettings:
 
     ks: list[int] = setting(list(KS), least=1, empty=False)
     distances: list[str] = setting(list(DISTANCES), choices=DISTANCES, empty=False)
-    temperature: float = setting(TEMPERATURE, above=0)
+    temperature: float = setting(TEMPERATURE, least=_COLDEST)
 
 
 def knn_accuracies(
@@ -85,7 +86,7 @@ def _nearest(
         for asked in val.split(max(1, _SIMILARITIES // len(piece))):
             query = _prepared(asked, distance, device)
             near = query @ known.T if distance == "cosine" else 1 / (torch.cdist(query, known) + _EPSILON)
-            for k in ks:
+            for k in found:
                 values, places = near.topk(min(k, len(piece)))
                 found[k].append((values.cpu(), places.cpu() + start))
         for k, chunks in found.items():

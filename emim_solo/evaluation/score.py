@@ -180,6 +180,9 @@ Views are drawn by one protocol for all checkpoints. Prints each score with half
                 )
                 rows.append(place, row)
                 scored.append((name, row))
+        if not scored:
+            reason = "--epochs: no checkpoint of a whole epoch that can be read"
+            raise UsageError("checkpoint.missing", f"{reason}; leave it out to score what was saved within an epoch")
         ranked = sorted(scored, key=lambda pair: np.nan_to_num(-pair[1]["metrics"]["view_information"], nan=np.inf))
         print(_table(ranked))
         if options.epochs:

@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 from emim_solo.ground.files import whole
 
 QUALITY, SIDE = 70, 32  # pixels
+MOST_IMAGES = 250_000  # of a sheet: WebP has 16,383 pixels a side
 
 
 def thumbnail(image: Image.Image) -> Image.Image:

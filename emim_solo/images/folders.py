@@ -26,7 +26,7 @@ _PATHS = ("data.train_path", "data.val_path", "checkpoint.dir", "auto_umap.dir",
 # Up to so many images, decoding all before training takes seconds. In a larger folder a broken image is found when it is read.
 _LARGEST_DECODED = 20_000
 _EXPECTED = "expected one folder of images for each class in it, or images in it with data.no_labels=True"
-_BITS_PER_SAMPLE, _SAMPLE_FORMAT = 258, 339  # TIFF tags
+BITS_PER_SAMPLE, _SAMPLE_FORMAT = 258, 339  # TIFF tags
 _UNSIGNED, _UNDEFINED = 1, 4  # values of _SAMPLE_FORMAT
 
 
@@ -364,4 +364,4 @@ def _full_scale(image: Image.Image) -> int | None:
         raise ValueError(f"mode {image.mode}: signed, 32-bit or floating values, whose range is not known")
     if not image.mode.startswith("I"):
         return None
-    return 2 ** int(np.max(tags.get(_BITS_PER_SAMPLE, 16))) - 1
+    return 2 ** int(np.max(tags.get(BITS_PER_SAMPLE, 16))) - 1

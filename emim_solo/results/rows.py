@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import warnings
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timezone
 from functools import cache
@@ -94,21 +95,39 @@ def _rows(path: Path, parsed: dict[str, dict[str, Any]]) -> Iterator[dict[str, A
             yield parsed[line]
 
 
+def newest_stages(run: Iterable[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """By stage the newest row of one run's rows, oldest first, without rows of an earlier epoch or of ``best/``."""
+    run = list(run)
+    of_end: Mapping[str, Any] = next((row for row in reversed(run) if row["stage"] == "pretrain"), {})
+    place, epochs = _place(of_end.get("checkpoint")), of_end.get("epochs") or 0
+    return {
+        row["stage"]: row
+        for row in run
+        if (row.get("epochs") or epochs) >= epochs and _place(row.get("checkpoint")) in (place, ())
+    }
+
+
+def _place(checkpoint: str | None) -> tuple[str, ...]:
+    """``<method>/<version>``, since ``checkpoint.dir`` may have moved."""
+    return Path(os.path.abspath(checkpoint)).parts[-2:] if checkpoint else ()
+
+
 class NewestRows:
     """The newest row of each stage of each run in a file, which need not exist yet. It is read again when its size changes."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path, self._size = Path(path), 0
         self._parsed: dict[str, dict[str, Any]] = {}
-        self._stages: dict[tuple[str, int, str], dict[str, dict[str, Any]]] = {}
+        self._stages: dict[tuple[str, int, str], Mapping[str, Mapping[str, Any]]] = {}
 
-    def of_run(self, name: str, seed: int, config_hash: str) -> Mapping[str, dict[str, Any]]:
+    def of_run(self, name: str, seed: int, config_hash: str) -> Mapping[str, Mapping[str, Any]]:
         """The rows of one run by stage."""
         size = self.path.stat().st_size if self.path.is_file() else 0
         if size != self._size:
-            self._size, self._stages = size, {}
+            self._size, runs = size, defaultdict[tuple[str, int, str], list[dict[str, Any]]](list)
             for row in _rows(self.path, self._parsed) if size else ():
-                self._stages.setdefault((row["name"], row["seed"], row["config_hash"]), {})[row["stage"]] = row
+                runs[row["name"], row["seed"], row["config_hash"]].append(row)
+            self._stages = {run: newest_stages(of_run) for run, of_run in runs.items()}
         return self._stages.get((name, seed, config_hash), {})
 
 
@@ -117,14 +136,13 @@ def of_checkpoint(
 ) -> list[dict[str, Any]]:
     """The rows of one run's checkpoint on the run's own images, oldest first; with ``epochs``, only rows after so many.
 
-    Only the last two names of ``folder`` (``<method>/<version>``) count, since ``checkpoint.dir`` may have moved.
+    Only the last two names of ``folder`` count.
     """
-    place = Path(os.path.abspath(folder)).parts[-2:]
     return [
         row
         for row in rows
         if row["config_hash"] == config_hash
-        and Path(row.get("checkpoint") or "").parts[-2:] == place
+        and _place(row.get("checkpoint")) == _place(str(folder))
         and epochs in (None, row.get("epochs"))
     ]
 

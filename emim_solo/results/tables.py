@@ -11,6 +11,7 @@ from typing import Any
 from emim_solo.ground import compare
 from emim_solo.ground.errors import UsageError
 from emim_solo.images.folders import differing_images, why_no_accuracy
+from emim_solo.results.rows import newest_stages
 from emim_solo.results.statistics import Estimate, estimate, paired
 from emim_solo.results.terms import deviations
 
@@ -221,12 +222,13 @@ def collect(rows: Sequence[Row]) -> Results:
         mixed = f"different images are mixed: {', '.join(differing)}"
     if mixed:
         raise UsageError("rows.mixed", f"rows of {mixed}; keep each benchmark in a folder of its own")
-    runs: dict[tuple[str, int], dict[str, Row]] = {}
+    runs: dict[tuple[str, int], list[Row]] = {}
     for row in rows:
         run = row["name"], row["seed"]
         if run in newest and row["config_hash"] == newest[run]["config_hash"]:
-            runs.setdefault(run, {})[row["stage"]] = row
-    return Results(runs, list(dict.fromkeys(name for name, _ in runs)))
+            runs.setdefault(run, []).append(row)
+    stages = {run: newest_stages(of_run) for run, of_run in runs.items()}
+    return Results(stages, list(dict.fromkeys(name for name, _ in runs)))
 
 
 @dataclass(frozen=True)
@@ -245,7 +247,8 @@ class Cell:
             return ""
         if self.estimate.not_finite:
             return f"{self.estimate.not_finite} NaN"
-        return f"n = {self.estimate.n}" if 1 < self.estimate.n < self.seeds else ""  # one seed has no interval: it shows
+        fewer = 1 < self.estimate.n < self.seeds  # a cell of one seed has no interval, which shows
+        return f"n = {self.estimate.n}" if fewer else ""
 
     def __str__(self) -> str:
         return self.text if not self.flag or self.text == "NaN" else f"{self.text} ({self.flag})"

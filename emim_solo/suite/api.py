@@ -6,7 +6,7 @@ import importlib
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +16,7 @@ import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.hooks import RemovableHandle
@@ -157,12 +158,24 @@ class Suite(ABC):
             UsageError: the method has no such setting, or cannot train with these settings.
         """
         cfg = open_copy(cfg)
+        if cfg.data.get("fraction") == 1:  # solo-learn has another number for all images, and an assertion against 1
+            cfg.data.fraction = -1.0
         if cfg.data.get("format") == "dali":  # before solo-learn's own assertion, which has no message
             cfg = dali.complete_dali(cfg)
         with in_one_line("method_kwargs", f"config of {cfg.method} in solo-learn {self.version}"):
-            cfg = count_classes(self._complete(cfg), images.listed)
+            cfg = self.count_classes(self._complete(cfg), images.listed)
             check_method(cfg, None if images.train is None else len(images.train))
         return cfg
+
+    def count_classes(self, cfg: DictConfig, listed: Images | None) -> DictConfig:
+        """Set ``data.num_classes``: solo-learn's number for its datasets, the listed classes of a ``custom`` folder."""
+        count = len(listed.classes) if listed is not None else 0
+        cfg.data.num_classes = self.classes_of_datasets().get(cfg.data.dataset, max(1, count))
+        return cfg
+
+    @abstractmethod
+    def classes_of_datasets(self) -> Mapping[str, int]:
+        """solo-learn's numbers of classes of its datasets. Of a ``custom`` folder it would count every folder."""
 
     @abstractmethod
     def _complete(self, cfg: DictConfig) -> DictConfig:
@@ -201,7 +214,10 @@ class Suite(ABC):
         backbone = self.backbone(model).eval()
         bfloat16_on_cpu = device_of(cfg).type == "cpu" and "bf16" in str(cfg.get("precision"))
         hooks = refuse_broken_gradients(backbone) if bfloat16_on_cpu else []
-        for size in sorted({view.crop_size for view in cfg.augmentations} | {whole_size(cfg)}):
+        sizes = {view.crop_size for view in cfg.augmentations} | {whole_size(cfg)}
+        if cfg.data.val_path is not None and not cfg.data.no_labels:
+            sizes.add(self.evaluation_transform(cfg)(Image.new("RGB", (32, 32))).shape[-1])
+        for size in sorted(sizes):
             what = f"backbone {cfg.backbone.name} on images of {size} pixels (crop_size, data.image_size)"
             with in_one_line("backbone.kwargs", what), torch.no_grad(), torch.random.fork_rng(devices=[]):
                 features = backbone(torch.zeros(2, 3, size, size))
@@ -224,7 +240,9 @@ class Suite(ABC):
     def train_loader(self, cfg: DictConfig, images: RunImages) -> DataLoader:
         """Shuffled batches of (indices, views, labels), without the last incomplete batch."""
         module, arguments = self._training_data(cfg)
-        with reading_folders(module, images.train):
+        reason = f"data.fraction={cfg.data.fraction} of {cfg.data.dataset} in solo-learn {self.version}"
+        explained = in_one_line("data.fraction", reason) if cfg.data.fraction > 0 else nullcontext()
+        with explained, reading_folders(module, images.train):
             dataset = module.prepare_datasets(cfg.data.dataset, no_labels=cfg.data.no_labels, **arguments)
         return module.prepare_dataloader(dataset, cfg.optimizer.batch_size, cfg.data.num_workers)
 
@@ -278,9 +296,10 @@ class Suite(ABC):
         """solo-learn's transform of validation images, at the size that the backbone was trained on.
 
         Both generations validate a ``custom`` folder at 224 pixels, whatever it was trained at; users are to rewrite that
-        function. Here such a folder has its :func:`whole_size` and the mean and std of training.
+        function. Here such a folder has its :func:`whole_size` and the mean and std of training. So has any dataset that is shown
+        to a network of another library.
         """
-        if cfg.data.dataset != "custom":
+        if cfg.data.dataset != "custom" and cfg.method in self.methods():
             return importlib.import_module(self.evaluation_module).prepare_transforms(cfg.data.dataset)[1]
         view = cfg.augmentations[0]
         size = whole_size(cfg)
@@ -362,13 +381,6 @@ def open_copy(cfg: DictConfig) -> DictConfig:
     cfg = cfg.copy()
     OmegaConf.set_readonly(cfg, False)
     OmegaConf.set_struct(cfg, False)
-    return cfg
-
-
-def count_classes(cfg: DictConfig, listed: Images | None) -> DictConfig:
-    """Set ``data.num_classes`` of a ``custom`` folder to the listed classes: solo-learn would count every folder."""
-    if cfg.data.dataset == "custom":
-        cfg.data.num_classes = max(1, len(listed.classes)) if listed is not None else 1
     return cfg
 
 

@@ -22,10 +22,9 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from emim_solo.ground.errors import UsageError
-from emim_solo.images.folders import FOLDER_DATASETS, Images, load_rgb
+from emim_solo.images.folders import BITS_PER_SAMPLE, FOLDER_DATASETS, Images, load_rgb
 from emim_solo.suite import schema
 
-_BITS_PER_SAMPLE = 258  # TIFF tag
 is_installed = functools.partial(package_available, "nvidia.dali")
 
 
@@ -72,7 +71,7 @@ def check_training_images(images: Images) -> None:
         if path.lower().endswith((".tif", ".tiff")):
             load_rgb(path, "data.train_path: ")
             with Image.open(path) as image:
-                bits = np.min(getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, 1))
+                bits = np.min(getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, 1))
                 mode = image.mode
             if bits < 8 or mode == "LAB":
                 raise UsageError(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -185,6 +185,11 @@ class MainSuite(Suite):
             cfg = linear.parse_cfg(open_copy(cfg))  # LinearModel itself adds the defaults of its own settings
         cfg.data.num_classes = classes
         return cfg
+
+    def classes_of_datasets(self) -> Mapping[str, int]:
+        from solo.args import pretrain
+
+        return pretrain._N_CLASSES_PER_DATASET  # type: ignore[no-any-return]
 
     def linear_model(self, backbone: nn.Module, cfg: DictConfig) -> LightningModule:
         from solo.methods import linear
