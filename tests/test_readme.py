@@ -52,7 +52,7 @@ RUN_BY = {
     r"emim-solo pretrain": "tests/test_cli.py::test_pretrain_by_a_shipped_name_says_where_things_are",
     r"emim-solo tune": "tests/test_tune.py::test_after_a_kill_the_same_command_goes_on_in_two_processes_and_nothing_is_counted_twice",
     r"emim-solo benchmark": "tests/test_benchmark.py::test_every_stage_of_every_run_is_one_row",
-    r"(pip install emim-solo\[export\]|emim-solo export)": "tests/test_export.py::test_the_commands_of_the_page",
+    r"emim-solo export": "tests/test_export.py::test_the_commands_of_the_page",
     r"emim-solo knn": "tests/test_evaluation.py::test_knn_command_appends_a_row_beside_the_pretrainings",
     r"emim-solo linear": "tests/test_evaluation.py::test_linear_command_takes_the_suites_keys",
     r"emim-solo (score|umap)": "tests/test_readme.py::test_the_section_on_images_without_labels",
