@@ -69,7 +69,7 @@ example: emim-solo benchmark --config-name digits only=[emim,vicreg] 'seeds=[0,1
 
   key=value                    changes a key of the benchmark's config
   +run.key=value               changes a key of the config of every run, as in +run.optimizer.lr=0.01
-  --help                       after --config-name: shows the config, which explains each key
+  --help                       after --config-name: shows the config; its file explains each key
 'emim-solo configs' lists the shipped configs.""",
     "report": """usage: emim-solo report DIR
 
@@ -78,7 +78,8 @@ Write the table and the report of a benchmark again, from the rows and pictures 
 example: emim-solo report runs/digits""",
     "images": """usage: emim-solo images NAME DIR
 
-Write images that come with an installed package as folders of image files, DIR/train/CLASS and DIR/val/CLASS.
+Write digits, fashion-mnist or fashion-mnist-few as folders of image files, DIR/train/CLASS and DIR/val/CLASS. The digits come with
+scikit-learn; Fashion-MNIST is downloaded if it is not installed.
 
 example: emim-solo images digits datasets/digits""",
 }

@@ -417,9 +417,7 @@ def test_explicit_resume_with_other_settings_is_one_line(
     done = run(
         clone / "main_pretrain.py", *DIGITS, *overrides, f"+resume_from_checkpoint='{path}'", *other, cwd=tmp_path
     )
-    one_line(
-        done, "is of other settings", path.name, "weight (4.0 there, 1.0 here)", "proj_output_dim", "seed (5 there"
-    )
+    one_line(done, "has other settings", path.name, "weight (4.0 there, 1.0 here)", "proj_output_dim", "seed (5 there")
     assert not (tmp_path / "trained_models").exists()
 
 

@@ -227,7 +227,7 @@ def test_a_run_of_other_images_is_not_continued_in_its_folder_and_elsewhere_with
     with refused("images.changed", "names or sizes", "160 images there, 160 here"):
         pretrain(prepare(small(**keys, max_epochs=2)), version="run")
     keys |= {"resume_from_checkpoint": str(by_epoch(folder)[0][1]), "checkpoint__dir": str(tmp_path / "elsewhere")}
-    with pytest.warns(UserWarning, match="is of other images"):
+    with pytest.warns(UserWarning, match="has other images"):
         assert pretrain(prepare(small(**keys, max_epochs=2)))["epochs"] == 2
 
 
@@ -247,7 +247,7 @@ def test_auto_resume_goes_on_where_what_differs_changes_no_result_and_says_what_
         ({"seed": 8}, r"seed \(7 there, 8 here\)"),
         ({"precision": "bf16-mixed"}, "precision"),
     ):
-        with pytest.warns(UserWarning, match=f"auto_resume: '{folder}' is of other settings: .*{said}"):
+        with pytest.warns(UserWarning, match=f"auto_resume: '{folder}' has other settings: .*{said}"):
             run = decide(prepare(small(**keys, **changed)))
         assert run.start.checkpoint is None
         assert run.folder is not None and run.folder != folder

@@ -137,7 +137,9 @@ class Runner:
         try:
             seconds = sum(self._cost(run).epoch_seconds * run.cfg.max_epochs for run in new)
         except Exception as error:  # the run of that method will report the error
-            print(f"How long this takes is not known: its first steps ended in {type(error).__name__}", flush=True)
+            print(
+                f"How long this takes is not known: the first training steps raised {type(error).__name__}", flush=True
+            )
             return
         epochs = sum(run.cfg.max_epochs for run in new)
         evaluation = [stage for stage in self.waiting if stage != "pretrain"]

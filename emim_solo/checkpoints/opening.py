@@ -136,7 +136,7 @@ def _check_features(model: LightningModule, cfg: DictConfig) -> None:
     shape = getattr(features, "shape", ())
     if len(shape) != 2:
         reason = f"{cfg.name} gives {tuple(shape) or type(features).__name__} for an image: expected (1, d)"
-        raise UsageError("backbone.kwargs", f"{reason}; leave out those such as features_only and global_pool")
+        raise UsageError("backbone.kwargs", f"{reason}; leave out kwargs such as features_only and global_pool")
 
 
 def open_checkpoint(place: Path | str, changes: Sequence[str] = (), listings: Listings | None = None) -> Checkpoint:
@@ -348,7 +348,7 @@ def check_generation(path: Path, contents: Mapping[str, Any]) -> None:
     reason = f"has no '{suite.backbone_name}': expected one of a method of solo-learn {suite.version}"
     for generation, name in suite.backbone_names.items():
         if name in parts:
-            reason = f"was trained with solo-learn {generation}, installed is {suite.generation}: use the former"
+            reason = f"was trained with solo-learn {generation}, installed is {suite.generation}: install the former"
     raise UsageError("checkpoint.generation", f"checkpoint '{path}' {reason}")
 
 

@@ -1,7 +1,8 @@
 """How good is a representation, measured without labels? Pure functions of features, in float64 on the CPU.
 
 Information is in nats (natural logarithm). :func:`scores` and :func:`diagnose` compute all measures by name, for the rows
-of ``emim-solo score`` and of a benchmark's diagnostics.
+of ``emim-solo score`` and of a benchmark's diagnostics. Those that take ``(N, d)`` features raise ValueError for another shape or
+N < 2, and FloatingPointError for NaN.
 """
 
 from __future__ import annotations
@@ -49,7 +50,9 @@ def _as_matrix(features: Tensor) -> Tensor:
         raise ValueError(f"features have shape {tuple(features.shape)}, expected (N, d) of at least 2 samples")
     matrix = features.detach().to(device="cpu", dtype=torch.float64)
     if not torch.isfinite(matrix).all():
-        raise FloatingPointError("features hold NaN or infinite values")
+        raise FloatingPointError(
+            "features hold NaN or infinite values: expected those of a network that has not diverged"
+        )
     return matrix
 
 
@@ -166,7 +169,7 @@ def non_gaussianity(features: Tensor, *, directions: int = 64, seed: int = 0) ->
     information from second moments is then a lower bound of the true one (see :mod:`emim_solo.emim.theory`).
 
     Returns:
-        ``(statistic, null)``, both >= 0: signs +-1 have 0.05, a uniform distribution 0.005; the null falls as 1/N. Features
+        ``(statistic, null)``, both >= 0: for d = 1 signs +-1 have 0.044, a uniform distribution 0.006; the null falls as 1/N. Features
         without variance are left out; NaN if none has variance.
 
     Source: Epps & Pulley (see :func:`emim_solo.emim.objective.epps_pulley`); slicing as in Balestriero & LeCun, arXiv 2511.08544.

@@ -218,7 +218,7 @@ class EMIMMethod(LightningModule):
         """Refuses to resume training from a checkpoint with other settings; evaluation does not compare them.
 
         Raises:
-            UsageError: ``method_kwargs``, seed, backbone or optimizer are not this run's. Other differences give a warning.
+            UsageError: ``method_kwargs``, seed, backbone or optimizer.name are not this run's. Other differences give a warning.
         """
         super().on_load_checkpoint(checkpoint)
         if self._trainer is None or self._trainer.state.fn != TrainerFn.FITTING:
@@ -230,10 +230,10 @@ class EMIMMethod(LightningModule):
         if others := [each for each in differing if each.startswith(_NOT_TO_CHANGE)]:
             raise UsageError(
                 "resume_from_checkpoint",
-                f"checkpoint '{self._trainer.ckpt_path}' is of other settings: {', '.join(others)}; "
+                f"checkpoint '{self._trainer.ckpt_path}' has other settings: {', '.join(others)}; "
                 "resume it with its own, or start afresh without resume_from_checkpoint",
             )
         if differing:
             rank_zero_warn(
-                f"EMIM goes on from '{self._trainer.ckpt_path}', which is of other settings: {', '.join(differing)}"
+                f"EMIM goes on from '{self._trainer.ckpt_path}', which has other settings: {', '.join(differing)}"
             )

@@ -5,7 +5,7 @@ Self-Supervised Learning" (arXiv 2409.04747) gives the mutual information (MI) o
 vectors from their second moments alone. Adding isotropic noise of variance e to both makes it finite
 and smooth:
 
-    I = 1/2 [log det(I + C11/e) + log det(I + C22/e) - log det(I + C/e)],   C the joint covariance.
+    MI = 1/2 [log det(I + C11/e) + log det(I + C22/e) - log det(I + C/e)],   C the joint covariance.
 
 Estimators and losses are derived from the paper's two theorems; they are not the authors' code. All values are in nats
 (natural logarithm) and of the GLOBAL batch. Under torch.distributed the embeddings are gathered with their gradients, and
@@ -67,8 +67,7 @@ def mutual_information(
         ValueError: shapes differ, over the processes too; not N x d; N < 2; a bad option.
         TypeError: an input is not of floating dtype.
         FloatingPointError: an input holds NaN or Inf, or a covariance cannot be factorised even in float64. On a GPU and
-            in torch.compile a check would cost time. There the result and its gradient are NaN instead, and are NaN
-            already if float32 cannot factorise.
+            in torch.compile a check would cost time: the result and its gradient are NaN instead, and float64 is not tried.
         RuntimeError: a second derivative (create_graph=True) or a transform of torch.func is requested.
     """
     return _of_pairs(z1, z2, 0, noise_variance, form, standardise, gather)
@@ -121,15 +120,16 @@ def emim_loss_func(
     `objective="exact"` is -mutual_information / d, averaged over all pairs of views. It does not use `marginal`,
     `series_order`, `residual` and `weight`.
 
-    `objective="mean"` has no settings. The embeddings are put on the sphere of radius sqrt(d), not standardised, and centred
-    over the batch. Let c be the mean of an image's views. Through Gaussian noise of variance e, c + noise says
-    1/2 log det(I + Cov(c)/e) about c, or less if c is not Gaussian. Averaged over all noise, with the weight
-    1/(pi sqrt(e)), that is the trace of the square root of Cov(c). The loss is minus that trace / d: -1 at best. But for the centring it is
-    the loss of MMCR (Yerxa et al. 2023, arXiv 2303.03307), up to a factor. It takes the singular values of an N x d matrix.
+    `objective="mean"` uses no setting but `gaussian_weight`. The embeddings are put on the sphere of radius sqrt(d), not standardised, and centred
+    over the batch. Let c be the mean of an image's views, and n Gaussian noise of variance e. The MI of c and c + n is
+    1/2 log det(I + Cov(c)/e), or less if c is not Gaussian. Averaged over all noise, with the weight
+    1/(pi sqrt(e)), that is the trace of the square root of Cov(c). The loss is minus that trace / d: -1 at best. Except for the centring
+    it is the loss of MMCR (Yerxa et al. 2023, arXiv 2303.03307), up to a factor. It computes the singular values of an N x d
+    matrix.
 
-    `objective="bound"` is (-H(Z) + weight * H(Z|Z')) / d for exchangeable views, with the pooled moments C = Cov(Z) and
-    C- = Cov((Z - Z')/sqrt 2) = C - S. For more than two views C is the mean over the views and S the mean over their
-    pairs: the MI is still that of two views. Both entropies omit the constant d/2 log(2 pi e). With marginal
+    `objective="bound"` is (-H(Z) + weight * H(Z|Z')) / d for exchangeable views, with the pooled moments C = Cov(Z), S = Cov(Z, Z')
+    and C- = Cov((Z - Z')/sqrt 2) = C - S. For more than two views C is the mean over the views and S the mean over their
+    pairs: the MI is still that of two views. Both entropies omit the constant d/2 (1 + log(2 pi)). With marginal
     and residual "exact" and weight 1 the loss is the negative pooled MI per dimension. With marginal "exact" and weight 1
 
         MI with "isotropic"  <=  MI with "diagonal"  <=  pooled MI
@@ -167,7 +167,8 @@ def emim_loss_func(
         The loss in nats per dimension ("mean": times a standard deviation), a 0-dim tensor: float64 if an input is, else float32.
 
     Raises:
-        ValueError, TypeError, FloatingPointError: as `mutual_information`.
+        ValueError, TypeError, FloatingPointError, RuntimeError: as `mutual_information`; ValueError also for a
+            gaussian_weight above 0 without directions.
     """
     check_loss_settings(objective, marginal, series_order, residual, weight, noise_variance, gaussian_weight)
     if gaussian_weight and directions is None:
@@ -209,7 +210,7 @@ def check_loss_settings(
     _check_number("noise_variance", noise_variance, above_0=True)
     if type(series_order) is not int or series_order != 2:
         raise ValueError(
-            f"series_order must be 2, got {series_order!r}; marginal='exact' is the whole series, for less"
+            f"series_order must be 2, got {series_order!r}; marginal='exact' is the whole series and costs less"
         )
     _check_number("weight", weight)
     _check_number("gaussian_weight", gaussian_weight)
@@ -225,7 +226,7 @@ def entropies(
 ) -> tuple[Tensor, Tensor]:
     """H(Z) and H(Z|Z') of `emim_loss_func` with `objective="bound"`, which is (weight * H(Z|Z') - H(Z)) / d.
 
-    In nats, 0-dim, both without the constant d/2 log(2 pi e). Arguments and errors are those of `emim_loss_func`.
+    In nats, 0-dim, both without the constant d/2 (1 + log(2 pi)). Arguments and errors are those of `emim_loss_func`.
     """
     check_loss_settings(marginal=marginal, residual=residual, noise_variance=noise_variance)
     with _full_precision(z1):
@@ -303,7 +304,7 @@ def _mean_information(views: Tensor) -> Tensor:
 
 
 def _entropies(views: Tensor, marginal: str, residual: str, noise_variance: float) -> tuple[Tensor, Tensor]:
-    """H(Z) and H(Z|Z') of exchangeable, pooled views, or bounds of them, both without the constant d/2 log(2 pi e)."""
+    """H(Z) and H(Z|Z') of exchangeable, pooled views, or bounds of them, both without the constant d/2 (1 + log(2 pi))."""
     count, samples, dimension = views.shape
     deviation, scatter = _Deviation.apply(views)
     products, scale = len(deviation), 1 + noise_variance
@@ -508,7 +509,7 @@ def log_det(matrices: Tensor) -> Tensor:
     """log det of (a stack of) symmetric positive definite matrices, differentiable.
 
     Raises:
-        FloatingPointError: a matrix is not positive definite in its precision. NaN wherever `mutual_information` gives NaN.
+        FloatingPointError: a matrix is not positive definite in its precision. On a GPU and in torch.compile: NaN instead.
     """
     return _LogDet.apply(matrices)
 
@@ -579,7 +580,9 @@ def _check_finite(statistics: Tensor, views: Sequence[Tensor], gathered: bool) -
     counts = [int((~view.isfinite()).sum()) for view in views]
     found = [f"z{number} holds {count}" for number, count in enumerate(counts, 1) if count]
     if not found:
-        raise FloatingPointError(f"the embeddings are too large for {views[0].dtype}: their variance overflows")
+        raise FloatingPointError(
+            f"the embeddings are too large for {views[0].dtype}: their variance overflows; lower the learning rate"
+        )
     raise FloatingPointError(f"NaN or Inf among {views[0].numel()} values: {' and '.join(found)}")
 
 

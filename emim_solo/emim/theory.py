@@ -44,14 +44,17 @@ def gaussian_mutual_information(covariance: ArrayLike, n: int) -> float:
 
 
 def correlated_gaussian_mutual_information(rho: float, d: int) -> float:
-    """MI in nats of d independent pairs of Gaussians with correlation rho: -d/2 log(1 - rho^2)."""
+    """MI in nats of d independent pairs of Gaussians with correlation rho: -d/2 log(1 - rho^2). ValueError unless -1 < rho < 1."""
     if not -1 < rho < 1:
         raise ValueError(f"rho must lie between -1 and 1, got {rho}")
     return -d / 2 * math.log1p(-(rho**2))
 
 
 def mggd_covariance_factor(m: int, beta: float) -> float:
-    """s in covariance = s * dispersion, for an m-dimensional MGGD of shape beta; 1 for the Gaussian, beta = 1."""
+    """s in covariance = s * dispersion, for an m-dimensional MGGD of shape beta; 1 for the Gaussian, beta = 1.
+
+    ValueError unless m >= 1 and beta > 0.
+    """
     _check_dimension_and_shape(m, beta, "beta")
     log_ratio = gammaln((m + 2) / (2 * beta)) - gammaln(m / (2 * beta))
     return math.exp(math.log(2) / beta + log_ratio) / m
@@ -72,7 +75,10 @@ def mggd_entropy(dispersion: ArrayLike, beta: float) -> float:
 
 
 def mggd_constant(n: int, beta: float) -> float:
-    """The constant of Theorem 2 in nats, 2 H_n - H_2n of MGGDs with identity covariance: 0 for beta = 1, else negative."""
+    """The constant of Theorem 2 in nats, 2 H_n - H_2n of MGGDs with identity covariance: 0 for beta = 1, else negative.
+
+    ValueError unless n >= 1 and beta > 0.
+    """
     _check_dimension_and_shape(n, beta, "beta")
 
     def entropy_at_identity_covariance(m: int) -> float:
@@ -94,7 +100,7 @@ def pairs_of_gaussians(rho: float, agreeing: float) -> tuple[float, float]:
         ValueError: not -1 < rho < 1, or `agreeing` is no probability.
     """
     if not -1 < rho < 1 or not 0 <= agreeing <= 1:
-        raise ValueError(f"expected -1 < rho < 1 and a probability, got rho {rho} and {agreeing}")
+        raise ValueError(f"expected -1 < rho < 1 and 0 <= agreeing <= 1, got {rho} and {agreeing}")
     spread = 1 - rho**2
     # The trapezoidal rule: here it converges faster than any power of its step, which the components' shorter axis sets.
     step = math.sqrt(1 - abs(rho)) / 8
@@ -111,7 +117,10 @@ def pairs_of_gaussians(rho: float, agreeing: float) -> tuple[float, float]:
 
 
 def pairs_of_signs(rho: float) -> tuple[float, float]:
-    """MI in nats of two fair signs with correlation rho, log 2 - H_b((1 + rho) / 2), and by Theorem 1, which is no bound."""
+    """MI in nats of two fair signs with correlation rho, log 2 - H_b((1 + rho) / 2), and by Theorem 1, which is no bound.
+
+    ValueError unless -1 < rho < 1.
+    """
     ratio = correlated_gaussian_mutual_information(rho, 1)
     same = (1 + rho) / 2
     return math.log(2) - float(entr(same) + entr(1 - same)), ratio
@@ -146,7 +155,7 @@ def _student_t_standard_entropy(m: int, nu: float) -> float:
 
 def _log_det(matrix: np.ndarray) -> float:
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not np.allclose(matrix, matrix.T):
-        raise ValueError(f"a covariance must be a symmetric square matrix, got shape {matrix.shape}")
+        raise ValueError(f"a covariance or dispersion must be a square, symmetric matrix, got shape {matrix.shape}")
     try:
         factor = cholesky(matrix, lower=True)
     except np.linalg.LinAlgError as error:

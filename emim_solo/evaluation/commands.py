@@ -119,8 +119,9 @@ def _each(
     places = [rows_file(checkpoint, options.rows) for checkpoint in checkpoints]
     for checkpoint in checkpoints:
         if reason := why_no_accuracy(checkpoint.cfg.data):
-            reason = f"'{checkpoint.folder}' was trained on {reason}: an accuracy would say nothing"
-            raise UsageError("data.no_labels", f"{reason}; 'emim-solo umap' shows its features")
+            reason = f"'{checkpoint.folder}' has {reason}: an accuracy would say nothing"
+            to_do = "add data.train_path=DIR data.val_path=DIR of labelled images, or take 'emim-solo umap'"
+            raise UsageError("data.no_labels", f"{reason}; {to_do}")
     for checkpoint, place in zip(checkpoints, places, strict=True):
         start, cfg = time.perf_counter(), checkpoint.cfg
         metrics = evaluate(checkpoint, extract_features(checkpoint, place.parent, views))

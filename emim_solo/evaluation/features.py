@@ -194,7 +194,9 @@ def extract_features(checkpoint: Checkpoint, folder: Path | None = None, views: 
     """
     cfg, folder, images = checkpoint.cfg, folder or checkpoint.rows_file.parent, checkpoint.images
     if views is not None and "rrc" not in cfg.augmentations[0]:
-        raise UsageError("views", f"views={views}: {cfg.name} is of no run, so it has no augmentation; leave it out")
+        raise UsageError(
+            "views", f"views={views}: {cfg.name} is a file of weights, which has no augmentation; leave it out"
+        )
     images.check_classes()
     train: Any
     if views is None:

@@ -206,7 +206,7 @@ def _check_earlier(file: Path, protocol: Protocol) -> None:
     ours = asdict(protocol)
     if earlier and ours not in earlier:
         reason = f"'{file}' has rows of another protocol: {', '.join(compare.differences(earlier[-1], ours))}"
-        raise UsageError("protocol", f"{reason}; take theirs, or go on, not to be compared, with --another-protocol")
+        raise UsageError("protocol", f"{reason}; take theirs, or add --another-protocol and do not compare the scores")
 
 
 def _each_epoch(run: Checkpoint) -> Iterator[Checkpoint]:

@@ -245,7 +245,7 @@ def make_pictures(
     ``cfg`` and ``images`` are those of one of the runs. ``run_seed`` is the seed of the training, if all runs have the same. ``seed``
     is for the layouts and for the choice of at most ``limit`` images. The folder gets ``<split>.{png,pdf,csv,json,webp}`` for the
     splits val (if there are validation images) and train. Returns for each method ``<split>_trustworthiness`` and, with classes,
-    ``<split>_silhouette``. UsageError if the runs have different images.
+    ``<split>_silhouette``. UsageError if the labels of the runs differ.
     """
     check_installed()
     folder.mkdir(parents=True, exist_ok=True)
@@ -258,7 +258,9 @@ def make_pictures(
         splits = {name: getattr(of_run, split) for name, of_run in features.items()}
         labels = next(iter(splits.values())).labels
         if any(not torch.equal(labels, other.labels) for other in splits.values()):
-            raise UsageError("umap", "the runs are not of the same images: picture them apart")
+            raise UsageError(
+                "umap", "the runs have images with other labels: expected the same images; make a picture of each alone"
+            )
         chosen = subset(len(labels), limit, seed)
         shown, positions = labels[chosen], chosen.tolist()
         panels = aligned_layout({name: own.backbone[chosen] for name, own in splits.items()}, shown, seed=seed)

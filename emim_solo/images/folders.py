@@ -319,7 +319,7 @@ def check_images(paths: Sequence[str], name: str) -> None:
             deep, brightest = deep + 1, max(brightest, int(np.asarray(image).max()))
     if deep and brightest < 128:
         use = f"{deep} images have more than 8 bits and use {(brightest + 1) / 256:.2g} of the range of their type"
-        _say_once(f"{name}: {use}, by which they are scaled: they look dark; stretch their values if they should not")
+        _say_once(f"{name}: {use}, scaled to 8 bits they look dark; stretch their values first if they should not")
 
 
 def load_rgb(path: str, prefix: str = "") -> Image.Image:

@@ -58,7 +58,7 @@ def compare_all_settings_of_emim() -> None:
         if candidates:
             _, checkpoint, _, differing = candidates[0]
             rank_zero_warn(
-                f"EMIM does not continue '{checkpoint}', which is of other settings: {', '.join(differing)}; "
+                f"EMIM does not continue '{checkpoint}', which has other settings: {', '.join(differing)}; "
                 "training starts afresh"
             )
         return None, None

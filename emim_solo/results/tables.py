@@ -350,7 +350,7 @@ def notes(results: Results) -> Iterator[Note]:
         yield Note(f"Not finished: {'; '.join(waiting)}.", warns=True)
 
 
-NO_DECAY = "no alpha-ReQ (NaN): the spectrum has fewer than 7 eigenvalues above 0, which takes 8 images or more."
+NO_DECAY = "no alpha-ReQ (NaN): it needs 7 eigenvalues above 0, so 8 images or more."
 
 
 def no_decay(metrics: Mapping[str, Any]) -> bool:

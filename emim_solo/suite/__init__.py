@@ -1,4 +1,4 @@
-"""One interface, :class:`Suite`, to both generations of solo-learn ("the suite"). Nothing outside asks which is installed."""
+"""One interface, :class:`Suite`, to both generations of solo-learn ("the suite"). Outside, only ``plugin`` asks which is installed."""
 
 from __future__ import annotations
 

@@ -238,7 +238,7 @@ class Suite(ABC):
     # -- data ---------------------------------------------------------------------------------------------------
 
     def train_loader(self, cfg: DictConfig, images: RunImages) -> DataLoader:
-        """Shuffled batches of (indices, views, labels), without the last incomplete batch."""
+        """Shuffled batches of indices (B,), a list of views (B, 3, s, s) and labels (B,), without the last incomplete batch."""
         module, arguments = self._training_data(cfg)
         reason = f"data.fraction={cfg.data.fraction} of {cfg.data.dataset} in solo-learn {self.version}"
         explained = in_one_line("data.fraction", reason) if cfg.data.fraction > 0 else nullcontext()
@@ -252,7 +252,7 @@ class Suite(ABC):
 
     @abstractmethod
     def view_transform(self, cfg: DictConfig, view: DictConfig) -> Callable[[Any], torch.Tensor]:
-        """Makes one random view of an image by an entry of ``augmentations``; a known dataset has its own mean and std."""
+        """Makes one random view (3, s, s) of an image by an entry of ``augmentations``; a known dataset has its own mean and std."""
 
     def dali_datamodule(self, cfg: DictConfig, images: Images) -> LightningDataModule:
         """A data module with only solo-learn's DALI loader of training images.
@@ -363,7 +363,7 @@ def in_one_line(key: str, what: str, to_do: str = "") -> Iterator[None]:
     except UsageError:
         raise
     except Exception as error:  # an assertion, or anything that an odd value causes inside a library
-        lines = str(error).strip().splitlines() or ["its own check"]
+        lines = str(error).strip().splitlines() or ["no message"]
         raise UsageError(
             key, f"{what} ({type(error).__name__}: {lines[0]})" + (f": {to_do}" if to_do else "")
         ) from error

@@ -150,7 +150,7 @@ def _first_epoch_of_deepcluster(module: ModuleType) -> None:
 
 @cache
 def knn_of_all_classes() -> None:
-    """solo-learn's online k-NN counts the classes of the validation images that it was shown, and fails if others are near.
+    """Make solo-learn's online k-NN count all classes: it counts those of the validation images, and fails if others are near.
 
     ``limit_val_batches`` shows the first images only, and those of a folder come class by class.
     """

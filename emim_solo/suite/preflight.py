@@ -16,7 +16,7 @@ _ALL4ONE_HEADS, _ALL4ONE_NEIGHBOURS = 8, 5  # fixed in solo-learn
 
 
 class _Run(NamedTuple):
-    """Input of a check: ``kwargs`` are the method's, complete; ``batches`` is the number of images in one step."""
+    """Input of a check: ``kwargs`` are the method's, complete; ``global_batch`` is the number of images in one step."""
 
     cfg: DictConfig
     kwargs: dict[str, Any]
@@ -25,7 +25,7 @@ class _Run(NamedTuple):
     images: int
 
     @property
-    def batches(self) -> int:
+    def global_batch(self) -> int:
         return self.batch * self.processes
 
 
@@ -58,16 +58,16 @@ def _momentum(run: _Run) -> Iterator[str]:
 
 def _whole_batches_in_queue(run: _Run) -> Iterator[str]:
     size = run.kwargs.get("queue_size")
-    if size is not None and run.cfg.method != "swav" and (size < 1 or size % run.batches):
-        queue = f"method_kwargs.queue_size={size} is no multiple of the {run.batches} images of a step"
-        yield f"a queue of whole batches: {queue}; set it to {max(1, size // run.batches) * run.batches}"
+    if size is not None and run.cfg.method != "swav" and (size < 1 or size % run.global_batch):
+        queue = f"method_kwargs.queue_size={size} is no multiple of the {run.global_batch} images of a step"
+        yield f"a queue of whole batches: {queue}; set it to {max(1, size // run.global_batch) * run.global_batch}"
 
 
 def _swav(run: _Run) -> Iterator[str]:
     size = run.kwargs["queue_size"]
     if size and size // run.processes < run.batch:
-        queue = f"method_kwargs.queue_size={size} is less than {run.batches} images"
-        yield f"a queue of one batch at least: {queue}; set it to {run.batches} or more, or to 0 for none"
+        queue = f"method_kwargs.queue_size={size} is less than {run.global_batch} images"
+        yield f"a queue of one batch at least: {queue}; set it to {run.global_batch} or more, or to 0 for none"
 
 
 def _all4one(run: _Run) -> Iterator[str]:
@@ -75,7 +75,7 @@ def _all4one(run: _Run) -> Iterator[str]:
     if width % _ALL4ONE_HEADS:
         yield f"method_kwargs.proj_output_dim in multiples of {_ALL4ONE_HEADS}, its attention heads, got {width}"
     if run.kwargs["queue_size"] < _ALL4ONE_NEIGHBOURS:
-        yield f"method_kwargs.queue_size of {_ALL4ONE_NEIGHBOURS} or more, its neighbours"
+        yield f"method_kwargs.queue_size of {_ALL4ONE_NEIGHBOURS} or more, its neighbours, got {run.kwargs['queue_size']}"
 
 
 def _dino(run: _Run) -> Iterator[str]:
@@ -99,7 +99,7 @@ def _wmse(run: _Run) -> Iterator[str]:
 
 def _deepclusterv2(run: _Run) -> Iterator[str]:
     prototypes = run.kwargs["num_prototypes"]
-    kept = run.images // run.batches * run.batch
+    kept = run.images // run.global_batch * run.batch
     if not isinstance(prototypes, list) or len(set(prototypes)) != 1:  # their scores are stacked
         yield f"method_kwargs.num_prototypes as a list of one number, such as [100,100,100], got {prototypes}"
     elif run.cfg.data.format == "dali":

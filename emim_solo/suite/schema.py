@@ -175,7 +175,7 @@ class Score(Switch):
 
 REFUSED = {
     "barebones": "it turns off what a run is made of: leave it out",
-    "callbacks": "callbacks are Python objects: pass them to emim_solo.pretraining.pretrain",
+    "callbacks": "callbacks are Python objects: give them to emim_solo.training.pretraining.pretrain as more_callbacks",
     "default_root_dir": "a run lies in checkpoint.dir: set that",
     "enable_checkpointing": "set checkpoint.enabled",
     "fast_dev_run": "it saves nothing: set max_epochs=1 +limit_train_batches=1 +limit_val_batches=1",

@@ -47,7 +47,7 @@ _LIGHTNING_REFUSES = "Lightning's Trainer, which takes the config's other keys, 
 
 
 def pretrain(run: Run, version: str | None = None, more_callbacks: Sequence[Callback] = ()) -> dict[str, Any]:
-    """Train one method and append one row to ``<checkpoint.dir>/rows.jsonl``.
+    """Train one method and append one row to ``<checkpoint.dir>/rows.jsonl``; of a finished run, only return its row.
 
     Args:
         run: from :func:`prepare`.

@@ -58,7 +58,7 @@ def decide(run: Run, version: str | None = None) -> Run:
     if batches:
         _check_within(path, stored, differing, run)
     elif differing:
-        message = f"checkpoint '{path}' is of other images: {', '.join(differing)}"
+        message = f"checkpoint '{path}' has other images: {', '.join(differing)}"
         if version is not None:  # a run of a benchmark or a search, compared with its other runs
             raise UsageError("images.changed", f"{message}; put them back, or start a new run elsewhere")
         rank_zero_warn(f"{message}; the run goes on with those that are there now")
@@ -95,7 +95,7 @@ def _to_resume(run: Run) -> tuple[Path, dict[str, Any]] | None:
             differing = differing_images(latest[1].get(opening.IMAGES, {}), run.images.record)
             if not differing:
                 return latest
-        others.append(f"'{folder}' is of other settings: {', '.join(differing)}")
+        others.append(f"'{folder}' has other settings: {', '.join(differing)}")
     if others:
         rank_zero_warn(f"auto_resume: {others[0]}; a new run starts")
     return None

@@ -163,8 +163,9 @@ def _check_crops(cfg: DictConfig) -> None:
         able = ", ".join(name for name in sorted(suite.methods()) if suite.takes_many_views(name))
         raise UsageError(
             "augmentations",
-            f"{cfg.method} takes 2 large crops{' or more' if many else ''}, augmentations give {large}: set num_crops so "
-            f"that those of the first crop_size add up to that{'' if many else f', or take one of {able}'}",
+            f"{cfg.method} takes 2 large crops{' or more' if many else ''}, augmentations give {large}: set num_crops of "
+            f"the entries with the first crop_size to 2{' or more' if many else ''} in total"
+            f"{'' if many else f', or take one of {able}'}",
         )
     if small and not suite.uses_small_crops(cfg.method):
         able = ", ".join(name for name in sorted(suite.methods()) if suite.uses_small_crops(name))

@@ -21,7 +21,7 @@ def tune_main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="emim-solo tune",
         description="Search keys of a pretraining config for the highest score, without labels (docs/label-free.md). "
-        "After a kill the same command goes on; run a second time at once, it shares the work.",
+        "After a kill the same command goes on; a second process with it shares the work.",
         epilog="example: emim-solo tune --config-path pretrain/digits --config-name emim 'optimizer.lr=tag(log, "
         "interval(1e-3, 3e-2))' 'method_kwargs.weight=choice(1,2,4,8)' max_epochs=5",
     )
@@ -34,7 +34,7 @@ def tune_main(arguments: Sequence[str]) -> None:
         "overrides",
         nargs="*",
         metavar="key=value",
-        help="the same in every trial; or, in Hydra's grammar of sweeps, searched",
+        help="one value for every trial; or a sweep of Hydra's, as in choice(1,2), which is searched",
     )
     options = parser.parse_intermixed_args(list(arguments))
     optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -167,7 +167,9 @@ class Tuning:
                 f"'{self.folder}' has another search: {', '.join(differing)}; take another --output, or search the same",
             )
         if of_version_0_2:
-            print(f"'{self.folder}' is of version 0.2, which recorded no images: its trials are taken to be of these")
+            print(
+                f"'{self.folder}' is of version 0.2, which recorded no images: its trials are assumed to have had these"
+            )
             self.study.set_user_attr("search", {**theirs, "images": images})
 
     def run(self) -> None:
@@ -283,7 +285,8 @@ class Tuning:
         trial.set_user_attr(_STARTS, starts)
         if starts.count(epochs) > _MOST_STARTS:
             raise UsageError(
-                "search.killed", f"killed {_MOST_STARTS} times after {epochs} epochs: has it enough memory?"
+                "search.killed",
+                f"killed {_MOST_STARTS} times after {epochs} epochs: give it more memory, or a smaller optimizer.batch_size",
             )
 
     def _write(self) -> None:
