@@ -236,12 +236,19 @@ def hydra_run(
 
 def _pretrain(arguments: Sequence[str]) -> None:
     def task(cfg: DictConfig) -> None:
+        from hydra.core.hydra_config import HydraConfig
+        from hydra.types import RunMode
+        from lightning.pytorch.plugins.environments import SLURMEnvironment
         from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
         from emim_solo.images.folders import why_no_accuracy
         from emim_solo.training.pretraining import prepare, pretrain
 
-        row = pretrain(prepare(cfg))
+        run = prepare(cfg)
+        if HydraConfig.get().mode == RunMode.MULTIRUN and run.processes > 1 and not SLURMEnvironment.detect():
+            text = f"devices={run.config.devices}: Lightning would start the whole sweep again in each process of a run"
+            raise UsageError("devices", f"{text}: set devices=1, or start the runs without --multirun, or by SLURM")
+        row = pretrain(run)
         if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
             return
         accuracies = () if why_no_accuracy(row["config"]["data"]) else ("val_acc1", "val_knn_acc1")

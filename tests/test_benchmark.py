@@ -15,13 +15,15 @@ from typing import Any
 
 import processes
 import pytest
+import torch
+from benchmark_folder import write_rows
 from conftest import SMALL_BACKBONE
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch.utils.data import DataLoader, Dataset
 
 from emim_solo import cli
-from emim_solo.benchmark import plan
+from emim_solo.benchmark import plan, runner
 from emim_solo.benchmark.cost import loading_seconds, measure
 from emim_solo.benchmark.runner import EVALUATION_SHARE, Runner, run_benchmark
 from emim_solo.checkpoints.opening import open_checkpoint
@@ -148,6 +150,9 @@ def test_a_method_may_take_a_declared_share_of_the_epochs(settings, tmp_path, re
         cfg = settings(tmp_path, methods=methods, max_epochs=epochs, deviations={"vicreg": ["max_epochs"]})
         found = {run.name: run.cfg.max_epochs for run in plan.make_plan(cfg).runs}
         assert found == {"emim": epochs, "vicreg": expected}
+    methods["vicreg"]["share_of_epochs"] = 0.55
+    cfg = settings(tmp_path, methods=methods, max_epochs=100, deviations={"vicreg": ["max_epochs"]})
+    assert plan.make_plan(cfg).runs[1].cfg.max_epochs == 55, "not 56: 0.55 x 100 is 55.000000000000007"
     methods["vicreg"]["share_of_epochs"] = 1.5
     with refused("methods.vicreg.share_of_epochs", 1.5):
         plan.make_plan(settings(tmp_path, methods=methods))
@@ -525,6 +530,56 @@ def test_diverged_run_is_flagged_and_not_tried_again(settings, tmp_path, capsys)
     assert len(rows.read(tmp_path / "rows.jsonl")) == 1
 
 
+def test_a_run_out_of_memory_leaves_the_others_to_be_made(settings, tmp_path, monkeypatch, capsys):
+    def out_of_memory(run: Any, version: str) -> Any:
+        if run.config.method == "emim":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return pretrain(run, version)
+
+    monkeypatch.setattr(runner, "pretrain", out_of_memory)
+    cfg = settings(tmp_path, seeds=[0], max_epochs=1, score={"enabled": False}, umap={"enabled": False})
+    with pytest.raises(UsageError, match="emim seed 0: out of memory"):
+        run_benchmark(cfg)
+    assert {row["name"] for row in rows.read(tmp_path / "rows.jsonl")} == {"vicreg"}
+    assert "! emim seed 0: out of memory" in capsys.readouterr().err
+
+
+def test_on_two_devices_of_a_job_of_slurm_a_run_is_trained_and_a_diverged_one_is_recorded(
+    settings, tmp_path, monkeypatch
+):
+    """In processes of its own. Features of an earlier training of the run go."""
+    for name, value in {"JOB_NAME": "night", "NTASKS": "1", "NTASKS_PER_NODE": "1", "JOB_ID": "7"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    apart = {"devices": 2, "strategy": "ddp", "knn_eval": {"enabled": False}}
+    cfg = settings(tmp_path, only="emim", seeds=[0], max_epochs=1, run=apart)
+    benchmark = Runner(plan.make_plan(cfg))
+    (run,) = benchmark.plan.runs
+    stale = tmp_path / "features" / f"{run.version}.pt"
+    stale.parent.mkdir()
+    stale.write_bytes(b"of an earlier training")
+    assert benchmark._pretrain(run) is None and not stale.exists()
+    assert [row["stage"] for row in rows.read(tmp_path / "rows.jsonl")] == ["pretrain"]
+    cfg.max_epochs, cfg.run.optimizer.lr = 3, 1e30
+    benchmark = Runner(plan.make_plan(cfg))
+    (run,) = benchmark.plan.runs
+    assert "NaN" in benchmark._pretrain(run)["failed"]
+
+
+def test_images_other_than_those_of_the_folders_rows_are_refused_before_any_run(
+    settings, few_digits, tmp_path, refused
+):
+    write_rows(tmp_path, seeds=1, methods={"simclr": (90.0, 20.0, 9.0)})
+    lines = [
+        row | {"images": {"train": {"images": 7, "classes": 10, "digest": "x"}}}
+        for row in rows.read(tmp_path / "rows.jsonl")
+    ]
+    (tmp_path / "rows.jsonl").unlink()
+    for row in lines:
+        rows.append(tmp_path / "rows.jsonl", row)
+    with refused("rows.mixed", "simclr", "7 images there"):
+        Runner(plan.make_plan(settings(tmp_path)))
+
+
 def test_parallel_jobs_make_their_runs_and_leave_the_report_to_the_end(
     finished, settings, tmp_path, monkeypatch, capsys
 ):
@@ -662,4 +717,4 @@ def test_one_class_keeps_no_run_from_being_made(settings, few_digits, tmp_path, 
     assert "No accuracies: a single class." in capsys.readouterr().out
     with pytest.raises(SystemExit):
         cli.main(["linear", str(next((tmp_path / "b" / "emim").iterdir()))])
-    assert "was trained on a single class" in capsys.readouterr().err
+    assert "has a single class: an accuracy" in capsys.readouterr().err

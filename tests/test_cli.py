@@ -229,6 +229,15 @@ def test_help_names_the_program(command: str, typed: Callable[..., Any], tmp_pat
     assert not list(tmp_path.iterdir())
 
 
+def test_a_sweep_of_runs_on_several_devices_is_refused(
+    typed: Callable[..., Any], few_digits: Path, tmp_path: Path
+) -> None:
+    words = ["--multirun", "--config-path", "pretrain/digits", "--config-name", "emim", *digits_overrides(few_digits)]
+    done = typed("pretrain", *words, "devices=2", "strategy=ddp", "accelerator=cpu", "+seed=0,1", cwd=tmp_path)
+    assert done.returncode == 2 and "--multirun" in done.stderr and "devices=[0, 1]" in done.stderr
+    assert not (tmp_path / "trained_models").exists()
+
+
 def test_the_short_flags_of_hydra(typed: Callable[..., Any], tmp_path: Path) -> None:
     long, short = (
         typed("pretrain", *flags, "max_epochs=3", cwd=tmp_path)

@@ -362,7 +362,7 @@ def clone_script(name: str) -> Path:
         pytest.param(
             {"dali__device": "gpu"},
             "dali.device",
-            "add dali.device=cpu",
+            "add +dali.device=cpu",
             marks=pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there"),
         ),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
@@ -23,7 +24,7 @@ from emim_solo.images.folders import HeldOut, find_images
 from emim_solo.results import rows
 from emim_solo.suite import load_suite
 from emim_solo.training import pretraining
-from emim_solo.training.live_score import KeepBest, is_last_epoch
+from emim_solo.training.live_score import BEST, KeepBest, is_last_epoch
 from emim_solo.training.pretraining import prepare, pretrain
 
 MakeCfg = Callable[..., DictConfig]
@@ -188,6 +189,24 @@ def test_training_is_the_same_to_the_bit(scored: MakeCfg, tmp_path: Path) -> Non
 
 
 # -- stopping, resuming ------------------------------------------------------------------------------------------
+
+
+def test_patience_acts_whenever_validation_comes(scored: MakeCfg) -> None:
+    """Nothing is learned at rate 0, so no score is better than one before. Lightning looks on at validation alone."""
+    keys = {"optimizer__lr": 0.0, "score__patience": 1, "max_epochs": 6, "check_val_every_n_epoch": 4}
+    for named in ({}, {"data__val_path": None}):
+        row = pretrain(prepare(scored(**keys, **named)))
+        scores = list(curve(Path(row["checkpoint"])).values())
+        first = next(n for n in range(1, len(scores)) if scores[n] <= max(scores[:n]))
+        assert row["epochs"] == len(scores) == first + 1
+
+
+def test_where_the_best_was_removed_the_next_one_is_kept(scored: MakeCfg) -> None:
+    keys = {"optimizer__lr": 0.0, "score__keep_best": True}
+    folder = Path(pretrain(prepare(scored(**keys)), version="run")["checkpoint"])
+    shutil.rmtree(folder / BEST)
+    assert pretrain(prepare(scored(**keys, max_epochs=2)), version="run")["epochs"] == 2
+    assert [path.suffix for path in sorted((folder / BEST).iterdir())] == [".json", ".ckpt"]
 
 
 @pytest.mark.parametrize("every", [1, 2])

@@ -20,6 +20,7 @@ from scipy import stats
 from sklearn.datasets import load_sample_images
 
 from emim_solo.evaluation.thumbnails import QUALITY
+from emim_solo.ground import compare
 from emim_solo.ground.errors import UsageError
 from emim_solo.report import charts
 from emim_solo.report import page as report
@@ -181,6 +182,21 @@ def test_newer_rows_replace_older_ones_and_other_configs(tmp_path):
     rows.append(tmp_path / "rows.jsonl", row | {"metrics": {"acc1": 10.0}, "config_hash": "of another run"})
     found = results.collect(rows.read(tmp_path / "rows.jsonl"))
     assert found.values("emim", results.HEADLINE[0]) == {0: 50.0}
+
+
+def test_rows_that_are_not_of_one_kind_are_warned_of(tmp_path):
+    write_rows(tmp_path, seeds=2)
+    for row in rows.read(tmp_path / "rows.jsonl"):
+        if (row["name"], row["stage"], row["seed"]) == ("vicreg", "knn", 1):
+            rows.append(tmp_path / "rows.jsonl", row | {"settings": {"views": 8}})
+        if (row["name"], row["seed"]) == ("emim", 1):
+            longer = config("emim", 1, max_epochs=50)
+            own = {"config": longer} if row["stage"] == "pretrain" else {}
+            rows.append(tmp_path / "rows.jsonl", row | own | {"config_hash": compare.config_hash(longer)})
+    text = report.write_report(tmp_path).markdown.read_text()
+    assert "knn: evaluations with different settings" in text
+    assert "emim: seeds of different configs, max_epochs (50 there, 20 here)" in text
+    assert "linear: evaluations" not in text and "vicreg: seeds" not in text
 
 
 def test_curves_of_a_resumed_run_are_joined(tmp_path):

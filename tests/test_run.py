@@ -382,6 +382,22 @@ def test_max_time_and_max_steps_end_a_run_that_is_saved_and_finished(
     assert more["epochs"] == 2
 
 
+@pytest.mark.parametrize("method", ["emim", "vicreg"])
+def test_a_run_of_so_many_steps_goes_on_at_its_next_epoch(method: str, small: MakeCfg) -> None:
+    """With ``max_steps`` Lightning takes the end of an epoch for its middle, and would end that epoch again."""
+    cfg = small(method=method, max_epochs=4, max_steps=17, checkpoint__keep_prev=True)
+    made = [pretrain(prepare(cfg), version=version) for version in ("whole", "killed")]
+    folders = [Path(row["checkpoint"]) for row in made]
+    for _, path in by_epoch(folders[1])[1:]:
+        path.unlink()
+    again = pretrain(prepare(cfg), version="killed")
+    assert again["epochs"] == made[0]["epochs"] and again["metrics"].keys() == made[0]["metrics"].keys()
+    files = [by_epoch(folder) for folder in folders]
+    assert [epoch for epoch, _ in files[0]] == [epoch for epoch, _ in files[1]]
+    whole, resumed = (torch.load(of_run[-1][1], weights_only=False)["state_dict"] for of_run in files)
+    assert all(torch.equal(weights, resumed[name]) for name, weights in whole.items())
+
+
 @pytest.mark.parametrize(
     ("keys", "key"),
     [

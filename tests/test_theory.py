@@ -178,5 +178,5 @@ def test_without_gaussian_marginals_the_log_det_ratio_is_no_bound():
 
 @pytest.mark.parametrize("arguments", [(1.0, 0.5), (0.5, 1.5), (0.5, -0.1)])
 def test_pairs_that_are_none_are_refused(arguments):
-    with pytest.raises(ValueError, match="probability"):
+    with pytest.raises(ValueError, match="0 <= agreeing <= 1"):
         theory.pairs_of_gaussians(*arguments)

@@ -27,12 +27,13 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from emim_solo import cli
 from emim_solo.checkpoints import opening as checkpoints
 from emim_solo.ground import configs
+from emim_solo.ground.errors import out_of_memory
 from emim_solo.results import rows
 from emim_solo.training.live_score import MONITOR
 from emim_solo.tuning import study as study_module
 from emim_solo.tuning.command import tune_main
 from emim_solo.tuning.search import Search
-from emim_solo.tuning.study import Tuning, out_of_memory
+from emim_solo.tuning.study import Tuning
 
 # A rate of 1e30 gives a loss that is not finite.
 SEARCHED = {"optimizer.lr": "choice(0.001, 0.01, 1e30)", "method_kwargs.weight": "interval(1, 8)"}
@@ -353,6 +354,15 @@ def test_errors_and_kills_of_trials_are_kept_and_the_search_goes_on(
     said = capsys.readouterr()
     assert "! trial 2: emim of solo-learn" in said.err and "memory" in said.err
     assert [row["state"] for row in rows.read(tmp_path / "trials.jsonl")] == ["failed", "failed"]
+
+
+def test_trials_whose_storage_is_gone_are_not_taken_for_those_of_a_new_search(
+    searched: Path, written: Written, tmp_path: Path, refused: Refused
+) -> None:
+    shutil.copytree(searched, tmp_path / "search")
+    (tmp_path / "search" / "study.db").unlink()
+    with refused("search.other", "study.db", "--output"):
+        tune_main(written(tmp_path / "search"))
 
 
 def test_the_end_of_memory_is_told_from_faults() -> None:

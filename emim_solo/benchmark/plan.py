@@ -207,7 +207,7 @@ def _compose(name: str, method: Method, benchmark: Benchmark) -> DictConfig:
         "wandb": {"group": Path(benchmark.dir).name},
     }
     if benchmark.max_epochs is not None:
-        fixed["max_epochs"] = math.ceil(benchmark.max_epochs * (method.share_of_epochs or 1))
+        fixed["max_epochs"] = math.ceil(round(benchmark.max_epochs * (method.share_of_epochs or 1), 9))
     for changes in (benchmark.run or {}, method.run or {}, {"method_kwargs": method.method_kwargs or {}}, fixed):
         for key, value in _changes(changes):
             with in_one_line(f"run.{key}", f"run.{key}={value}"):

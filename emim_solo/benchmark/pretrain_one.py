@@ -11,6 +11,8 @@ from emim_solo.ground.errors import UsageError
 from emim_solo.ground.stopping import Stopped, stoppable
 from emim_solo.training.pretraining import prepare, pretrain
 
+DIVERGED = 3  # the status of a run whose loss became NaN or infinite
+
 if __name__ == "__main__":
     config: Any = OmegaConf.load(sys.argv[1])
     try:
@@ -18,5 +20,8 @@ if __name__ == "__main__":
             pretrain(prepare(config), version=sys.argv[2])
     except Stopped as stopped:
         raise SystemExit(stopped.status) from None
-    except (UsageError, FloatingPointError) as error:
+    except UsageError as error:
         raise SystemExit(f"emim-solo: {error}") from None
+    except FloatingPointError as error:
+        print(f"emim-solo: {error}", file=sys.stderr)
+        raise SystemExit(DIVERGED) from None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import subprocess
 import sys
 import time
@@ -25,6 +26,7 @@ from tqdm import tqdm
 
 from emim_solo.benchmark.cost import Cost, measure
 from emim_solo.benchmark.plan import Entry, Plan, make_plan
+from emim_solo.benchmark.pretrain_one import DIVERGED
 from emim_solo.checkpoints.opening import Checkpoint, open_checkpoint
 from emim_solo.emim.measures import diagnose, spectrum
 from emim_solo.evaluation.commands import evaluation_row
@@ -34,7 +36,7 @@ from emim_solo.evaluation.linear import linear, logistic
 from emim_solo.evaluation.score import SeenViews, score_checkpoint, see
 from emim_solo.evaluation.umap import make_pictures
 from emim_solo.ground import files
-from emim_solo.ground.errors import UsageError
+from emim_solo.ground.errors import UsageError, out_of_memory
 from emim_solo.ground.stopping import Stopped
 from emim_solo.images.folders import differing_images
 from emim_solo.report.page import ROWS, spectrum_file, write_report
@@ -42,7 +44,7 @@ from emim_solo.results import rows
 from emim_solo.results.tables import differences, evaluation_stages, headline, to_text
 from emim_solo.suite import as_dict, load_suite
 from emim_solo.suite.api import device_of
-from emim_solo.training.pretraining import pretrain, reset_peak_memory
+from emim_solo.training.pretraining import pretrain
 
 _OF_FEATURES = ("knn", "logistic", "linear", "umap")  # stages that use the features on disk
 EVALUATION_SHARE = 0.2
@@ -91,6 +93,13 @@ class Runner:
 
     def _check_images(self) -> None:
         """Refuse a folder whose rows are of other images than those on disk now."""
+        ours, planned = self.plan.runs[0].run.images.record, {(run.name, run.seed) for run in self.plan.runs}
+        for row in self.rows.pretrained():
+            if (row["name"], row["seed"]) not in planned and (
+                changed := differing_images(row.get("images") or {}, ours)
+            ):
+                other = f"'{self.rows.path}' has {row['name']} seed {row['seed']} of other images: {', '.join(changed)}"
+                raise UsageError("rows.mixed", f"{other}; take another dir, or move the file away")
         for run in self.plan.runs:
             recorded = self._rows_of(run).get("pretrain", {}).get("images", {})
             if changed := differing_images(recorded, run.run.images.record):
@@ -178,9 +187,16 @@ class Runner:
                 self._stage(run, "pretrain", partial(self._pretrain, run))
                 if not self._diverged(run):
                     self._evaluate(run)
-            except UsageError as error:
-                self.problems.append(f"{run.title}: {error}")
-                print(f"! {run.title}: {error}", file=sys.stderr)
+            except (UsageError, RuntimeError, MemoryError) as error:
+                if not isinstance(error, UsageError) and not out_of_memory(error):
+                    raise
+                reason = (
+                    str(error)
+                    if isinstance(error, UsageError)
+                    else f"out of memory ({' '.join(str(error).split()[:12])})"
+                )
+                self.problems.append(f"{run.title}: {reason}")
+                print(f"! {run.title}: {reason}", file=sys.stderr)
 
     def _stage(self, run: Entry, stage: str, work: Callable[[], dict[str, Any] | None]) -> None:
         if self._is_done(run, stage):
@@ -193,11 +209,12 @@ class Runner:
     def _pretrain(self, run: Entry) -> dict[str, Any] | None:
         """Pretrain a run. Returns the row of a run that diverged, so it is not tried again; else ``pretrain`` wrote the row."""
         try:
-            reset_peak_memory()
             if len(run.cfg.devices) > 1:
                 self._pretrain_apart(run)
             else:
                 pretrain(run.run, version=run.version)
+            for path in self.plan.folder.glob(f"features/{run.version}*.pt"):  # of an earlier training
+                path.unlink()
             return None
         except FloatingPointError as error:
             print(f"! {run.title}: {error}", file=sys.stderr)
@@ -220,7 +237,9 @@ class Runner:
         config = self.plan.folder / f"{run.version}.yaml"
         OmegaConf.save(run.composed, config)
         command = [sys.executable, "-m", "emim_solo.benchmark.pretrain_one", str(config), run.version]
-        with subprocess.Popen(command) as process:
+        # In a job of SLURM, Lightning would expect one task for each device.
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
+        with subprocess.Popen(command, env=environment) as process:
             try:
                 code = process.wait()
             except Stopped:
@@ -228,6 +247,8 @@ class Runner:
                 raise
             finally:
                 config.unlink()
+        if code == DIVERGED:
+            raise FloatingPointError("the training loss is NaN or infinite: see above")
         if code:
             raise UsageError(
                 "benchmark.runs", f"pretraining on {len(run.cfg.devices)} devices ended with status {code}; see above"

@@ -117,6 +117,7 @@ class EMIMMethod(LightningModule):
     projector: nn.Sequential
     method_settings: dict[str, Any]
     objective_kwargs: dict[str, Any]
+    _latest: Tensor | None = None
 
     def add_emim(self, method_kwargs: Mapping[str, Any]) -> None:
         """Build the projector and keep the objective's settings; ``method_kwargs`` are complete."""
@@ -199,7 +200,8 @@ class EMIMMethod(LightningModule):
     def on_train_epoch_end(self) -> None:
         """Warns if the embeddings have collapsed: the loss alone does not show that."""
         super().on_train_epoch_end()
-        if rank_zero_only.rank == 0 and collapsed(self._latest):  # type: ignore[attr-defined]
+        # A run that Lightning resumes at the end of an epoch has no embeddings yet.
+        if rank_zero_only.rank == 0 and self._latest is not None and collapsed(self._latest):  # type: ignore[attr-defined]
             rank_zero_warn(
                 f"EMIM: the embeddings have collapsed to a point or a few directions at epoch {self.current_epoch}: "
                 "raise method_kwargs.noise_variance, lower weight or optimizer.lr"

@@ -155,7 +155,7 @@ def _student_t_standard_entropy(m: int, nu: float) -> float:
 
 def _log_det(matrix: np.ndarray) -> float:
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not np.allclose(matrix, matrix.T):
-        raise ValueError(f"a covariance or dispersion must be a square, symmetric matrix, got shape {matrix.shape}")
+        raise ValueError(f"a covariance or dispersion must be a symmetric square matrix, got shape {matrix.shape}")
     try:
         factor = cholesky(matrix, lower=True)
     except np.linalg.LinAlgError as error:

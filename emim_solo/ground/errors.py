@@ -26,3 +26,9 @@ class UsageError(CompactHydraException, ValueError):
         lines = text.rpartition(f"{__name__}.{type(self).__name__}: ")[2].strip().splitlines()
         super().__init__("\\n".join(lines))  # a value in the message may have several lines
         self.key = "" if message is None else key
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out; for CPU memory, torch raises a plain RuntimeError."""
+    known = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, MemoryError) or any(text in str(error) for text in known)

@@ -122,13 +122,21 @@ class NewestRows:
 
     def of_run(self, name: str, seed: int, config_hash: str) -> Mapping[str, Mapping[str, Any]]:
         """The rows of one run by stage."""
+        self._read()
+        return self._stages.get((name, seed, config_hash), {})
+
+    def pretrained(self) -> list[Mapping[str, Any]]:
+        """The pretraining rows of all runs."""
+        self._read()
+        return [stages["pretrain"] for stages in self._stages.values() if "pretrain" in stages]
+
+    def _read(self) -> None:
         size = self.path.stat().st_size if self.path.is_file() else 0
         if size != self._size:
             self._size, runs = size, defaultdict[tuple[str, int, str], list[dict[str, Any]]](list)
             for row in _rows(self.path, self._parsed) if size else ():
                 runs[row["name"], row["seed"], row["config_hash"]].append(row)
             self._stages = {run: newest_stages(of_run) for run, of_run in runs.items()}
-        return self._stages.get((name, seed, config_hash), {})
 
 
 def of_checkpoint(

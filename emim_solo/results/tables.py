@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -325,6 +326,7 @@ def notes(results: Results) -> Iterator[Note]:
         yield Note(text, warns=True)
     if results.shown(_OF_FEATURES):
         yield Note("MI: embeddings of the projector, two views of an image. Effective rank: RankMe of the backbone.")
+    yield from _unlike_rows(results)
     for name in results.names:
         yield from _notes_of(results, name)
     if not any(results.deviations.values()):
@@ -348,6 +350,21 @@ def notes(results: Results) -> Iterator[Note]:
     ]
     if waiting:
         yield Note(f"Not finished: {'; '.join(waiting)}.", warns=True)
+
+
+def _unlike_rows(results: Results) -> Iterator[Note]:
+    """Seeds of one method with different configs, and evaluations of one stage with different settings."""
+    for name in results.names:
+        configs = [results.rows[name, seed]["pretrain"]["config"] for seed in results.seeds(name)]
+        may_differ = ("seed", *compare.NO_RESULT)
+        found = [compare.differences(configs[-1], config, but=may_differ) for config in configs[:-1]]
+        if differing := next(filter(None, found), None):
+            text = f"{name}: seeds of different configs, {', '.join(differing[:3])}; run all seeds with one"
+            yield Note(text, warns=True)
+    for stage in ("knn", "linear"):
+        rows = [stages[stage] for stages in results.rows.values() if stage in stages]
+        if len({json.dumps(row.get("settings"), sort_keys=True) for row in rows}) > 1:
+            yield Note(f"{stage}: evaluations with different settings; start the benchmark again.", warns=True)
 
 
 NO_DECAY = "no alpha-ReQ (NaN): it needs 7 eigenvalues above 0, so 8 images or more."

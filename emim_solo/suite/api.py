@@ -215,7 +215,7 @@ class Suite(ABC):
         bfloat16_on_cpu = device_of(cfg).type == "cpu" and "bf16" in str(cfg.get("precision"))
         hooks = refuse_broken_gradients(backbone) if bfloat16_on_cpu else []
         sizes = {view.crop_size for view in cfg.augmentations} | {whole_size(cfg)}
-        if cfg.data.val_path is not None and not cfg.data.no_labels:
+        if cfg.data.dataset != "custom" and cfg.data.val_path is not None and not cfg.data.no_labels:
             sizes.add(self.evaluation_transform(cfg)(Image.new("RGB", (32, 32))).shape[-1])
         for size in sorted(sizes):
             what = f"backbone {cfg.backbone.name} on images of {size} pixels (crop_size, data.image_size)"

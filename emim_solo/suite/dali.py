@@ -51,7 +51,7 @@ def complete_dali(cfg: DictConfig) -> DictConfig:
         )
     cfg.dali = OmegaConf.merge(asdict(schema.Dali()), OmegaConf.select(cfg, "dali", default={}))
     if cfg.dali.device == "gpu" and not torch.cuda.is_available():
-        raise UsageError("dali.device", "dali.device=gpu, but there is no GPU: add dali.device=cpu")
+        raise UsageError("dali.device", "dali.device=gpu, but there is no GPU: add +dali.device=cpu")
     if any(OmegaConf.select(view, "equalization.prob", default=0.0) for view in cfg.augmentations):
         text = "equalization.prob > 0: DALI has none; set it to 0, or data.format=image_folder"
         raise UsageError("augmentations", f"augmentations: {text}")

@@ -128,7 +128,8 @@ class StopOnScore(EarlyStopping):
     """Lightning's EarlyStopping on the score: ends the run at a NaN, or after ``patience`` scorings without a better one."""
 
     def __init__(self, patience: int) -> None:
-        super().__init__(MONITOR, mode="max", patience=patience, verbose=True)
+        # Without the last argument it would act only if validation came once an epoch.
+        super().__init__(MONITOR, mode="max", patience=patience, verbose=True, check_on_train_epoch_end=True)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Does nothing: :class:`LiveScore` calls ``on_scored`` when there is a score."""
@@ -167,14 +168,16 @@ class KeepBest(ModelCheckpoint):
                 shutil.copyfile(arguments, unfinished)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Find the best checkpoint in this folder. If the folder was moved, Lightning forgets the old best and would keep two."""
+        """Find the best checkpoint in this folder. If the folder was moved, Lightning forgets the old best and would keep two.
+
+        If the file is gone, the next one scored is the best.
+        """
         assert self.dirpath is not None
         kept = Path(self.dirpath) / Path(state_dict["best_model_path"]).name
         if kept.is_file():
             paths = dict.fromkeys(("best_model_path", "kth_best_model_path"), str(kept))
             best = {str(kept): state_dict["best_model_score"]}
-            state_dict = state_dict | paths | {"dirpath": self.dirpath, "best_k_models": best}
-        super().load_state_dict(state_dict)
+            super().load_state_dict(state_dict | paths | {"dirpath": self.dirpath, "best_k_models": best})
 
 
 @contextmanager

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.loops.fit_loop import _FitLoop
+from lightning.pytorch.loops.loop import _Loop
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from emim_solo.evaluation.views import seed_cpu
@@ -17,6 +19,21 @@ from emim_solo.training.run import Run
 def seed_all(*entropy: int) -> None:
     """Seed Python, NumPy and torch (CPU and GPUs) from whole numbers, such as a run's seed, an epoch and a process."""
     torch.manual_seed(seed_cpu(*entropy))
+
+
+class ResumedEpochs(_FitLoop):
+    """Lightning's loop over epochs, which with ``max_steps`` would end the epoch of the checkpoint a second time."""
+
+    @_Loop.restarting.setter  # type: ignore[attr-defined, untyped-decorator]
+    def restarting(self, restarting: bool) -> None:
+        epoch: Any = self.epoch_progress.current
+        unfinished = epoch.ready != epoch.processed or epoch.started != epoch.processed
+        _Loop.restarting.fset(self, restarting and unfinished)  # type: ignore[attr-defined]
+
+    def on_run_start(self) -> None:
+        epoch: Any = self.epoch_progress.current
+        epoch.completed = epoch.processed
+        super().on_run_start()
 
 
 class SuiteData(LightningDataModule):

@@ -38,11 +38,11 @@ from emim_solo.training.callbacks import (
     StopOnNaN,
 )
 from emim_solo.training.live_score import KeepBest, LiveScore, score_callbacks
-from emim_solo.training.order import Seeds, SuiteData
+from emim_solo.training.order import ResumedEpochs, Seeds, SuiteData
 from emim_solo.training.resume import decide
 from emim_solo.training.run import Run, on_gpu, prepare
 
-__all__ = ["prepare", "pretrain", "reset_peak_memory"]
+__all__ = ["prepare", "pretrain"]
 _LIGHTNING_REFUSES = "Lightning's Trainer, which takes the config's other keys, refuses one"
 
 
@@ -76,6 +76,7 @@ def pretrain(run: Run, version: str | None = None, more_callbacks: Sequence[Call
 def _trained(run: Run, more_callbacks: Sequence[Callback]) -> dict[str, Any]:
     suite, cfg, start = load_suite(), run.config, run.start
     assert run.folder is not None
+    _reset_peak_memory()
     seed_everything(cfg.seed, workers=True)
     model = suite.build(cfg)
     if start.checkpoint is not None:
@@ -200,6 +201,7 @@ def _trainer(run: Run, callbacks: list[Callback]) -> Trainer:
     assert run.folder is not None
     with in_one_line("trainer", _LIGHTNING_REFUSES):
         trainer = Trainer(**options, logger=_loggers(cfg, run.folder), callbacks=callbacks)
+    trainer.fit_loop.__class__ = ResumedEpochs
     return trainer
 
 
@@ -233,7 +235,7 @@ def _keep_earlier_curves(folder: Path) -> None:
         curve.rename(folder / f"metrics.{len(list(folder.glob('metrics.*.csv')))}.csv")
 
 
-def reset_peak_memory() -> None:
+def _reset_peak_memory() -> None:
     """Reset the peak memory of this process. Otherwise a run's peak would include the runs before it in the same process."""
     gc.collect()
     if torch.cuda.is_available():

@@ -25,13 +25,13 @@ from optuna.trial import TrialState
 
 from emim_solo.checkpoints import opening
 from emim_solo.ground import compare, files
-from emim_solo.ground.errors import UsageError
+from emim_solo.ground.errors import UsageError, out_of_memory
 from emim_solo.ground.stopping import Stopped
 from emim_solo.images.folders import differing_images
 from emim_solo.results import rows
 from emim_solo.suite import as_dict, load_suite
 from emim_solo.training.live_score import MONITOR, LiveScore, is_last_epoch
-from emim_solo.training.pretraining import pretrain, reset_peak_memory
+from emim_solo.training.pretraining import pretrain
 from emim_solo.tuning.search import Search
 from emim_solo.tuning.tables import STATES, counts, draw, ranked, row_of, short, table
 
@@ -152,6 +152,9 @@ class Tuning:
         }
         ours = json.loads(json.dumps({**as_dict(self.base.config), **more}, default=str))
         images, theirs = self.base.images.record, self.study.user_attrs.get("search")
+        if theirs is None and any(self.folder.glob("*/trial-*/*.ckpt")):
+            reason = f"'{self.folder}' has trials of a search whose study.db is gone"
+            raise UsageError("search.other", f"{reason}: put it back, remove them, or take another --output")
         if theirs is None:
             self.study.set_user_attr("search", {**ours, "images": images})
             return
@@ -192,7 +195,6 @@ class Tuning:
             with self.locks.together():
                 self._write()
             self.locks.leave(trial.number)
-            reset_peak_memory()
         trials = ranked(self.study)
         print(table(trials, list(self.search.params)))
         if elsewhere := len(self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))):
@@ -325,9 +327,3 @@ def _storage(path: Path, errors: type[Exception]) -> Iterator[None]:
             f"'{path}' cannot be read or written ({reason}): make room if its disk is full, and the same command goes on; "
             "where it is no database of Optuna's, take another --output",
         ) from error
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out; for CPU memory, torch raises a plain RuntimeError."""
-    known = ("out of memory", "can't allocate memory", "not enough memory")
-    return isinstance(error, MemoryError) or any(text in str(error) for text in known)
