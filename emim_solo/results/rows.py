@@ -103,7 +103,7 @@ def newest_stages(run: Iterable[Mapping[str, Any]]) -> dict[str, Mapping[str, An
     return {
         row["stage"]: row
         for row in run
-        if (row.get("epochs") or epochs) >= epochs and _place(row.get("checkpoint")) in (place, ())
+        if (row.get("epochs") or epochs) >= epochs and (not place or _place(row.get("checkpoint")) in (place, ()))
     }
 
 
