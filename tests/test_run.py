@@ -183,7 +183,7 @@ def test_images_that_changed_are_neither_scored_as_held_out_nor_trained_on(
     """Held out are the images of these names: positions would be those of others after it."""
     keys = SCORED | {"data__train_path": str(images)}
     folder = Path(pretrain(prepare(small(**keys)), version="run")["checkpoint"])
-    assert len(open_checkpoint(folder).images.held) == 16
+    assert len(open_checkpoint(folder).images.held_positions) == 16
     change(images)
     with refused("images.held_out", str(images), "data.val_path"):
         _ = open_checkpoint(folder).images
@@ -202,11 +202,11 @@ def test_of_other_images_none_is_held_out_but_of_the_runs_own_elsewhere_the_same
     ours = open_checkpoint(folder).images
     moved = images.rename(tmp_path / "moved")
     there = open_checkpoint(folder, [f"data.train_path={moved}"]).images
-    assert there.held == ours.held and there.held_out is not None and ours.held_out is not None
+    assert there.held_positions == ours.held_positions and there.held_out is not None and ours.held_out is not None
     assert there.held_out.digest == ours.held_out.digest
     (moved / "5" / "more.png").write_bytes(sorted((moved / "5").iterdir())[0].read_bytes())
     for other in (moved, few_digits / "val"):
-        assert open_checkpoint(folder, [f"data.train_path={other}"]).images.held == ()
+        assert open_checkpoint(folder, [f"data.train_path={other}"]).images.held_positions == ()
 
 
 def test_images_that_a_run_was_trained_on_are_not_held_out_when_it_goes_on(
@@ -261,7 +261,7 @@ def test_a_checkpoint_of_version_0_2_which_has_no_record_opens_and_goes_on(small
     del contents[opening.IMAGES]
     torch.save(contents, path)
     opened = open_checkpoint(folder)
-    assert opened.recorded == {} and len(opened.images.held) == 16
+    assert opened.recorded == {} and len(opened.images.held_positions) == 16
     row = pretrain(prepare(small(**keys | {"max_epochs": 2})), version="run")
     assert (row["epochs"], row["images"].keys()) == (2, {"train", "held_out"})
 

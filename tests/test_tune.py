@@ -290,7 +290,7 @@ def test_after_a_kill_the_same_command_goes_on_in_two_processes_and_nothing_is_c
     assert len(written_once) == len(set(written_once)) == len(rows.read(searched / "rows.jsonl"))
 
 
-class Terminate(study_module.Report):
+class Terminate(study_module.ReportToOptuna):
     """SIGTERM to this very process at the end of the first epoch."""
 
     def on_train_epoch_end(self, trainer: Trainer, *args: Any) -> None:  # type: ignore[override]
@@ -308,7 +308,7 @@ def test_sigterm_ends_it_with_143_and_it_goes_on(
     command = ["tune", *written(tmp_path), "--trials", "1"]
     for _ in range(4):  # more often than a trial may be killed: its user's will is not its fault
         with monkeypatch.context() as patched:
-            patched.setattr(study_module, "Report", Terminate)
+            patched.setattr(study_module, "ReportToOptuna", Terminate)
             with pytest.raises(SystemExit) as ended:
                 cli.main(command)
         assert ended.value.code == 143

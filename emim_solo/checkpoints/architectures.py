@@ -102,7 +102,7 @@ class Architecture:
                 give_small_image_stem(network)
         return network, names - set(network.state_dict())
 
-    def images(self) -> dict[str, Any]:
+    def image_settings(self) -> dict[str, Any]:
         """Size, mean and std of the images that the library's published weights of this network expect."""
         shown: tuple[Any, ...] = (224, IMAGENET_MEAN, IMAGENET_STD)
         if self.library == "torchvision":

@@ -204,7 +204,7 @@ def _of_weights(
         raise UsageError("checkpoint.missing", f"no weights '{path}': {EXPECTED}")
     about = {"name": path.stem, "method": str(architecture), "seed": 0, "max_epochs": 0}
     about |= {"backbone": {"name": str(architecture), "kwargs": {}}, "optimizer": {"batch_size": 64}}
-    about |= {"augmentations": [architecture.images() if architecture else {}]}
+    about |= {"augmentations": [architecture.image_settings() if architecture else {}]}
     data = {"dataset": "custom", "val_path": None, "format": "image_folder", "no_labels": False, "num_workers": 2}
     cfg = OmegaConf.merge(OmegaConf.create(about | {"data": data}), known)
     cfg = _on_images(cfg, changes, listings, {})  # type: ignore[arg-type]

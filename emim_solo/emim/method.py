@@ -228,7 +228,7 @@ class EMIMMethod(LightningModule):
         here = self.run_settings()
         there = checkpoint.get(_SETTINGS, here)
         there = {**there, "method_kwargs": DEFAULTS | there["method_kwargs"]}  # older checkpoints lack new settings
-        differing = compare.differences(there, here, but=compare.NO_RESULT)
+        differing = compare.differences(there, here, but=compare.MAY_DIFFER)
         if others := [each for each in differing if each.startswith(_NOT_TO_CHANGE)]:
             raise UsageError(
                 "resume_from_checkpoint",

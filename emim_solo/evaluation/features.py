@@ -79,14 +79,14 @@ class Features:
             return Features(Split(**content["train"]), val, content["classes"])
 
 
-def is_whole(matrix: Tensor) -> bool:
+def fits_in_memory(matrix: Tensor) -> bool:
     """Whether a matrix is small enough to be used at once."""
     return 4 * matrix.numel() <= IN_MEMORY
 
 
 def pieces(matrix: Tensor) -> Iterator[Tensor]:
     """The rows of a matrix in order, in float32: all at once up to :data:`IN_MEMORY` bytes, else about 256 MB at a time."""
-    rows = len(matrix) if is_whole(matrix) else _PIECE // (4 * matrix.shape[1])
+    rows = len(matrix) if fits_in_memory(matrix) else _PIECE // (4 * matrix.shape[1])
     for piece in matrix.split(max(1, rows)):
         yield piece.float()
 

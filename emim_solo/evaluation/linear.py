@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, TensorDataset
 
-from emim_solo.evaluation.features import Features, Split, all_finite, is_whole, pieces
+from emim_solo.evaluation.features import Features, Split, all_finite, fits_in_memory, pieces
 from emim_solo.ground.settings import read, setting
 from emim_solo.suite import as_dict, load_suite
 from emim_solo.suite.api import device_of
@@ -189,7 +189,7 @@ def logistic(features: Features, *, device: torch.device | str = "cpu") -> dict[
     train, val = features.train, features.to_judge()
     if not all_finite(train.backbone, val.backbone):
         return {"backbone_acc1": math.nan}
-    accuracy = _regress_whole(train, val) if is_whole(train.backbone) else _regress_in_pieces(train, val, device)
+    accuracy = _regress_whole(train, val) if fits_in_memory(train.backbone) else _regress_in_pieces(train, val, device)
     return {"backbone_acc1": 100 * accuracy}
 
 

@@ -53,8 +53,8 @@ class ScoredViews:
         view = OmegaConf.create({**asdict(protocol.augmentation), **of_run, "num_crops": protocol.views})
         train, val = view_datasets(cfg, view, protocol.views, images)
         dataset: Any = train if val is None else val
-        self.which = "validation" if val is not None else "held-out" if images.held else "training"
-        candidates = images.held if self.which == "held-out" else range(len(dataset))
+        self.which = "validation" if val is not None else "held-out" if images.held_positions else "training"
+        candidates = images.held_positions if self.which == "held-out" else range(len(dataset))
         if len(candidates) < FEWEST_IMAGES:
             key = "data.val_path" if val is not None else "data.train_path"
             images_it_has = f"{cfg.name} has {len(candidates)} {self.which} images"

@@ -19,7 +19,7 @@ NOT_HASHED = (
     "devices",
 )
 
-NO_RESULT = (
+MAY_DIFFER = (
     "data.num_workers",
     "accelerator",
     "strategy",

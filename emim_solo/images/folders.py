@@ -105,24 +105,24 @@ class RunImages:
     Attributes:
         listed: all images in ``data.train_path``; None if the config's images are no files in folders.
         val: the images in ``data.val_path``; None if there are none, or if they are no files in folders.
-        held: positions in ``listed`` of the held-out images, which are not trained on.
+        held_positions: positions in ``listed`` of the held-out images, which are not trained on.
     """
 
     listed: Images | None = None
     val: Images | None = None
-    held: tuple[int, ...] = ()
+    held_positions: tuple[int, ...] = ()
 
     @cached_property
     def train(self) -> Images | None:
         """The images that are trained on."""
-        if self.listed is None or not self.held:
+        if self.listed is None or not self.held_positions:
             return self.listed
-        return self.listed.at(sorted({*range(len(self.listed))} - {*self.held}))
+        return self.listed.at(sorted({*range(len(self.listed))} - {*self.held_positions}))
 
     @cached_property
     def held_out(self) -> Images | None:
         """The images that are held out of training, for the score; None if there are none."""
-        return self.listed.at(self.held) if self.listed is not None and self.held else None
+        return self.listed.at(self.held_positions) if self.listed is not None and self.held_positions else None
 
     @cached_property
     def record(self) -> dict[str, dict[str, Any]]:

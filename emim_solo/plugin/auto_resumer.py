@@ -47,7 +47,7 @@ def compare_all_settings_of_emim() -> None:
                 continue
             if checkpoint is not None:  # solo-learn takes any file of a folder; keep_prev keeps many
                 newest = max(arguments.parent.glob("*.ckpt"), key=os.path.getctime)
-                differing = compare.differences(there, here, but=compare.NO_RESULT)
+                differing = compare.differences(there, here, but=compare.MAY_DIFFER)
                 candidates.append((os.path.getctime(newest), newest, wandb_run_id, differing))
         candidates.sort(reverse=True, key=lambda candidate: candidate[0])
         for _, checkpoint, wandb_run_id, differing in candidates:

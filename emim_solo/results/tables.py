@@ -356,7 +356,7 @@ def _unlike_rows(results: Results) -> Iterator[Note]:
     """Seeds of one method with different configs, and evaluations of one stage with different settings."""
     for name in results.names:
         configs = [results.rows[name, seed]["pretrain"]["config"] for seed in results.seeds(name)]
-        may_differ = ("seed", *compare.NO_RESULT)
+        may_differ = ("seed", *compare.MAY_DIFFER)
         found = [compare.differences(configs[-1], config, but=may_differ) for config in configs[:-1]]
         if differing := next(filter(None, found), None):
             text = f"{name}: seeds of different configs, {', '.join(differing[:3])}; run all seeds with one"

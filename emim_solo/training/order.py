@@ -49,13 +49,13 @@ class SuiteData(LightningDataModule):
         assert self.trainer is not None
         rank = self.trainer.global_rank
         seed_all(self.run.config.seed, self.run.start.epochs, rank)
-        return self.train_loader if self.run.saved_every is None else RestOfEpoch(self.train_loader, self.run, rank)
+        return self.train_loader if self.run.saved_every is None else ResumableLoader(self.train_loader, self.run, rank)
 
     def val_dataloader(self) -> Any:
         return self.val_loader if self.val_loader is not None else []
 
 
-class RestOfEpoch(DataLoader):
+class ResumableLoader(DataLoader):
     """The images of one process. In the epoch in which the run was stopped, it skips those of the batches already trained on.
 
     Lightning asks a resumable loader for its state. Here it is empty: :class:`emim_solo.training.run.Start` has the position.

@@ -118,7 +118,7 @@ def prepare(cfg: DictConfig, listings: Listings | None = None) -> Run:
     images.check_classes()
     protocol = None if score is None else _complete_score(cfg, score, images)
     if (held_out := HeldOut.recorded(cfg)) is not None and images.listed is not None:
-        images = replace(images, held=tuple(held_out.positions(len(images.listed))))
+        images = replace(images, held_positions=tuple(held_out.positions(len(images.listed))))
     cfg = suite.complete(cfg, images)
     _check_crops(cfg)
     for number, view in enumerate(cfg.augmentations):

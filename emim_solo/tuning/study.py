@@ -41,7 +41,7 @@ _SURROUNDINGS = ("checkpoint", "data", "disk", "images")
 _MEANT_OTHERWISE = {"${": "OmegaConf", "::": "fsspec, by which Lightning writes checkpoints"}
 
 
-class Report(Callback):
+class ReportToOptuna(Callback):
     """Tells Optuna each new score of a run, and ends the run if the pruner decides so."""
 
     def __init__(self, trial: optuna.Trial) -> None:
@@ -163,7 +163,7 @@ class Tuning:
         # Recorded images are compared by their record, not by their path.
         moved = [f"data.{part}_path" for part in images if part in recorded]
         differing = differing_images(recorded, images)
-        differing += compare.differences(theirs, ours, but=(*moved, *compare.NO_RESULT))
+        differing += compare.differences(theirs, ours, but=(*moved, *compare.MAY_DIFFER))
         if differing:
             raise UsageError(
                 "search.other",
@@ -235,7 +235,7 @@ class Tuning:
             run = self.search.complete(values, self.folder, number)
             config = as_dict(run.config)
             self._count_starts(trial, config["method"])
-            row = pretrain(run, version=f"trial-{number}", more_callbacks=[Report(trial)])
+            row = pretrain(run, version=f"trial-{number}", more_callbacks=[ReportToOptuna(trial)])
             score = row["metrics"].get(MONITOR, math.nan)
             fields = {key: row[key] for key in ("device", "seconds", "epochs")}
             if math.isfinite(score):
