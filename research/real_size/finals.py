@@ -23,8 +23,8 @@ def main() -> None:
     results = collect(rows.read(parser.parse_args().rows))
     print(to_markdown(headline(results, (*ACCURACIES, *OF_SCORE))))
     print(to_markdown(differences(results, ACCURACIES)))
-    minutes = [row["cpu_seconds"] / 60 for row in results.pretrained()]
-    print(f"Pretraining takes {min(minutes):.0f} to {max(minutes):.0f} minutes of one core")
+    minutes = sorted({round(row["cpu_seconds"] / 60) for row in results.pretrained()})
+    print(f"Pretraining takes {' to '.join(map(str, minutes[:: len(minutes) - 1 or 1]))} minutes of one core")
 
 
 if __name__ == "__main__":
