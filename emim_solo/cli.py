@@ -78,8 +78,8 @@ Write the table and the report of a benchmark again, from the rows and pictures 
 example: emim-solo report runs/digits""",
     "images": """usage: emim-solo images NAME DIR
 
-Write digits, fashion-mnist or fashion-mnist-few as folders of image files, DIR/train/CLASS and DIR/val/CLASS. The digits come with
-scikit-learn; Fashion-MNIST is downloaded if it is not installed.
+Write digits, fashion-mnist or fashion-mnist-few as folders of image files, DIR/train/CLASS and DIR/val/CLASS.
+The digits come with scikit-learn; Fashion-MNIST is downloaded if it is not installed.
 
 example: emim-solo images digits datasets/digits""",
 }

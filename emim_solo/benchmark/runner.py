@@ -36,7 +36,7 @@ from emim_solo.evaluation.linear import linear, logistic
 from emim_solo.evaluation.score import SeenViews, score_checkpoint, see
 from emim_solo.evaluation.umap import make_pictures
 from emim_solo.ground import files
-from emim_solo.ground.errors import UsageError, out_of_memory
+from emim_solo.ground.errors import UsageError, memory_in_one_line
 from emim_solo.ground.stopping import Stopped
 from emim_solo.images.folders import differing_images
 from emim_solo.report.page import ROWS, spectrum_file, write_report
@@ -94,10 +94,8 @@ class Runner:
     def _check_images(self) -> None:
         """Refuse a folder whose rows are of other images than those on disk now."""
         ours, planned = self.plan.runs[0].run.images.record, {(run.name, run.seed) for run in self.plan.runs}
-        for row in self.rows.pretrained():
-            if (row["name"], row["seed"]) not in planned and (
-                changed := differing_images(row.get("images") or {}, ours)
-            ):
+        for row in (row for row in self.rows.pretrained() if (row["name"], row["seed"]) not in planned):
+            if changed := differing_images(row.get("images") or {}, ours):
                 other = f"'{self.rows.path}' has {row['name']} seed {row['seed']} of other images: {', '.join(changed)}"
                 raise UsageError("rows.mixed", f"{other}; take another dir, or move the file away")
         for run in self.plan.runs:
@@ -184,19 +182,13 @@ class Runner:
         """Pretrain and evaluate every run. An error in one run is recorded, and the others are still made."""
         for run in self.plan.runs:
             try:
-                self._stage(run, "pretrain", partial(self._pretrain, run))
-                if not self._diverged(run):
-                    self._evaluate(run)
-            except (UsageError, RuntimeError, MemoryError) as error:
-                if not isinstance(error, UsageError) and not out_of_memory(error):
-                    raise
-                reason = (
-                    str(error)
-                    if isinstance(error, UsageError)
-                    else f"out of memory ({' '.join(str(error).split()[:12])})"
-                )
-                self.problems.append(f"{run.title}: {reason}")
-                print(f"! {run.title}: {reason}", file=sys.stderr)
+                with memory_in_one_line():
+                    self._stage(run, "pretrain", partial(self._pretrain, run))
+                    if not self._diverged(run):
+                        self._evaluate(run)
+            except UsageError as error:
+                self.problems.append(f"{run.title}: {error}")
+                print(f"! {run.title}: {error}", file=sys.stderr)
 
     def _stage(self, run: Entry, stage: str, work: Callable[[], dict[str, Any] | None]) -> None:
         if self._is_done(run, stage):

@@ -241,12 +241,13 @@ def _on_images(cfg: DictConfig, changes: Sequence[str], listings: Listings, reco
     check(schema.Data, {name: data[name] for name in _OF_DATA if name in data}, "data")
     check(schema.View, {name: view[name] for name in _OF_VIEW if name in view}, "augmentations.0")
     expand_home(cfg)
-    held_out = HeldOut.recorded(cfg)
-    if held_out is not None and any(change.startswith("data.train_path=") for change in changes):
+    held_out = HeldOut.recorded(cfg) if any(change.startswith("data.train_path=") for change in changes) else None
+    if held_out is not None:
         cfg.score.held_out = None
-        if _are_of(held_out, recorded, RunImages.of(cfg, listings).listed):
-            cfg.score.held_out = asdict(held_out)
-    return load_suite().count_classes(cfg, RunImages.of(cfg, listings).listed)
+    listed = RunImages.of(cfg, listings).listed
+    if held_out is not None and _are_of(held_out, recorded, listed):
+        cfg.score.held_out = asdict(held_out)
+    return load_suite().count_classes(cfg, listed)
 
 
 def _are_of(held_out: HeldOut, recorded: Mapping[str, Any], listed: Images | None) -> bool:

@@ -200,7 +200,7 @@ class EMIMMethod(LightningModule):
     def on_train_epoch_end(self) -> None:
         """Warns if the embeddings have collapsed: the loss alone does not show that."""
         super().on_train_epoch_end()
-        # A run that Lightning resumes at the end of an epoch has no embeddings yet.
+        # main_pretrain.py with max_steps ends the epoch of a checkpoint again, before any step.
         if rank_zero_only.rank == 0 and self._latest is not None and collapsed(self._latest):  # type: ignore[attr-defined]
             rank_zero_warn(
                 f"EMIM: the embeddings have collapsed to a point or a few directions at epoch {self.current_epoch}: "

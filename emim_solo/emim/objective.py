@@ -120,16 +120,16 @@ def emim_loss_func(
     `objective="exact"` is -mutual_information / d, averaged over all pairs of views. It does not use `marginal`,
     `series_order`, `residual` and `weight`.
 
-    `objective="mean"` uses no setting but `gaussian_weight`. The embeddings are put on the sphere of radius sqrt(d), not standardised, and centred
-    over the batch. Let c be the mean of an image's views, and n Gaussian noise of variance e. The MI of c and c + n is
-    1/2 log det(I + Cov(c)/e), or less if c is not Gaussian. Averaged over all noise, with the weight
-    1/(pi sqrt(e)), that is the trace of the square root of Cov(c). The loss is minus that trace / d: -1 at best. Except for the centring
-    it is the loss of MMCR (Yerxa et al. 2023, arXiv 2303.03307), up to a factor. It computes the singular values of an N x d
-    matrix.
+    `objective="mean"` uses no setting but `gaussian_weight`. The embeddings are put on the sphere of radius sqrt(d), not
+    standardised, and centred over the batch. Let c be the mean of an image's views, and n Gaussian noise of variance e. The
+    MI of c and c + n is 1/2 log det(I + Cov(c)/e), or less if c is not Gaussian. Averaged over all noise, with the weight
+    1/(pi sqrt(e)), that is the trace of the square root of Cov(c). The loss is minus that trace / d: -1 at best. Except for
+    the centring it is the loss of MMCR (Yerxa et al. 2023, arXiv 2303.03307), up to a factor. It computes the singular values
+    of an N x d matrix.
 
-    `objective="bound"` is (-H(Z) + weight * H(Z|Z')) / d for exchangeable views, with the pooled moments C = Cov(Z), S = Cov(Z, Z')
-    and C- = Cov((Z - Z')/sqrt 2) = C - S. For more than two views C is the mean over the views and S the mean over their
-    pairs: the MI is still that of two views. Both entropies omit the constant d/2 (1 + log(2 pi)). With marginal
+    `objective="bound"` is (-H(Z) + weight * H(Z|Z')) / d for exchangeable views, with the pooled moments C = Cov(Z),
+    S = Cov(Z, Z') and C- = Cov((Z - Z')/sqrt 2) = C - S. For more than two views C is the mean over the views and S the mean
+    over their pairs: the MI is still that of two views. Both entropies omit the constant d/2 (1 + log(2 pi)). With marginal
     and residual "exact" and weight 1 the loss is the negative pooled MI per dimension. With marginal "exact" and weight 1
 
         MI with "isotropic"  <=  MI with "diagonal"  <=  pooled MI

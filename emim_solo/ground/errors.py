@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 try:
     from hydra.errors import CompactHydraException
 except ModuleNotFoundError:  # Hydra is missing if only the loss and the score are installed
@@ -26,6 +29,17 @@ class UsageError(CompactHydraException, ValueError):
         lines = text.rpartition(f"{__name__}.{type(self).__name__}: ")[2].strip().splitlines()
         super().__init__("\\n".join(lines))  # a value in the message may have several lines
         self.key = "" if message is None else key
+
+
+@contextmanager
+def memory_in_one_line() -> Iterator[None]:
+    """Within it, the end of memory becomes a UsageError."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise UsageError("memory", f"out of memory ({' '.join(str(error).split()[:12])})") from error
 
 
 def out_of_memory(error: BaseException) -> bool:

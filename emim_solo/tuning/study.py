@@ -25,7 +25,7 @@ from optuna.trial import TrialState
 
 from emim_solo.checkpoints import opening
 from emim_solo.ground import compare, files
-from emim_solo.ground.errors import UsageError, out_of_memory
+from emim_solo.ground.errors import UsageError, memory_in_one_line
 from emim_solo.ground.stopping import Stopped
 from emim_solo.images.folders import differing_images
 from emim_solo.results import rows
@@ -235,7 +235,8 @@ class Tuning:
             run = self.search.complete(values, self.folder, number)
             config = as_dict(run.config)
             self._count_starts(trial, config["method"])
-            row = pretrain(run, version=f"trial-{number}", more_callbacks=[ReportToOptuna(trial)])
+            with memory_in_one_line():
+                row = pretrain(run, version=f"trial-{number}", more_callbacks=[ReportToOptuna(trial)])
             score = row["metrics"].get(MONITOR, math.nan)
             fields = {key: row[key] for key in ("device", "seconds", "epochs")}
             if math.isfinite(score):
@@ -248,10 +249,6 @@ class Tuning:
             if isinstance(error, UsageError) and error.key.split(".")[0] in _SURROUNDINGS:
                 raise
             reason = str(error).splitlines()[0]
-        except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
-                raise
-            reason = f"out of memory ({' '.join(str(error).split()[:12])})"
         scored = self.study.get_trials(deepcopy=False)[trial.number].intermediate_values
         if state != TrialState.COMPLETE:
             score = scored[max(scored)] if scored else math.nan

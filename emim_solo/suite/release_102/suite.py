@@ -127,7 +127,6 @@ class Release102Suite(Suite):
 
     def _complete_common(self, cfg: DictConfig, defaults: dict[str, Any]) -> DictConfig:
         cfg = OmegaConf.merge(_DEFAULTS["common"], defaults, open_copy(cfg))  # type: ignore[assignment]
-        cfg.data.num_classes = N_CLASSES_PER_DATASET.get(cfg.data.dataset, cfg.data.get("num_classes", 1))
         cfg.optimizer.lr *= self._batch_scale(cfg)
         kwargs = _DEFAULTS["optimizer_kwargs"].get(cfg.optimizer.name, {})
         cfg.optimizer.kwargs = OmegaConf.merge(kwargs, cfg.optimizer.kwargs)
